@@ -1,0 +1,8 @@
+"""Equilibrium Reasoners, checked: tasks, operator, training, rollouts, selection and their records.
+
+Read the modules in the order the data flows: ``task``, ``sudoku``, ``maze`` → ``data`` → ``model``
+→ ``rollout`` → ``train`` → ``checkpoint`` → ``select``, ``evaluate`` → ``experiments``
+→ ``figures`` → ``runner``, ``book``.
+"""
+
+__version__ = "0.1.0"

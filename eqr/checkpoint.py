@@ -1,0 +1,307 @@
+"""Weights and resumable runs on disk: safetensors with a JSON header, written atomically.
+
+Two kinds of file: a *model* (averaged weights, what to run) and a *resume* file (all a killed run
+needs to go on bitwise). Both carry a sha256 of their tensors that is checked on loading. Pickles
+are never executed; official ``.pth`` files are read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eqr.config import (
+    ConfigError,
+    ModelConfig,
+    Recipe,
+    digest,
+    from_dict,
+    to_dict,
+)
+from eqr.model import Reasoner
+from eqr.task import Task, task_from_dict, task_to_dict
+
+FORMAT = "eqr-1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded model and what its header says about it."""
+
+    model: Reasoner
+    task: Task
+    meta: dict[str, Any]  # step, data digest, the whole recipe, or where it was imported from
+    sha256: str  # of the tensors; names the weights in records
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        total.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    """Write tensors and ``meta`` as one safetensors file, atomically; returns their sha256."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    sha256 = tensor_digest(tensors)
+    header = {"format": FORMAT, "sha256": sha256, "meta": json.dumps(meta)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata=header)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sha256
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors, ``meta`` and sha256 of a file written by :func:`save_tensors`.
+
+    Raises:
+        CheckpointError: missing, not one of ours, truncated, or altered.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or not a safetensors file ({error}); restore it from its source"
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not written by eqr (format {header.get('format')!r}, wanted {FORMAT!r}); "
+            "official weights need `eqr import-checkpoint` first"
+        )
+    if tensor_digest(tensors) != header.get("sha256"):
+        raise CheckpointError(f"{path}: altered, its tensors do not match their sha256; restore it")
+    return tensors, json.loads(header["meta"]), header["sha256"]
+
+
+def save_model(path: Path, model: Reasoner, recipe: Recipe, meta: Mapping[str, Any]) -> str:
+    """Write a model that :func:`load_model` can run; returns the sha256 of its tensors."""
+    return _save(path, model, recipe.task, {**meta, "recipe": to_dict(recipe)})
+
+
+def _save(path: Path, model: Reasoner, task: Task, meta: Mapping[str, Any]) -> str:
+    head = {"kind": "model", "task": task_to_dict(task), "model": to_dict(model.config)}
+    return save_tensors(path, model.state_dict(), {**meta, **head})
+
+
+def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
+    """Read a model file, verified; ready for evaluation on ``device``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, altered, or holds something else.
+    """
+    path = Path(path)
+    tensors, meta, sha256 = load_tensors(path)
+    if meta.get("kind") != "model":
+        raise CheckpointError(
+            f"{path}: holds a {meta.get('kind')!r} state, not a model; give the run's "
+            "model.safetensors"
+        )
+    task = task_from_dict(meta["task"])
+    config = from_dict(ModelConfig, meta["model"], "model")
+    model = Reasoner.for_task(task, config)
+    # Weights may be shipped as float16 to save space; they run as float32.
+    try:
+        model.load_state_dict({k: v.float() for k, v in tensors.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: tensors do not fit its configuration: {reason}") from error
+    return Checkpoint(model.to(device).eval().requires_grad_(False), task, meta, sha256)
+
+
+def save_resume(
+    path: Path, tensors: Mapping[str, Tensor], recipe: Recipe, data: str, meta: Mapping[str, Any]
+) -> None:
+    """Write the state of a training run (see ``Trainer.tensors``), atomically."""
+    head = {"kind": "resume", "recipe": digest(to_dict(recipe)), "data": data}
+    save_tensors(path, tensors, {**meta, **head})
+
+
+def load_resume(path: Path, recipe: Recipe, data: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_resume` wrote, if it belongs to this recipe and data set.
+
+    Raises:
+        CheckpointError: damaged, or written by another recipe or on other data.
+    """
+    tensors, meta, _ = load_tensors(path)
+    wanted = {"kind": "resume", "recipe": digest(to_dict(recipe)), "data": data}
+    for key, value in wanted.items():
+        if meta.get(key) != value:
+            raise CheckpointError(
+                f"{path}: belongs to another {key} ({meta.get(key)}, not {value}); "
+                "train into another folder or delete this one"
+            )
+    return tensors, meta
+
+
+# ------------------------------------------------------------------ weights of the official code
+
+_OFFICIAL_NAMES = {
+    "embed_tokens.embedding_weight": "embed.weight",
+    "lm_head.weight": "lm_head.weight",
+    "mlp_t.gate_up_proj.weight": "mixer.swiglu.gate_up.weight",
+    "mlp_t.down_proj.weight": "mixer.swiglu.down.weight",
+    "self_attn.qkv_proj.weight": "mixer.qkv.weight",
+    "self_attn.o_proj.weight": "mixer.out.weight",
+    "mlp.gate_up_proj.weight": "channel.gate_up.weight",
+    "mlp.down_proj.weight": "channel.down.weight",
+}
+
+
+def official_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Task]:
+    """Our configuration for one of the official code (a whole file or its ``arch`` part).
+
+    Official ``H_cycles`` is our ``high_cycles``, ``L_cycles`` our ``low_cycles``, ``L_layers`` our
+    ``blocks``, ``lambda_`` our ``1 − damping`` (0.95 where not given) and ``noise_scale`` our
+    ``noise`` (0.01 where not given).
+
+    Raises:
+        ConfigError: a needed key is missing or has no counterpart here.
+    """
+    values = {**values, **(values.get("arch") or {})}
+    needed = ("seq_len", "vocab_size", "hidden_size", "num_heads", "H_cycles", "L_cycles")
+    for key in (*needed, "L_layers", "pos_encodings", "mlp_t"):
+        if key not in values:
+            raise ConfigError(f"official configuration: {key} is missing; add it")
+    ropes = {"rope": "1d", "rope2d": "2d", "none": "none", None: "none"}
+    if values["pos_encodings"] not in ropes:
+        raise ConfigError(
+            f"official configuration: pos_encodings = {values['pos_encodings']!r} is not known"
+        )
+    side = round(values["seq_len"] ** 0.5)
+    height = values.get("board_height") or side
+    width = values.get("board_width") or side
+    if height * width != values["seq_len"]:
+        raise ConfigError(
+            f"official configuration: seq_len = {values['seq_len']} is not a square board; "
+            "add board_height and board_width"
+        )
+    sudoku = {11: 9, 18: 16}.get(values["vocab_size"])
+    if sudoku == height == width:
+        box = round(sudoku**0.5)
+        task = task_from_dict({"kind": "sudoku", "box_height": box, "box_width": box})
+    elif values["vocab_size"] == 6:
+        task = task_from_dict({"kind": "maze", "height": height, "width": width})
+    else:
+        raise ConfigError(
+            f"official configuration: vocab_size = {values['vocab_size']} on a {height}×{width} "
+            "board is neither Sudoku (11) nor Maze (6)"
+        )
+    mlp = bool(values["mlp_t"])
+    config = ModelConfig(
+        hidden=values["hidden_size"],
+        blocks=values["L_layers"],
+        high_cycles=values["H_cycles"],
+        low_cycles=values["L_cycles"],
+        mixer="mlp" if mlp else "attention",
+        heads=values["num_heads"],
+        rope="none" if mlp else ropes[values["pos_encodings"]],
+        expansion=float(values.get("expansion", 4)),
+        init_std_high=float(values.get("H_init_std", 1.0)),
+        init_std_low=float(values.get("L_init_std", 1.0)),
+        damping=round(1 - float(values.get("lambda_", 0.95)), 12),
+        noise=float(values.get("noise_scale", 0.01)),
+    )
+    return config, task
+
+
+def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
+    """Rename official tensors to ours; the second halting output (unused) is dropped."""
+    found = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
+    for key, value in tensors.items():
+        name = key.removeprefix("_orig_mod.").removeprefix("model.").removeprefix("inner.")
+        if name.startswith("L_level.layers."):
+            index, name = name.removeprefix("L_level.layers.").split(".", 1)
+            prefix = f"blocks.{index}."
+        else:
+            prefix = ""
+        if name in ("q_head.weight", "q_head.bias"):
+            found[name.replace("q_head", "halt_head")] = value[:1].float()
+        elif name in ("H_init", "L_init"):
+            found[{"H_init": "fixed_high", "L_init": "fixed_low"}[name]] = value.float()
+        elif name in _OFFICIAL_NAMES:
+            found[prefix + _OFFICIAL_NAMES[name]] = value.float()
+        else:
+            raise CheckpointError(f"tensor {key!r} has no counterpart; is it an EqR checkpoint?")
+    return found
+
+
+def import_official(
+    source: Path, out: Path, config: Mapping[str, Any] | None = None, weights: str = "ema"
+) -> str:
+    """Convert an official ``.pth`` into a model file; returns the sha256 of its tensors.
+
+    Args:
+        source: file with ``model`` and, it may be, ``ema`` and ``config`` entries.
+        out: the safetensors file to write.
+        config: the official configuration; None takes the one stored in ``source``.
+        weights: ``"ema"`` (the average, as the official evaluation; raw if there is none) or
+            ``"raw"``.
+
+    Raises:
+        CheckpointError: unreadable, would need a pickle to be executed, or of another layout.
+        ConfigError: the configuration does not fit.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such checkpoint file")
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{source}: refused, reading it would execute a pickle ({reason}); keep only its "
+            "'model' and 'ema' entries with torch.save on a machine that trusts it"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{source}: damaged or not a .pth file ({reason})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{source}: holds no state dict; expected an entry 'model'")
+    if config is None:
+        config = content.get("config")
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"{source} stores no configuration; give it with --config FILE")
+    tensors = content.get("model", content)
+    if weights == "ema" and (content.get("ema") or {}).get("shadow"):
+        tensors = {**tensors, **content["ema"]["shadow"]}
+    model_config, task = official_config(config)
+    model = Reasoner.for_task(task, model_config)
+    try:
+        model.load_state_dict(official_tensors(tensors, model))
+    except (RuntimeError, CheckpointError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{source}: does not fit the configuration: {reason}") from error
+    file_hash = hashlib.sha256(source.read_bytes()).hexdigest()
+    step = content.get("step")
+    meta = {"imported": {"file": source.name, "sha256": file_hash, "weights": weights}}
+    return _save(out, model, task, {**meta, "step": step if isinstance(step, int) else None})

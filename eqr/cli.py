@@ -1,0 +1,581 @@
+"""The ``eqr`` command: each has an example in its ``--help`` and prints JSON with ``--json``.
+
+Bad input ends in one line on standard error and exit status 1; nothing half-written stays behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eqr import checkpoint, data
+from eqr.config import (
+    PROFILES,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    load_recipe,
+    near_miss,
+    parse_overrides,
+    recipe_from_dict,
+    recipe_names,
+)
+from eqr.store import Store, StoreError
+from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.train import Event, TrainingError, best_device
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Equilibrium Reasoners: build data, train, evaluate, solve, and make the book.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets.")
+app.add_typer(data_app, name="data")
+err = Console(stderr=True)
+
+ERRORS = (
+    ConfigError,
+    StoreError,
+    TrainingError,
+    ProblemError,
+    data.DataError,
+    checkpoint.CheckpointError,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Profile = Annotated[str, typer.Option(help="smoke, laptop or paper.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random stream.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Replace a setting, as key=value; repeatable."),
+]
+StoreDir = Annotated[
+    Path | None, typer.Option(help="Where runs are kept [default: $EQR_STORE or build/store].")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+
+
+def main() -> None:
+    """Entry point: run a command, and turn its known errors into one line."""
+    try:
+        app()
+    except ERRORS as error:
+        err.print(
+            f"[red]error:[/red] {' '.join(str(error).split())}", highlight=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped; run the same command again to go on")
+        sys.exit(130)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Print an error that needs several lines (a book's faults) and exit with status 1."""
+    err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1) from error
+
+
+def emit(values: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(values))
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; call it with (done, of). Silent without a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def pick_device(name: str) -> str:
+    """A device that is there; ``auto`` takes the best."""
+    if name == "auto":
+        return best_device()
+    known = {"cpu": True, "cuda": torch.cuda.is_available()}
+    known["mps"] = torch.backends.mps.is_available()
+    if not known.get(name):
+        there = ", ".join(k for k, v in known.items() if v)
+        raise ConfigError(f"--device {name} is not available here; available: {there}")
+    return name
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """``"1,2,4"`` to a rising tuple of whole numbers from 1."""
+    try:
+        values = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        values = ()
+    if not values or values[0] < 1:
+        raise ConfigError(f"{option} {text!r} must be whole numbers from 1, as in {option} 1,4,16")
+    return values
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+@data_app.command("build")
+def data_build(
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    kind: Annotated[str, typer.Option(help="sudoku or maze.")] = "sudoku",
+    setting: Settings = None,
+    recipe: Annotated[str | None, typer.Option(help="Take task and sizes from a recipe.")] = None,
+    profile: Profile = "laptop",
+    train: Annotated[int, typer.Option(min=1, help="Training problems.")] = 1000,
+    test: Annotated[int, typer.Option(min=1, help="Test problems.")] = 512,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Generate a data set whose splits share no solution up to symmetry.
+
+    Example: eqr data build my/sudoku6 -s box_height=2 -s box_width=3 -s clues_min=9 -s clues_max=10
+    """
+    if recipe:
+        found = load_recipe(recipe, profile)
+        task, config = found.task, found.data
+    else:
+        task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
+        config = DataConfig(train=train, test=test, seed=seed)
+    if out.exists() and not overwrite:
+        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
+    with progress("generating") as bar:
+        built = data.build(task, config, bar)
+    data.save(built, out, overwrite=overwrite)
+    report_data(out, built, as_json)
+
+
+@data_app.command("import")
+def data_import(
+    source: Annotated[
+        str, typer.Argument(help="A directory, or hub:sudoku-extreme, or hub:eqr-data/FOLDER.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    kind: Annotated[str, typer.Option(help="Task of official npy arrays.")] = "sudoku",
+    setting: Settings = None,
+    train: Annotated[int, typer.Option(min=0, help="Training problems to keep; 0: all.")] = 1000,
+    test: Annotated[int, typer.Option(min=0, help="Test problems to keep; 0: all.")] = 0,
+    subsample: Annotated[str, typer.Option(help="random (seeded) or first.")] = "random",
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Import Sudoku-Extreme CSV files, or the official npy arrays, from a folder or the hub.
+
+    A folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
+
+    Examples: eqr data import hub:sudoku-extreme my/extreme --test 2048;
+    eqr data import downloads/maze-unique my/maze30 --kind maze -s height=30 -s width=30
+    """
+    if out.exists() and not overwrite:
+        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
+    sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
+    task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(source)
+        if source.startswith("hub:"):
+            name, _, part = source.removeprefix("hub:").partition("/")
+            if name == "sudoku-extreme":
+                files = ["train.csv", "test.csv"]
+                directory = data.download(data.HUB_CSV, files, Path(folder))
+            elif name == "eqr-data" and part:
+                arrays = ("inputs", "labels", "group_indices")
+                files = [f"{part}/{s}/all__{a}.npy" for s in data.SPLITS for a in arrays]
+                directory = data.download(data.HUB_NPY, files, Path(folder)) / part
+            else:
+                raise data.DataError(
+                    f"{source}: not known; use hub:sudoku-extreme or hub:eqr-data/FOLDER"
+                )
+        if (directory / "train.csv").is_file():
+            imported = data.import_sudoku_csv(directory, **sizes)
+        elif (directory / "train").is_dir():
+            imported = data.import_npy(directory, task, **sizes)
+        else:
+            raise data.DataError(f"{directory}: holds neither train.csv nor train/all__inputs.npy")
+    data.save(imported, out, overwrite=overwrite)
+    report_data(out, imported, as_json)
+
+
+def report_data(out: Path, built: data.Dataset, as_json: bool) -> None:
+    """Say what a data command has written."""
+    values = {
+        "path": str(out),
+        "task": task_to_dict(built.task),
+        "train": len(built.train),
+        "test": len(built.test),
+        "digest": built.digest,
+        "left_out_of_test": built.origin.get("left_out_of_test", 0),
+    }
+    if as_json:
+        emit(values)
+        return
+    print(f"{out}: {values['train']} training and {values['test']} test problems")
+    if values["left_out_of_test"]:
+        print(f"  {values['left_out_of_test']} test problems left out: solution seen in training")
+    print(f"  digest {built.digest}")
+
+
+@data_app.command("verify")
+def data_verify(
+    directories: Annotated[list[Path], typer.Argument(help="Data set directories.")],
+    as_json: Json = False,
+) -> None:
+    """Check hashes, labels, repeats, and that no test solution was trained on (up to symmetry).
+
+    Example: eqr data verify data/sudoku6 data/maze9
+    """
+    findings = {str(path): data.verify(path) for path in directories}
+    faults = {
+        path: {k: v for k, v in found.items() if v and ("_" in k)}
+        for path, found in findings.items()
+    }
+    if as_json:
+        emit(findings)
+    else:
+        for path, found in findings.items():
+            verdict = f"NOT SOUND {faults[path]}" if faults[path] else "sound"
+            print(f"{path}: {found['train']} + {found['test']} problems, {verdict}")
+    if any(faults.values()):
+        raise data.DataError("; ".join(f"{p}: {f}" for p, f in faults.items() if f))
+
+
+# ------------------------------------------------------------------------------- train and evaluate
+
+
+@app.command("train")
+def train_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a .toml file.")],
+    profile: Profile = "laptop",
+    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the recipe's seed.")] = None,
+    setting: Settings = None,
+    device: Device = "cpu",
+    stop_after: Annotated[
+        float | None, typer.Option(min=0, help="Leave after so many seconds, to be resumed.")
+    ] = None,
+    store: StoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe, or go on with a killed run; prints the path of the model file.
+
+    Example: eqr train sudoku6 --set train.steps=200
+    """
+    from eqr.experiments import train_run
+
+    found = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
+    with progress(f"training {found.name}") as bar:
+
+        def show(event: Event) -> None:
+            bar(event.step, found.train.steps)
+            if event.kind == "eval" and not as_json:
+                exact = {k: v for k, v in event.metrics.items() if k.startswith("exact_")}
+                text = "  ".join(f"D={k[6:]}: {v:.1%}" for k, v in exact.items())
+                err.print(f"step {event.step}: {text}", highlight=False, markup=False)
+
+        run = train_run(
+            found,
+            Store(store),
+            device=pick_device(device),
+            on_event=show,
+            stop_after_s=stop_after,
+        )
+    path = str(run.file("model.safetensors")) if run else None
+    if as_json:
+        emit({"run": run.id if run else None, "model": path, "complete": run is not None})
+    elif run:
+        print(path)
+    else:
+        err.print("stopped early; run the same command again to go on")
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[Path, typer.Option("--checkpoint", "-c", help="A model.safetensors file.")],
+    depth: Annotated[str, typer.Option(help="Outer iterations, as in 1,4,16.")] = "16",
+    breadth: Annotated[str, typer.Option(help="Restarts, as in 1,8,32.")] = "1",
+    select: Annotated[
+        str, typer.Option(help="average, converged, majority, margin, halt, first_to_halt, oracle.")
+    ] = "average,converged,majority,oracle",
+    noise: Annotated[float, typer.Option(min=0, help="The noise level (beta) of rollouts.")] = 0.0,
+    window: Annotated[int, typer.Option(min=1, help="Iterations the residual averages.")] = 3,
+    problems: Annotated[int | None, typer.Option(min=1, help="The first so many.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option("--data", help="A data set [default: the one trained with].")
+    ] = None,
+    seed: Seed = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Trajectories in flight.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    device: Device = "cpu",
+    store: StoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy against depth and breadth as one tidy table with 95 % Wilson intervals.
+
+    Example: eqr eval -c MODEL --depth 1,2,4,8,16,32,64 --breadth 1,8,32 --noise 0.01
+    """
+    from eqr import evaluate
+
+    depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
+    rules = [name.strip() for name in select.split(",")]
+    config = EvalConfig(depths, breadths[-1], noise, window, seed, problems)
+    for name in rules:
+        if name not in evaluate.SELECTIONS:
+            raise ConfigError(
+                f"--select {name!r} is not known{near_miss(name, evaluate.SELECTIONS)}"
+            )
+    loaded = checkpoint.load_model(model, pick_device(device))
+    test = evaluation_data(loaded, model, dataset, Store(store)).test
+    with progress("evaluating") as bar:
+        kept = evaluate.records(
+            loaded.model, test.inputs, test.labels, config, rows=rows, progress=bar
+        )
+    layers = loaded.model.config.layers
+    table = evaluate.table(kept, breadths=breadths, select=rules, layers=layers, noise=noise)
+    if out:
+        temporary = out.with_name(f".{out.name}.tmp")
+        table.to_csv(temporary, index=False)
+        temporary.replace(out)
+    if as_json:
+        emit(table.to_dict(orient="records"))
+    else:
+        print(table.to_string(index=False, float_format=lambda v: f"{v:.4f}"))
+
+
+def evaluation_data(
+    loaded: checkpoint.Checkpoint, model: Path, directory: Path | None, store: Store
+) -> data.Dataset:
+    """The data set asked for, or the one the checkpoint was trained with."""
+    if directory is None:
+        if "recipe" not in loaded.meta:
+            raise data.DataError(f"{model}: says not what it was trained on; name it with --data")
+        return data.for_recipe(
+            recipe_from_dict(loaded.meta["recipe"], str(model)), store.root / "data"
+        )
+    found = data.load(directory)
+    ours, theirs = loaded.task, found.task
+    if (ours.kind, ours.height, ours.width) != (theirs.kind, theirs.height, theirs.width):
+        raise data.DataError(
+            f"{directory}: a {theirs.height}×{theirs.width} {theirs.kind} does not fit {model}, "
+            f"which was trained on {ours.height}×{ours.width} {ours.kind}"
+        )
+    return found
+
+
+@app.command("solve")
+def solve_command(
+    puzzle: Annotated[str, typer.Argument(help="A puzzle string, or - to read one a line.")],
+    model: Annotated[Path, typer.Option("--checkpoint", "-c", help="A model.safetensors file.")],
+    depth: Annotated[int, typer.Option(min=1, help="Outer iterations.")] = 32,
+    breadth: Annotated[int, typer.Option(min=1, help="Restarts.")] = 1,
+    noise: Annotated[float, typer.Option(min=0, help="The noise level (beta).")] = 0.0,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Residual that counts as settled.")
+    ] = 0.02,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Solve puzzles: the board, the residual of each iteration, and whether it converged.
+
+    The answer is the restart with the smallest residual. "converged" says that the dynamics have
+    settled; "valid" is the rule checker's verdict, which the model never sees.
+
+    Example: eqr solve -c MODEL 1..4........2....
+    """
+    from eqr.solve import solve
+
+    loaded = checkpoint.load_model(model)
+    lines = sys.stdin.read().splitlines() if puzzle == "-" else [puzzle]
+    problems = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            problems.append(loaded.task.parse(line.strip("\r\n")))
+        except ProblemError as error:
+            where = f"line {number}: " if puzzle == "-" else ""
+            raise ProblemError(f"{where}{error}") from error
+    if not problems:
+        raise ProblemError("no puzzle given: standard input was empty")
+    for tokens in problems:
+        found = solve(
+            loaded.model,
+            loaded.task,
+            tokens,
+            depth=depth,
+            breadth=breadth,
+            noise=noise,
+            tolerance=tolerance,
+            seed=seed,
+        )
+        if as_json:
+            emit(found.to_dict(loaded.task))
+        else:
+            print(found.describe(loaded.task))
+
+
+@app.command("import-checkpoint")
+def import_command(
+    official: Annotated[Path, typer.Argument(help="A .pth file of the official code.")],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Official configuration, JSON or YAML [default: stored].")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="ema (the average) or raw.")] = "ema",
+    as_json: Json = False,
+) -> None:
+    """Convert official weights; the file is read without executing any pickle.
+
+    Example: eqr import-checkpoint step_50000.pth sudoku.safetensors --config all_config.yaml
+    """
+    if weights not in ("ema", "raw"):
+        raise ConfigError(f"--weights {weights!r} must be ema or raw")
+    if out.exists():
+        raise checkpoint.CheckpointError(f"{out}: exists already; choose another name")
+    sha256 = checkpoint.import_official(official, out, read_mapping(config), weights)
+    if as_json:
+        emit({"model": str(out), "sha256": sha256})
+    else:
+        print(out)
+
+
+def read_mapping(path: Path | None) -> dict | None:
+    """A JSON or YAML file as a mapping; None for no path."""
+    if path is None:
+        return None
+    import yaml
+
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text())  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: neither JSON nor YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of settings")
+    # The reference files keep the settings under "config", beside the tensors' shapes.
+    return values.get("config", values) if "seq_len" not in values else values
+
+
+@app.command("bench")
+def bench_command(
+    recipes: Annotated[list[str] | None, typer.Argument(help="[default: sudoku6 sudoku9]")] = None,
+    profile: Profile = "laptop",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Training steps and evaluated puzzles a second, beside the machine's matrix-product rate.
+
+    Example: eqr bench --json
+    """
+    from eqr.bench import bench
+
+    torch.set_num_threads(threads)
+    where = pick_device(device)
+    rows = [
+        bench(load_recipe(n, profile), where, seconds) for n in recipes or ["sudoku6", "sudoku9"]
+    ]
+    if as_json:
+        emit(rows)
+        return
+    for row in rows:
+        print(f"{row['recipe']}: {row['hardware']}, {row['threads']} thread(s)")
+        for key, value in row.items():
+            if isinstance(value, float):
+                print(f"  {key:32s} {value:12.4g}")
+
+
+@app.command("recipes")
+def recipes_command(profile: Profile = "laptop", as_json: Json = False) -> None:
+    """List the recipes of a profile.
+
+    Example: eqr recipes --profile paper
+    """
+    rows = []
+    for name in recipe_names(profile):
+        found = load_recipe(name, profile)
+        task = ", ".join(f"{k}={v}" for k, v in task_to_dict(found.task).items() if v)
+        rows.append({"name": name, "steps": found.train.steps, "task": task})
+    if as_json:
+        emit(rows)
+    else:
+        for row in rows:
+            print(f"{row['name']:20s} {row['steps']:7d} steps  {row['task']}")
+
+
+@app.command("notebook")
+def notebook_command(
+    notebook: Annotated[Path, typer.Argument(help="A notebook of notebooks/.")],
+    out: Annotated[Path, typer.Argument(help="The executed copy to write.")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="name=value; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Execute a chapter with other parameters; unknown names are refused before it starts.
+
+    Example: eqr notebook notebooks/depth_breadth.ipynb out.ipynb -p profile=smoke -p noise=0.5
+    """
+    from eqr.book import BookError
+    from eqr.runner import execute
+
+    try:
+        execute(notebook, out, parse_overrides(parameter or ()))
+    except BookError as error:
+        fail(error)
+    if as_json:
+        emit({"notebook": str(out)})
+    else:
+        print(out)
+
+
+@app.command("book")
+def book_command(
+    profile: Profile = "laptop",
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Where the book goes.")] = Path("build"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Train the profile's models, execute the chapters, build the book; prints its path.
+
+    Example: eqr book --profile smoke
+    """
+    from eqr.book import BookError
+    from eqr.runner import make_book
+
+    def say(line: str) -> None:
+        err.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    if profile not in PROFILES:
+        raise ConfigError(f"--profile {profile!r} is not known{near_miss(profile, PROFILES)}")
+    try:
+        page = make_book(profile, seed=seed, out=out, jobs=jobs, say=say)
+    except BookError as error:
+        fail(error)
+    if as_json:
+        emit({"page": str(page)})
+    else:
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Accuracy against depth and breadth, with intervals (paper §4).
+
+:func:`records` runs the trajectories once, at the largest depth and breadth, and keeps a few
+numbers for each (depth, problem, restart); :func:`table` turns them into one tidy table for any
+selection rule and any smaller breadth (the first b restarts).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+import torch
+
+from eqr.config import ConfigError, EvalConfig, near_miss
+from eqr.model import Reasoner
+from eqr.rollout import rollout
+from eqr.select import RULES, SELECTIONS, Outcomes
+from eqr.streams import stream
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+NEVER = 2**31 - 1  # `halted_at` of a trajectory whose halting head never fired
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Numbers of K depths × P problems × B restarts; all arrays are (K, P, B)."""
+
+    depths: np.ndarray  # (K,)
+    residual: np.ndarray  # float32, mean over the last `window` iterations
+    answer: np.ndarray  # int64, a hash of the decoded tokens
+    margin: np.ndarray  # float32
+    halt: np.ndarray  # float32
+    halted_at: np.ndarray  # int32
+    exact: np.ndarray  # bool
+    token: np.ndarray  # float32
+
+    def at(self, depth: int) -> Outcomes:
+        """The outcomes at one of the recorded depths."""
+        found = np.flatnonzero(self.depths == depth)
+        if not len(found):
+            raise ConfigError(f"depth {depth} was not recorded; recorded: {self.depths.tolist()}")
+        return Outcomes(**{f.name: getattr(self, f.name)[found[0]] for f in fields(Outcomes)})
+
+
+def records(
+    model: Reasoner,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    config: EvalConfig,
+    *,
+    rows: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> Records:
+    """Run ``config.breadth`` trajectories of every problem and record them at ``config.depths``.
+
+    Args:
+        inputs, labels: (P, S) tokens; ``config.problems`` keeps the first so many.
+        rows: trajectories in flight at a time; bounds the memory, does not change the result.
+        progress: called with (row-iterations done, of).
+    """
+    inputs, labels = inputs[: config.problems], labels[: config.problems]
+    problems, breadth, depths = len(inputs), config.breadth, list(config.depths)
+    shape = (len(depths), problems, breadth)
+    kept = Records(
+        depths=np.asarray(depths),
+        residual=np.zeros(shape, np.float32),
+        answer=np.zeros(shape, np.int64),
+        margin=np.zeros(shape, np.float32),
+        halt=np.zeros(shape, np.float32),
+        halted_at=np.full(shape, NEVER, np.int32),
+        exact=np.zeros(shape, bool),
+        token=np.zeros(shape, np.float32),
+    )
+    truth = torch.as_tensor(labels, device=model.device).long()
+    draw = stream(0, "answer hash")
+    code = torch.randint(-(2**62), 2**62, (inputs.shape[1],), generator=draw).to(model.device)
+    window: deque[torch.Tensor] = deque(maxlen=config.window)
+    done = 0
+    for it in rollout(
+        model,
+        torch.as_tensor(inputs),
+        depth=depths[-1],
+        breadth=breadth,
+        noise=config.noise,
+        seed=config.seed,
+        rows=rows,
+    ):
+        if it.depth == 1:
+            window.clear()
+            halted_at = torch.full(it.residual.shape, NEVER, device=model.device)
+        window.append(it.residual)
+        fired = (it.step.halt > 0) & (halted_at == NEVER)
+        halted_at = torch.where(fired, it.depth, halted_at)
+        done += len(it.problem)
+        if progress:
+            progress(done, problems * breadth * depths[-1])
+        if it.depth not in depths:
+            continue
+        answer = it.step.answer
+        right = answer == truth[torch.from_numpy(it.problem).to(model.device)]
+        best = it.step.logits.topk(2, dim=-1).values
+        values = {
+            "residual": torch.stack(tuple(window)).mean(0),
+            "answer": (answer * code).sum(1),
+            "margin": (best[..., 0] - best[..., 1]).amin(1),
+            "halt": it.step.halt,
+            "halted_at": halted_at,
+            "exact": right.all(1),
+            "token": right.float().mean(1),
+        }
+        where = (depths.index(it.depth), it.problem, it.restart)
+        for name, value in values.items():
+            getattr(kept, name)[where] = value.cpu().numpy()
+    return kept
+
+
+def table(
+    kept: Records,
+    *,
+    breadths: Sequence[int],
+    select: Sequence[str],
+    layers: int,
+    noise: float,
+) -> pd.DataFrame:
+    """One row for each depth, breadth and selection rule.
+
+    Columns: ``depth, breadth, select, noise, n`` (problems), ``exact`` with its 95 % Wilson
+    interval ``low, high``, ``token``, ``residual`` (mean of the chosen trajectories), ``nfe`` and
+    ``layers`` a problem. For the average over restarts the interval treats a problem, not a
+    restart, as the unit (restarts of one problem are not independent): it errs on the wide side.
+
+    Raises:
+        ConfigError: an unknown rule, or a breadth that was not run.
+    """
+    for name in select:
+        if name not in SELECTIONS:
+            raise ConfigError(f"select {name!r} is not known{near_miss(name, SELECTIONS)}")
+    run = kept.exact.shape[2]
+    for breadth in breadths:
+        if not 1 <= breadth <= run:
+            raise ConfigError(f"breadth {breadth} was not run; at most {run}")
+    rows = []
+    for depth in kept.depths.tolist():
+        for breadth in breadths:
+            outcomes = kept.at(depth).first(breadth)
+            for name in select:
+                exact, token, residual = selected(outcomes, name)
+                low, high = wilson(float(exact.sum()), len(exact))
+                rows.append(
+                    {
+                        "depth": depth,
+                        "breadth": breadth,
+                        "select": name,
+                        "noise": noise,
+                        "n": len(exact),
+                        "exact": float(exact.mean()),
+                        "low": low,
+                        "high": high,
+                        "token": float(token.mean()),
+                        "residual": float(residual.mean()),
+                        "nfe": depth * breadth,
+                        "layers": depth * breadth * layers,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def selected(outcomes: Outcomes, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Exact and token accuracy and residual of each problem under a selection, each (P,)."""
+    if name == "average":
+        return outcomes.exact.mean(1), outcomes.token.mean(1), outcomes.residual.mean(1)
+    if name == "oracle":
+        chosen = outcomes.token.argmax(1)  # an exact answer if there is one
+    else:
+        chosen = RULES[name](outcomes)
+    row = np.arange(len(chosen))
+    return tuple(getattr(outcomes, k)[row, chosen] for k in ("exact", "token", "residual"))
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927).
+
+    >>> tuple(round(v, 4) for v in wilson(8, 10))
+    (0.4902, 0.9433)
+    >>> wilson(0, 0)
+    (0.0, 1.0)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = successes / n, Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean difference between two methods on the same problems."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def paired_difference(ours: np.ndarray, other: np.ndarray) -> Difference:
+    """Mean of ``ours − other`` over the same problems, with its 95 % interval.
+
+    The normal interval with one unit of prior variance spread over the n problems, so that two
+    methods that agree everywhere do not get an interval of width zero.
+
+    Args:
+        ours, other: (P,) accuracies of each problem, in [0, 1].
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    ours, other = np.asarray(ours, float), np.asarray(other, float)
+    if ours.shape != other.shape or ours.ndim != 1:
+        raise ValueError(f"paired arrays must be (P,) alike: {ours.shape} and {other.shape}")
+    gap, n = ours - other, len(ours)
+    half = Z95 * math.sqrt((((gap - gap.mean()) ** 2).sum() + 1.0) / n) / math.sqrt(n)
+    return Difference(float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half), n)

@@ -1,0 +1,187 @@
+"""The plots of the book, in one style: colour-blind-safe, with intervals, units and a trace.
+
+Every function draws on the axes it is given; :func:`finish` adds the footer that names the runs a
+figure was made from. Colours are never the only cue: lines differ in marker or dash too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from eqr.experiments import Evaluated, Trained
+from eqr.solve import Solution
+from eqr.store import Run, commit
+from eqr.task import Task
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PALETTE = "colorblind"
+
+
+def set_style() -> None:
+    """Apply the book's style to all figures of this process."""
+    sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "savefig.dpi": 160,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.titlesize": "medium",
+            "legend.frameon": False,
+        }
+    )
+
+
+def finish(
+    fig: Figure,
+    runs: Sequence[Run | Trained | Evaluated],
+    *,
+    profile: str,
+    n: int | None = None,
+    noise: float | None = None,
+    seed: int | None = None,
+    data: str | None = None,
+) -> Figure:
+    """Write the trace below a figure: profile, β, n, seed, runs, commit and data; returns it."""
+    ids = [run.id if isinstance(run, Run) else run.run.id for run in runs]
+    facts = {"profile": profile, "β": noise, "n": n, "seed": seed, "data": data}
+    parts = [
+        f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+        for k, v in facts.items()
+        if v is not None
+    ]
+    parts += [f"commit {commit()}"]
+    lines = [" · ".join(parts)]
+    lines += [" · ".join(ids[i : i + 3]) for i in range(0, len(ids), 3)]
+    fig.supxlabel("\n".join(lines), fontsize=7, color="0.4", x=0.01, ha="left")
+    return fig
+
+
+def log2_axis(ax: Axes, values: Sequence[int], axis: str = "x") -> None:
+    """A base-2 logarithmic axis with a tick at each of ``values``."""
+    values = sorted(set(values))
+    if axis == "x":
+        ax.set_xscale("log", base=2)
+        target = ax.xaxis
+    else:
+        ax.set_yscale("log", base=2)
+        target = ax.yaxis
+    target.set_major_locator(FixedLocator(values))
+    target.set_minor_locator(NullLocator())
+    target.set_major_formatter(lambda v, _: f"{v:g}")
+
+
+def accuracy_curve(
+    ax: Axes, table: pd.DataFrame, x: str, label: str, index: int = 0, dashed: bool = False
+) -> None:
+    """Exact accuracy against column ``x`` of a tidy table, with its 95 % band."""
+    table = table.sort_values(x)
+    color = sns.color_palette(PALETTE)[index % 10]
+    ax.plot(
+        table[x],
+        table.exact,
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle="--" if dashed else "-",
+        color=color,
+        label=label,
+    )
+    ax.fill_between(table[x], table.low, table.high, color=color, alpha=0.15, linewidth=0)
+    ax.set(ylabel="exact accuracy", ylim=(-0.02, 1.02))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def boards(task: Task, solution: Solution, depths: Sequence[int], label=None) -> Figure:
+    """The decoded board after each of ``depths`` outer iterations; unsettled cells are tinted.
+
+    A cell's tint is one minus the probability the model gives its token.
+    """
+    fig, axes = plt.subplots(1, len(depths), figsize=(2.3 * len(depths), 2.9))
+    for ax, depth in zip(np.atleast_1d(axes), depths, strict=True):
+        task.draw(
+            ax,
+            solution.inputs,
+            answer=solution.answers[depth - 1],
+            label=label,
+            settled=solution.confidence[depth - 1],
+        )
+        ax.set_title(f"D = {depth}\nresidual {solution.residuals[depth - 1]:.3f}", fontsize=9)
+    return fig
+
+
+def residual_traces(ax: Axes, residuals: np.ndarray, right: np.ndarray | None = None) -> None:
+    """Residual of each restart, (D, B), by iteration; ``right`` (B,) splits the colours."""
+    right = np.ones(residuals.shape[1], bool) if right is None else right
+    colors = sns.color_palette(PALETTE)
+    names = {True: "ends in the right answer", False: "ends in a wrong answer"}
+    for ok in (True, False):
+        for trace in residuals[:, right == ok].T:
+            ax.plot(
+                np.arange(1, len(trace) + 1),
+                trace,
+                color=colors[0 if ok else 3],
+                linestyle="-" if ok else "--",
+                alpha=0.7,
+                linewidth=1.2,
+                label=names[ok],
+            )
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    ax.legend(handles.values(), handles.keys(), fontsize="small")
+    ax.set(xlabel="outer iteration", ylabel="residual (RMS change of a latent)", yscale="log")
+
+
+def training_curves(axes: Sequence[Axes], model: Trained, index: int = 0) -> None:
+    """Token loss, held-out accuracy at the training depth, and ACT steps, against the step.
+
+    Accuracy carries its Wilson interval; losses and ACT steps are means over training batches.
+    """
+    from eqr.evaluate import wilson
+
+    log, held = model.log("log"), model.log("eval")
+    name, color = model.recipe.name, sns.color_palette(PALETTE)[index % 10]
+    line = {"color": color, "label": name, "linestyle": ("-", "--", "-.", ":")[index % 4]}
+    axes[0].plot(log.step, log.token_loss, **line)
+    depth = model.recipe.train.eval_depth
+    exact = held[f"exact_{depth}"]
+    axes[1].plot(held.step, exact, marker=MARKERS[index % len(MARKERS)], markersize=4, **line)
+    bounds = [wilson(e * n, int(n)) for e, n in zip(exact, held.problems, strict=True)]
+    axes[1].fill_between(held.step, *zip(*bounds, strict=True), color=color, alpha=0.15, lw=0)
+    axes[2].plot(log.step, log.halt_steps.astype(float), **line)
+    axes[0].set(xlabel="optimizer step", ylabel="token cross-entropy (nats)", yscale="log")
+    axes[1].set(xlabel="optimizer step", ylabel="held-out exact accuracy", ylim=(-0.02, 1.02))
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[2].set(xlabel="optimizer step", ylabel="iterations until a sample halts")
+
+
+def residual_accuracy(ax: Axes, table: pd.DataFrame, label: str, index: int = 0) -> None:
+    """Mean residual against exact accuracy, one point a depth (the paper's Fig. 1)."""
+    table = table.sort_values("depth")
+    color = sns.color_palette(PALETTE)[index % 10]
+    errors = np.clip([table.exact - table.low, table.high - table.exact], 0, None)
+    ax.errorbar(
+        table.residual,
+        table.exact,
+        yerr=errors,
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle=":",
+        color=color,
+        label=label,
+        capsize=2,
+    )
+    for _, row in table.iterrows():
+        ax.annotate(
+            f"D={row.depth:g}", (row.residual, row.exact), xytext=(4, -9),
+            textcoords="offset points", fontsize=7, color="0.3",
+        )  # fmt: skip
+    ax.set(xlabel="mean residual (last 3 iterations)", ylabel="exact accuracy", xscale="log")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))

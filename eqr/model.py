@@ -1,0 +1,375 @@
+"""The update operator: blocks, heads, and one outer iteration of the dynamics (paper §3).
+
+One *outer iteration* (one NFE) maps the latent pair ``(z_high, z_low)`` of a problem ``x`` to the
+next one. Which reasoner it is (EqR, TRM-style, single latent, feedforward) is a matter of
+:class:`eqr.config.ModelConfig` alone.
+
+Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqr.config import ModelConfig
+from eqr.task import Task
+
+#: One generator for all rows, or one for each row (then a row's draws do not depend on its batch).
+Generators = torch.Generator | Sequence[torch.Generator]
+
+RMS_EPS = 1e-5
+ROPE_BASE = 10_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The latent pair. A single-latent model has ``z_low`` with zero tokens."""
+
+    z_high: Tensor  # (B, S, H)
+    z_low: Tensor  # (B, S, H), or (B, 0, H)
+
+    def detach(self) -> State:
+        return State(self.z_high.detach(), self.z_low.detach())
+
+    def __getitem__(self, rows) -> State:
+        return State(self.z_high[rows], self.z_low[rows])
+
+    def replace_rows(self, mask: Tensor, other: State) -> State:
+        """Rows of ``other`` where ``mask`` (B,) holds, rows of ``self`` elsewhere."""
+        where = mask[:, None, None]
+        return State(
+            torch.where(where, other.z_high, self.z_high),
+            torch.where(where, other.z_low, self.z_low),
+        )
+
+    def flat(self) -> Tensor:
+        """Both latents as one vector a row, (B, D)."""
+        return torch.cat((self.z_high.flatten(1), self.z_low.flatten(1)), dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one outer iteration returns."""
+
+    state: State
+    logits: Tensor  # (B, S, V)
+    halt: Tensor  # (B,) logit of the halting head; > 0 means "settled"
+
+    @property
+    def answer(self) -> Tensor:
+        """The decoded tokens, (B, S)."""
+        return self.logits.argmax(-1)
+
+
+def residual(before: State, after: State) -> Tensor:
+    """Root-mean-square change of a latent element over one outer iteration, (B,).
+
+    This is the paper's ``‖f(z) − z‖`` divided by the square root of the number of elements, so that
+    values compare across model sizes. RMS-normalised latents have elements of size about 1.
+    """
+    change = (after.z_high - before.z_high).float().square().sum((1, 2))
+    change = change + (after.z_low - before.z_low).float().square().sum((1, 2))
+    elements = before.z_high[0].numel() + before.z_low[0].numel()
+    return (change / elements).sqrt()
+
+
+def standard_normal(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
+    """Normal draws of ``shape`` (B, ...) in the device and dtype of ``like``."""
+    if isinstance(generator, torch.Generator):
+        draws = torch.randn(shape, generator=generator, device=generator.device)
+    else:
+        draws = torch.empty(shape)
+        for row, own in zip(draws, generator, strict=True):
+            row.normal_(generator=own)
+    return draws.to(device=like.device, dtype=like.dtype)
+
+
+def truncated_normal(
+    shape: Sequence[int], std: float, generator: Generators, like: Tensor
+) -> Tensor:
+    """Draws from a normal cut at ±2, rescaled so that their standard deviation is ``std``.
+
+    Cutting a unit normal at ±2 leaves a standard deviation of 0.88; the draws are divided by it
+    ("variance-compensated", paper §3).
+    """
+    if isinstance(generator, torch.Generator):
+        uniform = torch.rand(shape, generator=generator, device=generator.device)
+    else:
+        uniform = torch.empty(shape)
+        for row, own in zip(uniform, generator, strict=True):
+            row.uniform_(generator=own)
+    edge = math.erf(2 / math.sqrt(2))
+    draws = torch.erfinv((2 * uniform - 1) * edge) * math.sqrt(2)
+    density = math.exp(-2) / math.sqrt(2 * math.pi)
+    cut_std = math.sqrt(1 - 4 * density / edge)
+    draws = (draws / cut_std * std).clamp_(-2 * std / cut_std, 2 * std / cut_std)
+    return draws.to(device=like.device, dtype=like.dtype)
+
+
+def rms_norm(h: Tensor, dim: int = -1) -> Tensor:
+    """Divide by the root mean square along ``dim``; no learned scale; computed in float32."""
+    wide = h if h.dtype == torch.float64 else h.float()
+    scale = torch.rsqrt(wide.square().mean(dim, keepdim=True) + RMS_EPS)
+    return (wide * scale).to(h.dtype)
+
+
+def swiglu_width(features: int, config: ModelConfig) -> int:
+    """Inner width: two thirds of ``expansion · features``, rounded up to ``width_multiple``."""
+    wanted = round(config.expansion * features * 2 / 3)
+    return -(-wanted // config.width_multiple) * config.width_multiple
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(h)) * up(h))`` along the last axis."""
+
+    def __init__(self, features: int, config: ModelConfig) -> None:
+        super().__init__()
+        width = swiglu_width(features, config)
+        self.gate_up = nn.Linear(features, 2 * width, bias=False)
+        self.down = nn.Linear(width, features, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate, up = self.gate_up(h).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class TokenMixer(nn.Module):
+    """A SwiGLU over the token axis; its post-norm runs over tokens too, as in the official code."""
+
+    def __init__(self, tokens: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.swiglu = SwiGLU(tokens, config)
+
+    def forward(self, h: Tensor) -> Tensor:  # (B, S, H) -> (B, S, H)
+        h = h.transpose(1, 2)
+        return rms_norm(h + self.swiglu(h)).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Bidirectional self-attention with no, 1-D or 2-D rotary positions, then the post-norm."""
+
+    def __init__(self, config: ModelConfig, height: int, width: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
+        self.out = nn.Linear(config.hidden, config.hidden, bias=False)
+        cos, sin = rope_table(config.hidden // config.heads, height, width, config.rope)
+        self.register_buffer("cos", cos, persistent=False)  # (S, head size)
+        self.register_buffer("sin", sin, persistent=False)
+        self.rope_parts = {"none": 0, "1d": 1, "2d": 2}[config.rope]
+
+    def forward(self, h: Tensor) -> Tensor:  # (B, S, H) -> (B, S, H)
+        batch, tokens, hidden = h.shape
+        qkv = self.qkv(h).view(batch, tokens, 3, self.heads, hidden // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, S, head size)
+        if self.rope_parts:
+            q, k = self._rotate(q), self._rotate(k)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return rms_norm(h + self.out(mixed.reshape(batch, tokens, hidden)))
+
+    def _rotate(self, h: Tensor) -> Tensor:
+        """Rotate pairs (j, j + half) inside each of the one or two parts of the head."""
+        parts = h.float().unflatten(-1, (self.rope_parts, 2, -1))
+        swapped = torch.stack((-parts[..., 1, :], parts[..., 0, :]), dim=-2).flatten(-3)
+        return (h * self.cos + swapped * self.sin).to(h.dtype)
+
+
+def rope_table(size: int, height: int, width: int, kind: str) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, size) of rotary positions for tokens in row-major order.
+
+    1-D turns by the token's index; 2-D turns the first half of a head by the row and the second
+    half by the column (RoPE: arXiv 2104.09864).
+    """
+    index = torch.arange(height * width)
+    axes = {"none": [], "1d": [index], "2d": [index // width, index % width]}[kind]
+    if not axes:
+        return torch.ones(height * width, size), torch.zeros(height * width, size)
+    part = size // len(axes)
+    rates = 1.0 / ROPE_BASE ** (torch.arange(0, part, 2).float() / part)
+    angles = [torch.outer(axis.float(), rates).repeat(1, 2) for axis in axes]
+    table = torch.cat(angles, dim=1)
+    return table.cos(), table.sin()
+
+
+class Block(nn.Module):
+    """A token mixer, then a channel SwiGLU; each followed by its residual sum and RMS norm."""
+
+    def __init__(self, config: ModelConfig, height: int, width: int) -> None:
+        super().__init__()
+        self.mixer = (
+            TokenMixer(height * width, config)
+            if config.mixer == "mlp"
+            else Attention(config, height, width)
+        )
+        self.channel = SwiGLU(config.hidden, config)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.mixer(h)
+        return rms_norm(h + self.channel(h))
+
+
+class Reasoner(nn.Module):
+    """A latent reasoner: embeds a problem, iterates its latents, decodes tokens from ``z_high``.
+
+    Args:
+        config: the operator's settings.
+        height, width: the board; ``S = height · width`` tokens in row-major order.
+        vocab_size: number of tokens, 0 being the pad.
+        generator: draws the initial weights; None leaves them for a checkpoint to fill.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        height: int,
+        width: int,
+        vocab_size: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.height, self.width, self.vocab_size = height, width, vocab_size
+        self.tokens = height * width
+        self.embed = nn.Embedding(vocab_size, config.hidden)
+        self.blocks = nn.ModuleList(Block(config, height, width) for _ in range(config.blocks))
+        self.lm_head = nn.Linear(config.hidden, vocab_size, bias=False)
+        self.halt_head = nn.Linear(config.hidden, 1)
+        # The start of `init="fixed"`: one vector for all tokens, drawn once and never trained.
+        self.register_buffer("fixed_high", torch.zeros(config.hidden))
+        self.register_buffer("fixed_low", torch.zeros(config.hidden))
+        if generator is not None:
+            init_weights(self, generator)
+
+    @classmethod
+    def for_task(
+        cls, task: Task, config: ModelConfig, generator: torch.Generator | None = None
+    ) -> Reasoner:
+        """A model with the board and vocabulary of ``task``."""
+        return cls(config, task.height, task.width, task.vocab_size, generator)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    def initial_state(self, rows: int, generator: Generators) -> State:
+        """Where trajectories start, for ``rows`` rows (paper: RI, or one fixed vector).
+
+        ``init="random"`` draws each row's latents from a truncated normal; ``"fixed"`` gives every
+        row the same state and draws nothing.
+        """
+        config, like = self.config, self.lm_head.weight
+        tokens_low = self.tokens if config.hierarchical else 0
+        if config.init == "fixed":
+            high = self.fixed_high.expand(rows, self.tokens, -1)
+            return State(high.clone(), self.fixed_low.expand(rows, tokens_low, -1).clone())
+        shape = (rows, self.tokens, config.hidden)
+        high = truncated_normal(shape, config.init_std_high, generator, like)
+        if not tokens_low:
+            return State(high, high.new_zeros(rows, 0, config.hidden))
+        return State(high, truncated_normal(shape, config.init_std_low, generator, like))
+
+    def update(
+        self, z: Tensor, u: Tensor, noise: float, generator: Generators | None, damping: float
+    ) -> Tensor:
+        """``λ z + (1 − λ) blocks(z + u) + β ε`` with λ the damping and β the noise (paper §3)."""
+        h = z + u
+        for block in self.blocks:
+            h = block(h)
+        if damping:
+            h = damping * z + (1 - damping) * h
+        if noise:
+            if generator is None:
+                raise ValueError("noise > 0 needs a generator")
+            h = h + noise * standard_normal(z.shape, generator, z)
+        return h
+
+    def step(
+        self,
+        state: State,
+        x: Tensor,
+        *,
+        noise: float,
+        generator: Generators | None = None,
+        damping: float | None = None,
+    ) -> Step:
+        """One outer iteration.
+
+        Args:
+            state: latents of B rows.
+            x: problem tokens, (B, S) integers.
+            noise: β of this iteration; 0 makes the map deterministic.
+            generator: source of the noise; needed when ``noise > 0``.
+            damping: λ; None takes the configuration's.
+
+        Gradients flow through the last ``grad_cycles`` cycles only.
+        """
+        config = self.config
+        damping = config.damping if damping is None else damping
+        emb = self.embed(x.long()) * math.sqrt(config.hidden)  # (B, S, H)
+        z_high, z_low = state.z_high, state.z_low
+        grad = torch.is_grad_enabled()
+        for cycle in range(config.high_cycles):
+            last = cycle >= config.high_cycles - config.grad_cycles
+            with torch.set_grad_enabled(grad and last):
+                if config.hierarchical:
+                    for _ in range(config.low_cycles):
+                        z_low = self.update(z_low, z_high + emb, noise, generator, damping)
+                    z_high = self.update(z_high, z_low, noise, generator, damping)
+                else:
+                    for _ in range(config.low_cycles):
+                        z_high = self.update(z_high, emb, noise, generator, damping)
+        return Step(
+            State(z_high, z_low), self.lm_head(z_high), self.halt_head(z_high[:, 0]).squeeze(-1)
+        )
+
+
+@torch.no_grad()
+def init_weights(model: Reasoner, generator: torch.Generator) -> None:
+    """All initialisation (paper §3), drawn from ``generator`` in the order of the table.
+
+    ==================  ==================================================================
+    embedding           truncated normal, std 1/√H (the embedding is scaled by √H in use)
+    every linear map    truncated normal, std 1/√fan_in
+    halting head        weight 0, bias −5: nothing halts before it has learned to
+    fixed start         truncated normal, std ``init_std_high`` and ``init_std_low``
+    ==================  ==================================================================
+    """
+    config = model.config
+
+    def fill(tensor: Tensor, std: float) -> None:
+        tensor.copy_(truncated_normal(tensor.shape, std, generator, tensor))
+
+    fill(model.embed.weight, 1 / math.sqrt(config.hidden))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not model.halt_head:
+            fill(module.weight, 1 / math.sqrt(module.in_features))
+    model.halt_head.weight.zero_()
+    model.halt_head.bias.fill_(-5.0)
+    fill(model.fixed_high, config.init_std_high)
+    fill(model.fixed_low, config.init_std_low)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def forward_flops(model: Reasoner) -> int:
+    """Multiply-adds counted as two operations, of one outer iteration for one problem.
+
+    Counts the matrix products of the blocks and the attention scores; norms, embeddings and heads
+    are left out (below one per cent).
+    """
+    config, tokens = model.config, model.tokens
+    channel = 3 * config.hidden * swiglu_width(config.hidden, config) * tokens
+    if config.mixer == "mlp":
+        mixing = 3 * tokens * swiglu_width(tokens, config) * config.hidden
+    else:
+        mixing = 4 * tokens * config.hidden**2 + 2 * tokens**2 * config.hidden
+    return 2 * config.layers * (channel + mixing)

@@ -1,0 +1,107 @@
+"""Optimizers, the learning-rate schedule, and the moving average of the weights (paper §3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from eqr.config import TrainConfig
+
+
+class AdamATan2(torch.optim.Optimizer):
+    """Adam with ``atan2`` in place of a division, so that it needs no ε (arXiv 2407.05872).
+
+    With gradient ``g`` at step ``t``, moments ``m ← β₁ m + (1 − β₁) g`` and
+    ``v ← β₂ v + (1 − β₂) g²``:
+
+        p ← (1 − lr · weight_decay) p
+        p ← p − lr / (1 − β₁ᵗ) · atan2(m, √(v / (1 − β₂ᵗ)))
+
+    The bias of ``m`` is mended outside the ``atan2`` and no further scale is applied, as in the
+    kernel used by the paper's authors (package ``adam-atan2``). An update is thus never larger than
+    ``lr / (1 − β₁ᵗ) · π/2`` and does not depend on the scale of the gradient.
+
+    Args:
+        params: tensors to optimise.
+        lr: step size, positive.
+        betas: decay of the first and the second moment, in [0, 1).
+        weight_decay: decoupled decay, as a rate multiplied by ``lr``.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+    ) -> None:
+        if lr <= 0:
+            raise ValueError(f"lr = {lr} must be positive")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas = {betas} must lie in [0, 1)")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay = {weight_decay} must not be negative")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["step"] = torch.zeros(())
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+                    self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+            grads = [p.grad for p in params]
+            steps = [self.state[p]["step"] for p in params]
+            first = [self.state[p]["exp_avg"] for p in params]
+            second = [self.state[p]["exp_avg_sq"] for p in params]
+            beta1, beta2 = group["betas"]
+            torch._foreach_add_(steps, 1)
+            torch._foreach_lerp_(first, grads, 1 - beta1)
+            torch._foreach_mul_(second, beta2)
+            torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+            # Parameters that joined late have their own count, but all others share one.
+            for p, count, m, v in zip(params, steps, first, second, strict=True):
+                t = count.item()
+                scale = (v / (1 - beta2**t)).sqrt_()
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(torch.atan2(m, scale), alpha=-group["lr"] / (1 - beta1**t))
+        return loss
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of a training configuration, over all trained values of ``model``."""
+    betas = (config.beta1, config.beta2)
+    kind = AdamATan2 if config.optimizer == "adam_atan2" else torch.optim.AdamW
+    return kind(model.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of optimizer step ``step`` (counted from 0): linear warm-up, then the schedule."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    low = config.final_lr
+    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """``average ← decay · average + (1 − decay) · model`` for every parameter (EMA)."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

@@ -1,0 +1,73 @@
+"""Iterate the operator: depth, breadth and noise (paper §4).
+
+Memory grows with the rows in flight, never with the depth: :func:`rollout` yields one outer
+iteration after the other and keeps only the latest state. Breadth runs in chunks of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eqr.model import Reasoner, Step, residual
+from eqr.streams import stream
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One outer iteration of the rows in flight (R of them)."""
+
+    problem: np.ndarray  # (R,) index into the inputs
+    restart: np.ndarray  # (R,) which of the B starts of its problem
+    depth: int  # outer iterations done, from 1
+    step: Step
+    residual: Tensor  # (R,) root-mean-square change of the latents in this iteration
+
+
+@torch.no_grad()
+def rollout(
+    model: Reasoner,
+    inputs: Tensor,
+    *,
+    depth: int,
+    breadth: int = 1,
+    noise: float = 0.0,
+    damping: float | None = None,
+    seed: int = 0,
+    rows: int = 256,
+) -> Iterator[Iteration]:
+    """Run ``breadth`` trajectories of every problem for ``depth`` outer iterations.
+
+    Each (problem, restart) owns a random stream for its start and its noise, so its trajectory does
+    not depend on ``rows`` or on which other problems are asked for (up to the rounding of matrix
+    products of another size).
+
+    Args:
+        model: the operator.
+        inputs: (N, S) problem tokens.
+        depth, breadth: the D and B of the paper; NFE a problem is their product.
+        noise: β while iterating; 0 leaves the start as the only source of variety.
+        damping: λ; None takes the model's own.
+        seed: of the evaluation stream.
+        rows: the most (problem, restart) pairs in flight.
+
+    Yields:
+        Every iteration 1..depth of the first chunk of rows, then of the next chunk.
+    """
+    inputs = torch.as_tensor(inputs)
+    pairs = np.stack(
+        np.meshgrid(np.arange(len(inputs)), np.arange(breadth), indexing="ij"), -1
+    ).reshape(-1, 2)
+    for first in range(0, len(pairs), rows):
+        problem, restart = pairs[first : first + rows].T
+        x = inputs[torch.from_numpy(problem)].to(model.device)
+        own = [stream(seed, "evaluation", p, r) for p, r in zip(problem, restart, strict=True)]
+        state = model.initial_state(len(problem), own)
+        for done in range(1, depth + 1):
+            step = model.step(state, x, noise=noise, generator=own, damping=damping)
+            yield Iteration(problem, restart, done, step, residual(state, step.state))
+            state = step.state

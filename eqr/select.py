@@ -1,0 +1,72 @@
+"""Which of a problem's B trajectories to trust, without a verifier (paper §4; chapter *Breadth*).
+
+Every rule takes the records of one depth, (P, B) arrays for P problems and B restarts, and returns
+the index of the chosen restart of each problem, (P,). Two are not choices and are treated apart in
+:mod:`eqr.evaluate`: the average over restarts, and the oracle (pass@B), which looks at the label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What is known about P problems × B restarts at one depth. Only ``exact`` uses the label."""
+
+    residual: np.ndarray  # (P, B) mean over the last `window` iterations
+    answer: np.ndarray  # (P, B) int64, equal where the decoded answers are equal
+    margin: np.ndarray  # (P, B) smallest gap between a token's best and second logit
+    halt: np.ndarray  # (P, B) logit of the halting head
+    halted_at: np.ndarray  # (P, B) first depth with a positive halting logit; a large number: never
+    exact: np.ndarray  # (P, B) bool
+    token: np.ndarray  # (P, B) share of right tokens
+
+    def first(self, breadth: int) -> Outcomes:
+        """The same with the first ``breadth`` restarts only."""
+        return Outcomes(*(getattr(self, name)[:, :breadth] for name in self.__slots__))
+
+
+def converged(outcomes: Outcomes) -> np.ndarray:
+    """Top-1 converged: the restart with the smallest residual (the paper's rule)."""
+    return outcomes.residual.argmin(1)
+
+
+def majority(outcomes: Outcomes) -> np.ndarray:
+    """The most frequent answer; of equally frequent ones, the one with the smaller residual."""
+    same = outcomes.answer[:, :, None] == outcomes.answer[:, None, :]
+    votes = same.sum(2)
+    best = votes == votes.max(1, keepdims=True)
+    return np.where(best, outcomes.residual, np.inf).argmin(1)
+
+
+def margin(outcomes: Outcomes) -> np.ndarray:
+    """The restart whose least certain token is the most certain."""
+    return outcomes.margin.argmax(1)
+
+
+def halt(outcomes: Outcomes) -> np.ndarray:
+    """The restart that the learned halting head likes best."""
+    return outcomes.halt.argmax(1)
+
+
+def first_to_halt(outcomes: Outcomes) -> np.ndarray:
+    """The restart whose halting head fired first; ties go to the smaller residual."""
+    first = outcomes.halted_at == outcomes.halted_at.min(1, keepdims=True)
+    return np.where(first, outcomes.residual, np.inf).argmin(1)
+
+
+#: Rules by the name that ``eqr eval --select`` takes.
+RULES: dict[str, Callable[[Outcomes], np.ndarray]] = {
+    "converged": converged,
+    "majority": majority,
+    "margin": margin,
+    "halt": halt,
+    "first_to_halt": first_to_halt,
+}
+
+#: All that ``--select`` takes: the rules, the mean over restarts, and pass@B.
+SELECTIONS = ("average", *RULES, "oracle")

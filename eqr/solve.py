@@ -1,0 +1,101 @@
+"""Solve one problem and say how it went: what ``eqr solve`` prints (chapter *What is …*)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from eqr.model import Reasoner
+from eqr.rollout import rollout
+from eqr.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The chosen trajectory of one problem."""
+
+    inputs: np.ndarray  # (S,) the problem
+    answers: np.ndarray  # (D, S) decoded tokens after each outer iteration
+    confidence: np.ndarray  # (D, S) probability the model gives its token in each cell
+    residuals: np.ndarray  # (D,) root-mean-square change of the latents in each iteration
+    all_residuals: np.ndarray  # (D, B) of every restart
+    restart: int  # which restart was chosen: the one with the smallest last residual
+    converged: bool  # its last residual is below the tolerance
+    valid: bool  # the rule checker's verdict, unknown to the model
+
+    @property
+    def answer(self) -> np.ndarray:
+        """The decoded tokens after the last iteration, (S,)."""
+        return self.answers[-1]
+
+    def to_dict(self, task: Task) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "problem": task.format(self.inputs),
+            "answer": task.format(self.answer),
+            "converged": self.converged,
+            "valid": self.valid,
+            "restart": self.restart,
+            "residuals": [float(f"{r:.6g}") for r in self.residuals],
+        }
+
+    def describe(self, task: Task) -> str:
+        """Board, residuals and verdict as text for a terminal."""
+        shown = "  ".join(f"{d}: {r:.4f}" for d, r in enumerate(self.residuals, 1))
+        settled = "converged" if self.converged else "NOT converged"
+        valid = "valid" if self.valid else "NOT valid"
+        return (
+            f"{task.render(self.answer)}\n"
+            f"residual by iteration  {shown}\n"
+            f"{settled} (residual {self.residuals[-1]:.4f}), answer {valid} by the rules\n"
+            f"{task.format(self.answer)}"
+        )
+
+
+def solve(
+    model: Reasoner,
+    task: Task,
+    inputs: np.ndarray,
+    *,
+    depth: int = 32,
+    breadth: int = 1,
+    noise: float = 0.0,
+    tolerance: float = 0.02,
+    seed: int = 0,
+) -> Solution:
+    """Run ``breadth`` trajectories of one problem (S,) and keep the one that settled best.
+
+    Args:
+        depth, breadth, noise, seed: of the rollouts.
+        tolerance: residual below which a trajectory counts as converged.
+    """
+    steps = rollout(
+        model,
+        torch.as_tensor(inputs)[None],
+        depth=depth,
+        breadth=breadth,
+        noise=noise,
+        seed=seed,
+        rows=breadth,
+    )
+    answers, confidence, residuals = [], [], []
+    for it in steps:
+        confidence.append(it.step.logits.softmax(-1).amax(-1).cpu().numpy())
+        answers.append(it.step.answer.cpu().numpy().astype(np.uint8))
+        residuals.append(it.residual.cpu().numpy())
+    residual = np.stack(residuals)  # (D, B)
+    best = int(residual[-1].argmin())
+    path = np.stack(answers)[:, best]  # (D, S)
+    return Solution(
+        inputs=np.asarray(inputs),
+        answers=path,
+        confidence=np.stack(confidence)[:, best],
+        residuals=residual[:, best],
+        all_residuals=residual,
+        restart=best,
+        converged=bool(residual[-1, best] < tolerance),
+        valid=bool(task.check(np.asarray(inputs)[None], path[-1][None])[0]),
+    )

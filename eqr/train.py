@@ -1,0 +1,343 @@
+"""Segmented online training as a generator of events (paper §2, §3; chapter *Training*).
+
+    for event in train(recipe, data, directory):
+        print(event.kind, event.step, event.metrics)
+
+The optimizer steps after *every* outer iteration and the carry is detached. A sample leaves its
+slot when the halting head says so (ACT) and a new one takes it. A batch is a function of (seed,
+step); so is the noise, hence a run that was killed goes on bitwise as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eqr import checkpoint
+from eqr.config import Recipe
+from eqr.data import Dataset
+from eqr.model import Reasoner, State, parameter_count
+from eqr.optim import build_optimizer, learning_rate, update_average
+from eqr.rollout import rollout
+from eqr.streams import stream
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last checkpoint is intact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: ``log`` (means since the last one), ``eval``, ``checkpoint``."""
+
+    kind: Literal["log", "eval", "checkpoint"]
+    step: int  # optimizer steps done
+    metrics: dict[str, float]
+
+
+@dataclass(slots=True)
+class Carry:
+    """The samples in the batch's slots and where their trajectories stand."""
+
+    state: State
+    x: Tensor  # (B, S) problem tokens
+    y: Tensor  # (B, S) answer tokens
+    steps: Tensor  # (B,) outer iterations this sample has run
+    halted: Tensor  # (B,) True: a new sample takes the slot
+
+
+def stablemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the stablemax distribution, in float64, (B, S) (arXiv 2501.04697).
+
+    Stablemax replaces ``exp`` by ``x + 1`` for ``x ≥ 0`` and ``1 / (1 − x)`` below: it grows only
+    linearly, so that a confident model keeps a gradient.
+    """
+    logits = logits.double()
+    mass = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
+    share = mass / mass.sum(-1, keepdim=True)
+    return -share.gather(-1, labels[..., None]).squeeze(-1).log()
+
+
+def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+    """Cross-entropy of every token, (B, S); ``kind`` is ``"stablemax"`` or ``"softmax"``."""
+    if kind == "stablemax":
+        return stablemax_loss(logits, labels)
+    return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+
+
+def best_device() -> str:
+    """``"cuda"``, else ``"mps"``, else ``"cpu"``."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+#: What is summed between two log events, in the order of Trainer.sums.
+SUMS = ("steps", "loss", "token_loss", "halt_loss", "token", "exact", "left", "left_steps")
+
+
+class Trainer:
+    """Weights, optimizer, average and carry of one run, advanced one optimizer step at a time."""
+
+    def __init__(self, recipe: Recipe, data: Dataset, device: str = "cpu") -> None:
+        self.recipe, self.data, self.device = recipe, data, device
+        self.step = 0
+        init = stream(recipe.seed, "init")
+        self.model = Reasoner.for_task(recipe.task, recipe.model, init).to(device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = build_optimizer(self.model, recipe.train)
+        self.inputs = torch.as_tensor(data.train.inputs, device=device)
+        self.labels = torch.as_tensor(data.train.labels, device=device)
+        batch = recipe.train.batch
+        blank = torch.zeros((batch, self.model.tokens), dtype=torch.uint8, device=device)
+        self.carry = Carry(
+            state=self.model.initial_state(batch, stream(0, "unused", device=device)),
+            x=blank,
+            y=blank.clone(),
+            steps=torch.zeros(batch, dtype=torch.int64, device=device),
+            halted=torch.ones(batch, dtype=torch.bool, device=device),
+        )
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+
+    def fresh_samples(self) -> tuple[Tensor, Tensor]:
+        """The new samples offered to the slots at this step: a function of (seed, step)."""
+        draw = stream(self.recipe.seed, "data", self.step, device=self.device)
+        rows = torch.randint(
+            len(self.inputs), (self.recipe.train.batch,), generator=draw, device=self.device
+        )
+        x, y = self.inputs[rows], self.labels[rows]
+        if self.recipe.data.augment:
+            x, y = self.recipe.task.augment(x, y, draw)
+        return x, y
+
+    def refill(self, draw: torch.Generator) -> None:
+        """Put a new sample, at a new start, into every slot whose sample has halted."""
+        carry, (x, y) = self.carry, self.fresh_samples()
+        start = self.model.initial_state(len(x), draw)
+        carry.state = carry.state.replace_rows(carry.halted, start)
+        carry.x = torch.where(carry.halted[:, None], x, carry.x)
+        carry.y = torch.where(carry.halted[:, None], y, carry.y)
+        carry.steps = torch.where(carry.halted, 0, carry.steps)
+
+    def halting(self, halt_logit: Tensor, draw: torch.Generator) -> Tensor:
+        """Which samples leave: halting head or the limit, unless exploration keeps them (B,)."""
+        config, steps = self.recipe.train, self.carry.steps
+        if config.halt_max == 1:
+            return torch.ones_like(self.carry.halted)
+        explore = torch.rand(steps.shape, generator=draw, device=self.device) < config.halt_explore
+        least = torch.randint(
+            2, config.halt_max + 1, steps.shape, generator=draw, device=self.device
+        )
+        wants = (halt_logit > 0) | (steps >= config.halt_max)
+        return wants & (steps >= torch.where(explore, least, 0))
+
+    def advance(self) -> None:
+        """One outer iteration of the batch and one optimizer step.
+
+        Raises:
+            TrainingError: the loss is not finite; nothing has been updated.
+        """
+        config, carry = self.recipe.train, self.carry
+        draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
+        self.refill(draw)
+        y = carry.y.long()
+        half = config.dtype == "bfloat16"
+        with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
+            step = self.model.step(
+                carry.state, carry.x, noise=self.recipe.model.noise, generator=draw
+            )
+        right = step.answer == y
+        exact = right.all(1)
+        tokens = token_loss(step.logits, y, config.loss).mean()
+        halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
+        loss = tokens + config.halt_weight * halt
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.step}: lower train.lr or use float32; "
+                "the last checkpoint is intact"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        update_average(self.average, self.model, config.ema)
+
+        carry.state = step.state.detach()
+        carry.steps = carry.steps + 1
+        carry.halted = self.halting(step.halt.detach(), draw)
+        self.step += 1
+        left = carry.halted
+        values = (
+            1.0, loss, tokens, halt, right.double().mean(), exact.double().mean(),
+            left.sum(), (carry.steps * left).sum(),
+        )  # fmt: skip
+        self.sums += torch.stack([torch.as_tensor(v, device=self.device).double() for v in values])
+
+    def read_sums(self) -> dict[str, float]:
+        """Means since the last call, and start anew."""
+        sums = dict(zip(SUMS, self.sums.detach().tolist(), strict=True))
+        self.sums = torch.zeros_like(self.sums)
+        metrics = {name: sums[name] / sums["steps"] for name in SUMS[1:6]}
+        metrics["left"] = sums["left"] / sums["steps"] / self.recipe.train.batch
+        metrics["halt_steps"] = sums["left_steps"] / sums["left"] if sums["left"] else math.nan
+        metrics["lr"] = learning_rate(self.step - 1, self.recipe.train)
+        return metrics
+
+    def evaluate(self) -> dict[str, float]:
+        """Exact accuracy of the averaged weights at each power of two up to ``eval_depth``."""
+        config = self.recipe.train
+        inputs = torch.as_tensor(self.data.test.inputs[: config.eval_problems])
+        labels = torch.as_tensor(self.data.test.labels[: config.eval_problems], device=self.device)
+        metrics = {"problems": float(len(inputs))}
+        exact: dict[str, float] = {}
+        for it in rollout(self.average, inputs, depth=config.eval_depth, seed=self.recipe.seed):
+            last = it.depth == config.eval_depth
+            if last or it.depth & (it.depth - 1) == 0:
+                right = (it.step.answer == labels[torch.from_numpy(it.problem)]).all(1)
+                name = f"exact_{it.depth}"
+                exact[name] = exact.get(name, 0.0) + right.sum().item()
+            if last:
+                total = metrics.get("residual", 0.0) + it.residual.sum().item()
+                metrics["residual"] = total
+        metrics["residual"] /= len(inputs)
+        return metrics | {name: count / len(inputs) for name, count in exact.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a resumed run needs, by name."""
+        found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for name, p in self.model.named_parameters():
+            for key, value in self.optimizer.state[p].items():
+                found[f"optimizer.{key}.{name}"] = value
+        carry = self.carry
+        found |= {"carry.z_high": carry.state.z_high, "carry.z_low": carry.state.z_low}
+        found |= {f"carry.{k}": getattr(carry, k) for k in ("x", "y", "steps", "halted")}
+        return found | {"sums": self.sums.detach()}
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take up the state that :meth:`tensors` gave after ``step`` steps."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
+        parameters = dict(self.model.named_parameters())
+        for key, value in part("optimizer.").items():
+            kind, name = key.split(".", 1)
+            # Counters stay on the CPU, moments go where their parameter is.
+            device = "cpu" if value.ndim == 0 else self.device
+            self.optimizer.state[parameters[name]][kind] = value.to(device)
+        carry = {k: v.to(self.device) for k, v in part("carry.").items()}
+        state = State(carry.pop("z_high"), carry.pop("z_low"))
+        self.carry = Carry(state=state, **carry)
+        self.sums = tensors["sums"].to(self.device)
+        self.step = step
+
+
+def train(
+    recipe: Recipe,
+    data: Dataset,
+    directory: Path | None = None,
+    *,
+    device: str = "cpu",
+    stop_after_s: float | None = None,
+) -> Iterator[Event]:
+    """Train ``recipe`` on ``data``; yields events as they happen.
+
+    Args:
+        recipe: what to train; ``recipe.seed`` decides weights, batches and noise.
+        data: its problems.
+        directory: where ``log.jsonl``, ``resume.safetensors`` and at the end ``model.safetensors``
+            go. A run found there is resumed, bitwise. None keeps nothing.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        stop_after_s: leave after about so many seconds with a checkpoint written, to be resumed.
+
+    Raises:
+        TrainingError: a loss that is not finite.
+        checkpoint.CheckpointError: what lies in ``directory`` is damaged or of another recipe.
+    """
+    config = recipe.train
+    trainer = Trainer(recipe, data, device)
+    log = RunLog(directory / "log.jsonl") if directory else None
+    resume = directory / "resume.safetensors" if directory else None
+    seconds = 0.0
+    if resume and resume.exists():
+        tensors, meta = checkpoint.load_resume(resume, recipe, data.digest)
+        trainer.restore(tensors, meta["step"])
+        log.truncate(meta["log_bytes"])
+        seconds = meta["seconds"]
+    elif log:
+        log.truncate(0)
+    began = time.monotonic()
+
+    def event(kind: str, metrics: dict[str, float]) -> Event:
+        if log and kind != "checkpoint":
+            log.append({"kind": kind, "step": trainer.step, **metrics})
+        return Event(kind, trainer.step, metrics)
+
+    while trainer.step < config.steps:
+        trainer.advance()
+        last = trainer.step == config.steps
+        if trainer.step % config.log_every == 0 or last:
+            yield event("log", trainer.read_sums())
+        if trainer.step % config.eval_every == 0 or last:
+            yield event("eval", trainer.evaluate())
+        elapsed = time.monotonic() - began
+        pause = stop_after_s is not None and elapsed > stop_after_s
+        if resume and (trainer.step % config.checkpoint_every == 0 or last or pause):
+            meta = {"step": trainer.step, "log_bytes": log.size(), "seconds": seconds + elapsed}
+            checkpoint.save_resume(resume, trainer.tensors(), recipe, data.digest, meta)
+            yield event("checkpoint", {"seconds": meta["seconds"]})
+        if pause and not last:
+            return
+    if directory:
+        checkpoint.save_model(
+            directory / "model.safetensors",
+            trainer.average,
+            recipe,
+            {
+                "step": trainer.step,
+                "data": data.digest,
+                "parameters": parameter_count(trainer.model),
+            },
+        )
+
+
+class RunLog:
+    """Rows of JSON, one a line; can be cut back to where a checkpoint left it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def truncate(self, size: int) -> None:
+        if self.size() < size:
+            raise checkpoint.CheckpointError(
+                f"{self.path}: shorter than its checkpoint says ({self.size()} < {size} bytes); "
+                "delete the run's folder to start it anew"
+            )
+        with self.path.open("r+b") as file:
+            file.truncate(size)
+
+    def append(self, row: dict) -> None:
+        # NaN is not JSON: a mean over nothing is written as null.
+        clean = {k: None if v != v else v for k, v in row.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")

@@ -1,0 +1,196 @@
+"""Each check of `eqr.book` must be seen to fail on bad input, and to pass on good."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eqr import book
+
+GOOD = """<!doctype html><html><head>
+<link rel="stylesheet" href="_static/a.css?v=1"><link rel="canonical" href="https://eqr.org/">
+<script src="_static/a.js"></script><style>b {{ background: url(_static/b.png) }}</style>
+</head><body><h1 id="top-of-page">A page</h1>
+<a href="https://arxiv.org">elsewhere</a> <a href="sub/other.html#there">other</a>
+<a href="mailto:a@b.c">mail</a> <a href="#top-of-page">here</a> <a href="#">top</a>
+<img src="_static/b.png" alt="A curve that falls">
+{extra}
+</body></html>"""
+
+
+def site(root: Path, extra: str = "", css: str = "") -> Path:
+    """A book of two pages, sound but for `extra` in its first page and `css`."""
+    (root / "sub").mkdir(parents=True)
+    (root / "_static").mkdir()
+    (root / "index.html").write_text(GOOD.format(extra=extra))
+    (root / "sub/other.html").write_text("<h1 id='there'>x</h1><a href='../index.html'>up</a>")
+    (root / "_static/template.html").write_text("<a href='{{ not_a_page }}'>")
+    (root / "_static/a.css").write_text("/* url(https://x.y/z) */ a { color: red }" + css)
+    for name in ("a.js", "b.png"):
+        (root / "_static" / name).write_text("")
+    return root
+
+
+def faults(root: Path) -> str:
+    """The message of `check_html` on a bad book."""
+    with pytest.raises(book.BookError) as caught:
+        book.check_html(root)
+    assert len(caught.value.problems) == 1, "one fault was planted"
+    return caught.value.problems[0]
+
+
+def test_sound_pages_pass(tmp_path: Path) -> None:
+    book.check_html(site(tmp_path / "html"))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        '<script src="https://cdn.x/a.js"></script>',
+        '<script src="//cdn.x/a.js"></script>',
+        '<link rel="stylesheet" href="https://cdn.x/a.css">',
+        '<link rel="preload" as="font" href="https://cdn.x/a.woff2">',
+        '<link rel="preconnect" href="https://cdn.x">',
+        '<img src="https://cdn.x/a.png" alt="A curve">',
+        '<img src="_static/b.png" srcset="https://cdn.x/a.png 2x" alt="A curve">',
+        '<iframe src="https://cdn.x/"></iframe>',
+        '<div style="background: url(https://cdn.x/a.png)"></div>',
+        "<style>@import 'https://cdn.x/a.css';</style>",
+        "<style>@font-face { src: url( 'https://cdn.x/a.woff' ) }</style>",
+        '<script type="module">import x from "https://cdn.x/a.js"</script>',
+        '<script>s.src = "https://cdn.x/a.js"</script>',
+    ],
+)
+def test_external_request_is_found(tmp_path: Path, extra: str) -> None:
+    fault = faults(site(tmp_path / "html", extra))
+    assert fault.startswith("index.html: external request: ") and "//cdn.x" in fault
+
+
+def test_external_request_of_a_style_sheet_is_found(tmp_path: Path) -> None:
+    root = site(tmp_path / "html", css="@import url(https://fonts.x/css);")
+    assert faults(root) == "_static/a.css: external request: https://fonts.x/css"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        '<img src="_static/b.png">',
+        '<img src="_static/b.png" alt=" ">',
+        '<img src="_static/b.png" alt="_static/b.png">',
+        '<img src="_static/b.png" alt="b.png">',
+    ],
+)
+def test_missing_alt_text_is_found(tmp_path: Path, image: str) -> None:
+    fault = faults(site(tmp_path / "html", image))
+    assert fault == "index.html: image without alt text: _static/b.png"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        '<div class="output traceback highlight-ipythontb">ValueError</div>',
+        '<div class="cell_output"><pre>Traceback (most recent call last)\n</pre></div>',
+    ],
+)
+def test_error_output_is_found(tmp_path: Path, output: str) -> None:
+    assert faults(site(tmp_path / "html", output)) == "index.html: error output: 1 in all"
+
+
+def test_prose_may_speak_of_tracebacks(tmp_path: Path) -> None:
+    book.check_html(site(tmp_path / "html", "<p>It says Traceback (most recent call last).</p>"))
+
+
+@pytest.mark.parametrize(
+    ("link", "fault"),
+    [
+        ("gone.html", "broken link"),
+        ("../outside.html", "broken link"),
+        ("sub/", "broken link"),  # no index.html there
+        ("/sub/other.html", "link from the server's root, which breaks below a folder"),
+        ("#gone", "no such anchor"),
+        ("sub/other.html#gone", "no such anchor"),
+    ],
+)
+def test_broken_link_is_found(tmp_path: Path, link: str, fault: str) -> None:
+    root = site(tmp_path / "html", f'<a href="{link}">x</a>')
+    assert faults(root) == f"index.html: {fault}: {link}"
+
+
+def test_missing_local_script_is_found(tmp_path: Path) -> None:
+    root = site(tmp_path / "html", '<script src="_static/gone.js"></script>')
+    assert faults(root) == "index.html: broken link: _static/gone.js"
+
+
+def test_empty_folder_is_not_a_book(tmp_path: Path) -> None:
+    with pytest.raises(book.BookError, match="no page"):
+        book.check_html(tmp_path)
+
+
+def notebook(path: Path, *cells: dict) -> Path:
+    """Write a notebook of `cells`."""
+    path.write_text(json.dumps({"cells": list(cells), "metadata": {}, "nbformat": 4}))
+    return path
+
+
+def code(source: str, count: int | None, *outputs: dict) -> dict:
+    """A code cell."""
+    return {
+        "cell_type": "code",
+        "source": [source],
+        "execution_count": count,
+        "outputs": list(outputs),
+    }
+
+
+TEXT = {"cell_type": "markdown", "source": "# Title"}
+
+
+def test_executed_notebook_passes(tmp_path: Path) -> None:
+    book.check_notebook(notebook(tmp_path / "a.ipynb", TEXT, code("1", 1), code(" \n", None)))
+
+
+def test_unexecuted_cell_is_found(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "a.ipynb", TEXT, code("1", 1), code("2", None))
+    with pytest.raises(book.BookError, match=r"a\.ipynb did not run through") as caught:
+        book.check_notebook(path)
+    assert caught.value.problems == ("cell 3: not executed",)
+
+
+def test_error_in_notebook_is_found(tmp_path: Path) -> None:
+    error = {"output_type": "error", "ename": "ValueError", "evalue": "bad", "traceback": []}
+    with pytest.raises(book.BookError, match="cell 1: ValueError: bad"):
+        book.check_notebook(notebook(tmp_path / "a.ipynb", code("1", 1, error)))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_what_is_no_notebook_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.ipynb").write_text(text)
+    with pytest.raises(book.BookError, match="is not a notebook"):
+        book.check_notebook(tmp_path / "a.ipynb")
+
+
+def test_assemble_makes_a_fresh_tree(tmp_path: Path) -> None:
+    source, out = tmp_path / "book", tmp_path / "build/smoke/book"
+    (source / "node_modules").mkdir(parents=True)
+    (source / "index.md").write_text("# Home")
+    out.mkdir(parents=True)
+    (out / "stale.md").write_text("old")
+    chapter = notebook(tmp_path / "a.ipynb", code("1", 1))
+
+    assert book.assemble(source, {"attractor": chapter}, out) == out
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {"index.md", "chapters/attractor.ipynb"}
+
+
+def test_assemble_names_a_missing_chapter(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    with pytest.raises(book.BookError, match="tasks: no file"):
+        book.assemble(tmp_path / "book", {"tasks": tmp_path / "gone.ipynb"}, tmp_path / "out")
+
+
+def test_long_lists_of_problems_are_cut() -> None:
+    error = book.BookError("Bad:", [f"p{i}" for i in range(100)])
+    assert len(error.problems) == 100
+    assert str(error).count("\n") < 40 and str(error).endswith("... and 70 more")
