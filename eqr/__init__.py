@@ -1,7 +1,7 @@
 """Equilibrium Reasoners, checked: tasks, operator, training, rollouts, selection and their records.
 
 Read the modules in the order the data flows: ``task``, ``sudoku``, ``maze`` → ``data`` → ``model``
-→ ``rollout`` → ``train`` → ``checkpoint`` → ``select``, ``evaluate`` → ``experiments``
+→ ``rollout`` → ``select``, ``evaluate`` → ``train`` → ``checkpoint`` → ``experiments``
 → ``figures`` → ``runner``, ``book``.
 """
 

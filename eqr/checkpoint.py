@@ -49,9 +49,9 @@ class Checkpoint:
     sha256: str  # of the tensors; names the weights in records
 
 
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and bytes, in the order of the names."""
-    total = hashlib.sha256()
+def content_digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    """sha256 over ``meta`` and the tensors' names, dtypes, shapes and bytes, by name."""
+    total = hashlib.sha256(meta.encode())
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
@@ -62,8 +62,10 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     """Write tensors and ``meta`` as one safetensors file, atomically; returns their sha256."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    sha256 = tensor_digest(tensors)
-    header = {"format": FORMAT, "sha256": sha256, "meta": json.dumps(meta)}
+    text = json.dumps(meta, sort_keys=True)
+    sha256 = content_digest(tensors, text)
+    # One key, since safetensors writes several in random order: equal content, equal file.
+    header = {FORMAT: json.dumps({"sha256": sha256, "meta": text})}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,14 +95,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         raise CheckpointError(
             f"{path}: damaged or not a safetensors file ({error}); restore it from its source"
         ) from error
-    if header.get("format") != FORMAT:
+    if FORMAT not in header:
         raise CheckpointError(
-            f"{path}: not written by eqr (format {header.get('format')!r}, wanted {FORMAT!r}); "
-            "official weights need `eqr import-checkpoint` first"
+            f"{path}: not written by eqr (it has no {FORMAT!r} header); official weights need "
+            "`eqr import-checkpoint` first"
         )
-    if tensor_digest(tensors) != header.get("sha256"):
-        raise CheckpointError(f"{path}: altered, its tensors do not match their sha256; restore it")
-    return tensors, json.loads(header["meta"]), header["sha256"]
+    try:
+        sealed = json.loads(header[FORMAT])
+        sha256, text = sealed["sha256"], sealed["meta"]
+        intact = content_digest(tensors, text) == sha256
+        meta = json.loads(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged header ({error}); restore the file") from error
+    if not intact:
+        raise CheckpointError(f"{path}: altered, its content does not match its sha256; restore it")
+    return tensors, meta, sha256
 
 
 def save_model(path: Path, model: Reasoner, recipe: Recipe, meta: Mapping[str, Any]) -> str:
@@ -126,8 +135,11 @@ def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
             f"{path}: holds a {meta.get('kind')!r} state, not a model; give the run's "
             "model.safetensors"
         )
-    task = task_from_dict(meta["task"])
-    config = from_dict(ModelConfig, meta["model"], "model")
+    try:
+        task = task_from_dict(meta["task"])
+        config = from_dict(ModelConfig, meta["model"], "model")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: unusable settings in its header ({error})") from error
     model = Reasoner.for_task(task, config)
     # Weights may be shipped as float16 to save space; they run as float32.
     try:
@@ -197,6 +209,11 @@ def official_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Task]:
         raise ConfigError(
             f"official configuration: pos_encodings = {values['pos_encodings']!r} is not known"
         )
+    for key in ("seq_len", "vocab_size"):
+        if type(values[key]) is not int:
+            raise ConfigError(f"official configuration: {key} must be a whole number")
+    if not isinstance(values.get("lambda_", 0.95), float | int):
+        raise ConfigError("official configuration: lambda_ must be a number")
     side = round(values["seq_len"] ** 0.5)
     height = values.get("board_height") or side
     width = values.get("board_width") or side
@@ -217,21 +234,21 @@ def official_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Task]:
             "board is neither Sudoku (11) nor Maze (6)"
         )
     mlp = bool(values["mlp_t"])
-    config = ModelConfig(
-        hidden=values["hidden_size"],
-        blocks=values["L_layers"],
-        high_cycles=values["H_cycles"],
-        low_cycles=values["L_cycles"],
-        mixer="mlp" if mlp else "attention",
-        heads=values["num_heads"],
-        rope="none" if mlp else ropes[values["pos_encodings"]],
-        expansion=float(values.get("expansion", 4)),
-        init_std_high=float(values.get("H_init_std", 1.0)),
-        init_std_low=float(values.get("L_init_std", 1.0)),
-        damping=round(1 - float(values.get("lambda_", 0.95)), 12),
-        noise=float(values.get("noise_scale", 0.01)),
-    )
-    return config, task
+    ours = {
+        "hidden": values["hidden_size"],
+        "blocks": values["L_layers"],
+        "high_cycles": values["H_cycles"],
+        "low_cycles": values["L_cycles"],
+        "mixer": "mlp" if mlp else "attention",
+        "heads": values["num_heads"],
+        "rope": "none" if mlp else ropes[values["pos_encodings"]],
+        "expansion": values.get("expansion", 4),
+        "init_std_high": values.get("H_init_std", 1.0),
+        "init_std_low": values.get("L_init_std", 1.0),
+        "damping": round(1 - values.get("lambda_", 0.95), 12),
+        "noise": values.get("noise_scale", 0.01),
+    }
+    return from_dict(ModelConfig, ours, "official configuration"), task
 
 
 def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
@@ -277,14 +294,14 @@ def import_official(
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        if "global" not in str(error).lower():
+            raise CheckpointError(f"{source}: damaged or not a .pth file") from error
         raise CheckpointError(
-            f"{source}: refused, reading it would execute a pickle ({reason}); keep only its "
-            "'model' and 'ema' entries with torch.save on a machine that trusts it"
+            f"{source}: refused, reading it would execute a pickle; keep only its 'model' and "
+            "'ema' entries with torch.save on a machine that trusts it"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{source}: damaged or not a .pth file ({reason})") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source}: damaged or not a .pth file") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{source}: holds no state dict; expected an entry 'model'")
     if config is None:
@@ -292,8 +309,10 @@ def import_official(
         if not isinstance(config, Mapping):
             raise ConfigError(f"{source} stores no configuration; give it with --config FILE")
     tensors = content.get("model", content)
-    if weights == "ema" and (content.get("ema") or {}).get("shadow"):
-        tensors = {**tensors, **content["ema"]["shadow"]}
+    average = content.get("ema")
+    shadow = average.get("shadow") if isinstance(average, Mapping) else None
+    if weights == "ema" and isinstance(shadow, Mapping):
+        tensors = {**tensors, **shadow}
     model_config, task = official_config(config)
     model = Reasoner.for_task(task, model_config)
     try:

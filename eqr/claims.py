@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+
+from eqr.evaluate import paired_difference, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,19 @@ class Claim:
     def __post_init__(self) -> None:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError(f"claim {self.name!r}: set one of at_least and at_most")
+
+    @classmethod
+    def of_share(cls, name: str, hits: np.ndarray, **rest) -> Claim:
+        """A claim about the share of ``hits`` (n,), with its Wilson interval."""
+        hits = np.asarray(hits, float)
+        low, high = wilson(float(hits.sum()), len(hits))
+        return cls(name, float(hits.mean()) if len(hits) else None, low, high, len(hits), **rest)
+
+    @classmethod
+    def of_difference(cls, name: str, ours: np.ndarray, other: np.ndarray, **rest) -> Claim:
+        """A claim about the mean of ``ours − other`` over the same problems (n,), paired."""
+        found = paired_difference(ours, other)
+        return cls(name, found.mean, found.low, found.high, found.n, **rest)
 
     @property
     def verdict(self) -> str:

@@ -5,24 +5,17 @@ Bad input ends in one line on standard error and exit status 1; nothing half-wri
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eqr import checkpoint, data
+from eqr import checkpoint, cli_data, data
 from eqr.config import (
     PROFILES,
     ConfigError,
-    DataConfig,
     EvalConfig,
     load_recipe,
     near_miss,
@@ -30,8 +23,9 @@ from eqr.config import (
     recipe_from_dict,
     recipe_names,
 )
+from eqr.console import Device, Json, Profile, Seed, Settings, StoreDir, emit, fail, progress, say
 from eqr.store import Store, StoreError
-from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.task import ProblemError, task_to_dict
 from eqr.train import Event, TrainingError, best_device
 
 app = typer.Typer(
@@ -41,9 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Equilibrium Reasoners: build data, train, evaluate, solve, and make the book.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets.")
-app.add_typer(data_app, name="data")
-err = Console(stderr=True)
+app.add_typer(cli_data.app, name="data")
 
 ERRORS = (
     ConfigError,
@@ -52,19 +44,8 @@ ERRORS = (
     ProblemError,
     data.DataError,
     checkpoint.CheckpointError,
+    OSError,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Profile = Annotated[str, typer.Option(help="smoke, laptop or paper.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random stream.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Replace a setting, as key=value; repeatable."),
-]
-StoreDir = Annotated[
-    Path | None, typer.Option(help="Where runs are kept [default: $EQR_STORE or build/store].")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 
 
 def main() -> None:
@@ -72,38 +53,11 @@ def main() -> None:
     try:
         app()
     except ERRORS as error:
-        err.print(
-            f"[red]error:[/red] {' '.join(str(error).split())}", highlight=False, soft_wrap=True
-        )
+        say(f"error: {' '.join(str(error).split())}", "red")
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("stopped; run the same command again to go on")
+        say("stopped; run the same command again to go on")
         sys.exit(130)
-
-
-def fail(error: Exception) -> NoReturn:
-    """Print an error that needs several lines (a book's faults) and exit with status 1."""
-    err.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(1) from error
-
-
-def emit(values: Any) -> None:
-    """One JSON value on standard output."""
-    print(json.dumps(values))
-
-
-@contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; call it with (done, of). Silent without a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def pick_device(name: str) -> str:
@@ -127,137 +81,6 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     if not values or values[0] < 1:
         raise ConfigError(f"{option} {text!r} must be whole numbers from 1, as in {option} 1,4,16")
     return values
-
-
-# ------------------------------------------------------------------------------------------ data
-
-
-@data_app.command("build")
-def data_build(
-    out: Annotated[Path, typer.Argument(help="Directory to make.")],
-    kind: Annotated[str, typer.Option(help="sudoku or maze.")] = "sudoku",
-    setting: Settings = None,
-    recipe: Annotated[str | None, typer.Option(help="Take task and sizes from a recipe.")] = None,
-    profile: Profile = "laptop",
-    train: Annotated[int, typer.Option(min=1, help="Training problems.")] = 1000,
-    test: Annotated[int, typer.Option(min=1, help="Test problems.")] = 512,
-    seed: Seed = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Generate a data set whose splits share no solution up to symmetry.
-
-    Example: eqr data build my/sudoku6 -s box_height=2 -s box_width=3 -s clues_min=9 -s clues_max=10
-    """
-    if recipe:
-        found = load_recipe(recipe, profile)
-        task, config = found.task, found.data
-    else:
-        task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
-        config = DataConfig(train=train, test=test, seed=seed)
-    if out.exists() and not overwrite:
-        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
-    with progress("generating") as bar:
-        built = data.build(task, config, bar)
-    data.save(built, out, overwrite=overwrite)
-    report_data(out, built, as_json)
-
-
-@data_app.command("import")
-def data_import(
-    source: Annotated[
-        str, typer.Argument(help="A directory, or hub:sudoku-extreme, or hub:eqr-data/FOLDER.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Directory to make.")],
-    kind: Annotated[str, typer.Option(help="Task of official npy arrays.")] = "sudoku",
-    setting: Settings = None,
-    train: Annotated[int, typer.Option(min=0, help="Training problems to keep; 0: all.")] = 1000,
-    test: Annotated[int, typer.Option(min=0, help="Test problems to keep; 0: all.")] = 0,
-    subsample: Annotated[str, typer.Option(help="random (seeded) or first.")] = "random",
-    seed: Seed = 0,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Import Sudoku-Extreme CSV files, or the official npy arrays, from a folder or the hub.
-
-    A folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
-
-    Examples: eqr data import hub:sudoku-extreme my/extreme --test 2048;
-    eqr data import downloads/maze-unique my/maze30 --kind maze -s height=30 -s width=30
-    """
-    if out.exists() and not overwrite:
-        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
-    sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
-    task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(source)
-        if source.startswith("hub:"):
-            name, _, part = source.removeprefix("hub:").partition("/")
-            if name == "sudoku-extreme":
-                files = ["train.csv", "test.csv"]
-                directory = data.download(data.HUB_CSV, files, Path(folder))
-            elif name == "eqr-data" and part:
-                arrays = ("inputs", "labels", "group_indices")
-                files = [f"{part}/{s}/all__{a}.npy" for s in data.SPLITS for a in arrays]
-                directory = data.download(data.HUB_NPY, files, Path(folder)) / part
-            else:
-                raise data.DataError(
-                    f"{source}: not known; use hub:sudoku-extreme or hub:eqr-data/FOLDER"
-                )
-        if (directory / "train.csv").is_file():
-            imported = data.import_sudoku_csv(directory, **sizes)
-        elif (directory / "train").is_dir():
-            imported = data.import_npy(directory, task, **sizes)
-        else:
-            raise data.DataError(f"{directory}: holds neither train.csv nor train/all__inputs.npy")
-    data.save(imported, out, overwrite=overwrite)
-    report_data(out, imported, as_json)
-
-
-def report_data(out: Path, built: data.Dataset, as_json: bool) -> None:
-    """Say what a data command has written."""
-    values = {
-        "path": str(out),
-        "task": task_to_dict(built.task),
-        "train": len(built.train),
-        "test": len(built.test),
-        "digest": built.digest,
-        "left_out_of_test": built.origin.get("left_out_of_test", 0),
-    }
-    if as_json:
-        emit(values)
-        return
-    print(f"{out}: {values['train']} training and {values['test']} test problems")
-    if values["left_out_of_test"]:
-        print(f"  {values['left_out_of_test']} test problems left out: solution seen in training")
-    print(f"  digest {built.digest}")
-
-
-@data_app.command("verify")
-def data_verify(
-    directories: Annotated[list[Path], typer.Argument(help="Data set directories.")],
-    as_json: Json = False,
-) -> None:
-    """Check hashes, labels, repeats, and that no test solution was trained on (up to symmetry).
-
-    Example: eqr data verify data/sudoku6 data/maze9
-    """
-    findings = {str(path): data.verify(path) for path in directories}
-    faults = {
-        path: {k: v for k, v in found.items() if v and ("_" in k)}
-        for path, found in findings.items()
-    }
-    if as_json:
-        emit(findings)
-    else:
-        for path, found in findings.items():
-            verdict = f"NOT SOUND {faults[path]}" if faults[path] else "sound"
-            print(f"{path}: {found['train']} + {found['test']} problems, {verdict}")
-    if any(faults.values()):
-        raise data.DataError("; ".join(f"{p}: {f}" for p, f in faults.items() if f))
-
-
-# ------------------------------------------------------------------------------- train and evaluate
 
 
 @app.command("train")
@@ -287,7 +110,7 @@ def train_command(
             if event.kind == "eval" and not as_json:
                 exact = {k: v for k, v in event.metrics.items() if k.startswith("exact_")}
                 text = "  ".join(f"D={k[6:]}: {v:.1%}" for k, v in exact.items())
-                err.print(f"step {event.step}: {text}", highlight=False, markup=False)
+                say(f"step {event.step}: {text}")
 
         run = train_run(
             found,
@@ -302,7 +125,7 @@ def train_command(
     elif run:
         print(path)
     else:
-        err.print("stopped early; run the same command again to go on")
+        say("stopped early; run the same command again to go on")
 
 
 @app.command("eval")
@@ -340,6 +163,8 @@ def eval_command(
             raise ConfigError(
                 f"--select {name!r} is not known{near_miss(name, evaluate.SELECTIONS)}"
             )
+    if out and not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     loaded = checkpoint.load_model(model, pick_device(device))
     test = evaluation_data(loaded, model, dataset, Store(store)).test
     with progress("evaluating") as bar:
@@ -370,10 +195,10 @@ def evaluation_data(
         )
     found = data.load(directory)
     ours, theirs = loaded.task, found.task
-    if (ours.kind, ours.height, ours.width) != (theirs.kind, theirs.height, theirs.width):
+    if not ours.same_board(theirs):
         raise data.DataError(
-            f"{directory}: a {theirs.height}×{theirs.width} {theirs.kind} does not fit {model}, "
-            f"which was trained on {ours.height}×{ours.width} {ours.kind}"
+            f"{directory}: its problems are {task_to_dict(theirs)}, which does not fit {model}, "
+            f"made for {task_to_dict(ours)}"
         )
     return found
 
@@ -561,9 +386,6 @@ def book_command(
     """
     from eqr.book import BookError
     from eqr.runner import make_book
-
-    def say(line: str) -> None:
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
 
     if profile not in PROFILES:
         raise ConfigError(f"--profile {profile!r} is not known{near_miss(profile, PROFILES)}")

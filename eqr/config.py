@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -115,6 +116,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(self.train >= 1, "data.train", "must be at least 1")
         _require(self.test >= 1, "data.test", "must be at least 1")
+        _require(self.seed >= 0, "data.seed", "must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,7 @@ class EvalConfig:
         _require(self.breadth >= 1, "eval.breadth", "must be at least 1")
         _require(self.noise >= 0, "eval.noise", "must not be negative")
         _require(self.window >= 1, "eval.window", "must be at least 1")
+        _require(self.seed >= 0, "eval.seed", "must not be negative")
         _require(self.problems is None or self.problems >= 1, "eval.problems", "must be at least 1")
 
 
@@ -192,6 +195,9 @@ class Recipe:
     train: TrainConfig
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", "must not be negative")
 
 
 def _require(condition: bool, name: str, rule: str) -> None:
@@ -223,6 +229,8 @@ def _check_type(value: Any, hint: Any, name: str) -> Any:
         return tuple(_check_type(v, args[0], f"{name}[{i}]") for i, v in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} = {value} must be a finite number")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{name} = {value!r} must be {hint.__name__}")
     return value
@@ -234,6 +242,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: names the key as ``where.key`` and suggests the near miss.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} = {values!r} must be a section of settings")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
@@ -274,6 +284,8 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
     for key in ("name", "task", "model", "train"):
         if key not in values:
             raise ConfigError(f"{where}: {key} is missing; add it")
+    if not isinstance(values["task"], Mapping):
+        raise ConfigError(f"{where}: task = {values['task']!r} must be a section of settings")
     try:
         task = task_from_dict(dict(values["task"]))
     except ValueError as error:

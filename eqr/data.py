@@ -1,4 +1,4 @@
-"""Data sets on disk: build, import, verify by hash, load (chapter *The tasks and their data*).
+"""Data sets on disk: build, verify by hash, load (chapter *The tasks and their data*).
 
 A data set is a directory: ``train_inputs.npy``, ``train_labels.npy``, ``train_rating.npy``, the
 same for ``test``, and ``manifest.json`` with the task, how the problems came about, their numbers,
@@ -7,7 +7,6 @@ and the sha256 of each array file. No test solution is a symmetric image of a tr
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -20,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from eqr.config import DataConfig, Recipe, digest
+from eqr.config import SEMANTICS, DataConfig, Recipe, digest
 from eqr.streams import stream_seed
-from eqr.sudoku import Sudoku
-from eqr.task import ProblemError, Problems, Task, task_from_dict, task_to_dict
+from eqr.task import Problems, Task, task_from_dict, task_to_dict
 
 PROJECT = Path(__file__).parents[1]
 ARRAYS = ("inputs", "labels", "rating")
@@ -78,7 +76,8 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
     side: dict[bytes, str] = {}  # group -> split
     seen: set[bytes] = set()
     seed = stream_seed(config.seed, "problems")
-    chunk, start, idle = config.train + config.test, 0, 0
+    # A small first pool could hold one group only, by chance.
+    chunk, start, idle = max(64, config.train + config.test), 0, 0
     while any(count[split] < wanted[split] for split in SPLITS):
         pool = task.generate(chunk, seed, start)
         start += chunk
@@ -94,7 +93,7 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
                 seen.add(problem)
                 rows[split].append(row)
         for split in SPLITS:
-            found[split].append(_rows(pool, rows[split]))
+            found[split].append(take_rows(pool, rows[split]))
             count[split] += len(rows[split])
         idle = 0 if any(rows.values()) else idle + 1
         if idle == 20:
@@ -128,7 +127,8 @@ def _deal(keys: list[bytes], config: DataConfig, wanted: dict[str, int]) -> dict
     return side
 
 
-def _rows(problems: Problems, rows: Iterable[int]) -> Problems:
+def take_rows(problems: Problems, rows: Iterable[int]) -> Problems:
+    """The problems at the given indices, in their order."""
     index = np.asarray(list(rows), dtype=np.int64)
     return Problems(*(getattr(problems, name)[index] for name in ARRAYS))
 
@@ -166,6 +166,7 @@ def save(dataset: Dataset, directory: Path, *, overwrite: bool = False) -> Path:
             "digest": dataset.digest,
             "files": files,
         }
+        manifest["seal"] = digest(manifest)  # of all the above
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.chmod(0o755)
         if directory.exists():
@@ -188,12 +189,15 @@ def load(directory: Path) -> Dataset:
         raise DataError(f"{directory}: no data set here ({MANIFEST} is missing)")
     try:
         manifest = json.loads(path.read_text())
-        files, sizes = manifest["files"], manifest["sizes"]
+        seal = manifest.pop("seal")
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']!r}, wanted {FORMAT!r}")
+        if digest(manifest) != seal:
+            raise ValueError("altered, it does not match its seal")
+        files, sizes, origin = manifest["files"], manifest["sizes"], manifest["origin"]
         task = task_from_dict(manifest["task"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); build or import the data set anew") from error
-    if manifest.get("format") != FORMAT:
-        raise DataError(f"{path}: format {manifest.get('format')!r}, wanted {FORMAT!r}")
     splits = {}
     for split in SPLITS:
         arrays = {}
@@ -209,7 +213,7 @@ def load(directory: Path) -> Dataset:
         if arrays["inputs"].shape[1] != task.seq_len:
             raise DataError(f"{path}: task does not fit {split}_inputs.npy; restore it")
         splits[split] = Problems(**arrays)
-    dataset = Dataset(task, splits["train"], splits["test"], manifest["origin"])
+    dataset = Dataset(task, splits["train"], splits["test"], origin)
     if dataset.digest != manifest.get("digest"):
         raise DataError(f"{path}: digest does not match the arrays; restore it")
     return dataset
@@ -245,7 +249,8 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
     """
     config = recipe.data
     if config.source == "generate":
-        name = digest([task_to_dict(recipe.task), config.train, config.test, config.seed])
+        named = [task_to_dict(recipe.task), config.train, config.test, config.seed]
+        name = digest([*named, SEMANTICS])
         directory = cache / name
         if not directory.exists():
             save(build(recipe.task, config, progress), directory)
@@ -265,185 +270,9 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
                 f"{directory}: has {len(getattr(dataset, split))} {split} problems, but "
                 f"data.{split} = {getattr(config, split)}; lower it"
             )
-    train, test = (_rows(getattr(dataset, s), range(getattr(config, s))) for s in SPLITS)
+    train, test = (take_rows(getattr(dataset, s), range(getattr(config, s))) for s in SPLITS)
     return Dataset(dataset.task, train, test, dataset.origin)
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# ----------------------------------------------------------------------------------- importing
-
-HUB_CSV = "sapientinc/sudoku-extreme"
-HUB_NPY = "locuslab/EqR-data"
-
-
-def import_sudoku_csv(
-    source: Path,
-    *,
-    train: int | None = 1000,
-    test: int | None = None,
-    subsample: str = "random",
-    seed: int = 0,
-) -> Dataset:
-    """Read ``train.csv`` and ``test.csv`` with the columns ``source,question,answer,rating``.
-
-    Args:
-        source: a directory with both files (the schema of Sudoku-Extreme).
-        train, test: how many to keep of each; None keeps all.
-        subsample: ``"random"`` (seeded, order kept) or ``"first"``.
-        seed: of the subsample.
-
-    Test puzzles whose solution is a symmetric image of a training solution are left out, and the
-    manifest says how many.
-
-    Raises:
-        DataError: a file or column is missing, or a row is malformed (names file and line).
-    """
-    task = Sudoku()
-    found = {}
-    for split in SPLITS:
-        problems = _read_sudoku_csv(Path(source) / f"{split}.csv", task)
-        found[split] = _subsample(problems, {"train": train, "test": test}[split], subsample, seed)
-    origin = {"kind": "csv", "source": str(Path(source).name), "subsample": subsample, "seed": seed}
-    return _disjoint(task, found, origin)
-
-
-def import_npy(
-    source: Path,
-    task: Task,
-    *,
-    train: int | None = 1000,
-    test: int | None = None,
-    subsample: str = "random",
-    seed: int = 0,
-) -> Dataset:
-    """Read the official arrays: ``{train,test}/all__inputs.npy`` and ``all__labels.npy``.
-
-    Training arrays hold each problem followed by its augmentations; where
-    ``all__group_indices.npy`` says so, only the first of each group is kept, since eqr augments
-    while it trains. Arguments and errors as :func:`import_sudoku_csv`.
-    """
-    found = {}
-    for split in SPLITS:
-        arrays = {}
-        for name in ("inputs", "labels"):
-            path = Path(source) / split / f"all__{name}.npy"
-            arrays[name] = _load_npy(path)
-            if arrays[name].ndim != 2 or arrays[name].shape[1] != task.seq_len:
-                raise DataError(
-                    f"{path}: shape {arrays[name].shape} does not fit {task.seq_len} tokens; "
-                    "name the task that fits"
-                )
-            if arrays[name].min() < 0 or arrays[name].max() >= task.vocab_size:
-                raise DataError(f"{path}: tokens outside 0..{task.vocab_size - 1}")
-        rows = np.arange(len(arrays["inputs"]))
-        groups = Path(source) / split / "all__group_indices.npy"
-        if groups.is_file():
-            rows = _load_npy(groups)[:-1].astype(np.int64)
-        inputs, labels = (arrays[n][rows].astype(np.uint8) for n in ("inputs", "labels"))
-        wrong = ~task.check(inputs, labels)
-        if wrong.any():
-            raise DataError(
-                f"{Path(source) / split}: the label of problem {int(np.argmax(wrong))} breaks the "
-                f"rules of {task.kind}; {int(wrong.sum())} such"
-            )
-        problems = Problems(inputs, labels, np.zeros(len(inputs), np.int32))
-        found[split] = _subsample(problems, {"train": train, "test": test}[split], subsample, seed)
-    origin = {"kind": "npy", "source": str(Path(source).name), "subsample": subsample, "seed": seed}
-    return _disjoint(task, found, origin)
-
-
-def download(repo: str, files: Iterable[str], directory: Path) -> Path:
-    """Fetch files of a data set repository from the Hugging Face hub into ``directory``.
-
-    Raises:
-        DataError: the hub cannot be reached or does not have the file.
-    """
-    from huggingface_hub import hf_hub_download  # only needed here, and slow to import
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    for name in files:
-        try:
-            hf_hub_download(repo, name, repo_type="dataset", local_dir=directory)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(
-                f"{repo}/{name}: cannot be downloaded ({reason}); check the network, or download "
-                "it elsewhere and give the local path"
-            ) from error
-    return directory
-
-
-def _read_sudoku_csv(path: Path, task: Sudoku) -> Problems:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    columns = ["source", "question", "answer", "rating"]
-    inputs, labels, rating = [], [], []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != columns:
-            raise DataError(f"{path}: columns {reader.fieldnames}, expected {','.join(columns)}")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            for field, target in (("question", inputs), ("answer", labels)):
-                text = row[field] or ""
-                if len(text) != task.seq_len:
-                    raise DataError(
-                        f"{where}: {field} has {len(text)} characters, expected {task.seq_len}"
-                    )
-                codes = np.frombuffer(text.replace(".", "0").encode("latin-1", "replace"), np.uint8)
-                if ((codes < ord("0")) | (codes > ord("9"))).any():
-                    raise DataError(f"{where}: {field} may hold only digits and '.'")
-                target.append(codes - ord("0") + 1)
-            if not (row["rating"] or "").isdigit():
-                raise DataError(f"{where}: rating {row['rating']!r} is not a whole number")
-            rating.append(min(int(row["rating"]), np.iinfo(np.int32).max))
-    if not inputs:
-        raise DataError(f"{path}: holds no puzzles")
-    problems = Problems(
-        np.stack(inputs).astype(np.uint8),
-        np.stack(labels).astype(np.uint8),
-        np.asarray(rating, np.int32),
-    )
-    wrong = ~task.check(problems.inputs, problems.labels)
-    if wrong.any():
-        line = int(np.argmax(wrong)) + 2
-        raise DataError(f"{path}, line {line}: answer does not solve question; mend or remove it")
-    return problems
-
-
-def _load_npy(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a readable array ({error})") from error
-
-
-def _subsample(problems: Problems, n: int | None, how: str, seed: int) -> Problems:
-    if how not in ("random", "first"):
-        raise DataError(f"subsample = {how!r} must be 'random' or 'first'")
-    if n is None or n >= len(problems):
-        return problems
-    if how == "first":
-        return _rows(problems, range(n))
-    draw = np.random.default_rng(stream_seed(seed, "subsample"))
-    return _rows(problems, np.sort(draw.choice(len(problems), n, replace=False)))
-
-
-def _disjoint(task: Task, found: dict[str, Problems], origin: dict[str, Any]) -> Dataset:
-    """A data set of both splits, less the test problems whose solution training has seen."""
-    trained = set(task.symmetry_key(found["train"].inputs, found["train"].labels))
-    test = found["test"]
-    keys = task.symmetry_key(test.inputs, test.labels)
-    kept = [row for row, key in enumerate(keys) if key not in trained]
-    if not kept:
-        raise DataError("every test problem shares its solution with training, up to symmetry")
-    origin = {**origin, "left_out_of_test": len(test) - len(kept)}
-    return Dataset(task, found["train"], _rows(test, kept), origin)
-
-
-__all__ = ["DataError", "Dataset", "ProblemError", "build", "for_recipe", "load", "save", "verify"]

@@ -34,6 +34,11 @@ class Trained:
     def model(self):
         return self.checkpoint.model
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of the training, all sessions of a resumed run together."""
+        return json.loads(self.run.file("timing.json").read_text())["seconds"]
+
     def log(self, kind: str) -> pd.DataFrame:
         """Rows of the training log: ``"log"`` (losses) or ``"eval"`` (held-out accuracy)."""
         lines = self.run.file("log.jsonl").read_text().splitlines()
@@ -83,12 +88,10 @@ def train_run(
         for event in events:
             if on_event:
                 on_event(event)
-        done = (directory / "model.safetensors").exists()
-        if done:
-            (directory / "resume.safetensors").unlink(missing_ok=True)
-        return done
+        return (directory / "model.safetensors").exists()
 
-    return store.obtain("train", {"recipe": to_dict(recipe), "data": problems.digest}, make)
+    config = {"recipe": to_dict(recipe), "data": problems.digest}
+    return store.obtain("train", config, make, scratch=["resume.safetensors"])
 
 
 def trained(

@@ -64,7 +64,8 @@ def finish(
     parts += [f"commit {commit()}"]
     lines = [" · ".join(parts)]
     lines += [" · ".join(ids[i : i + 3]) for i in range(0, len(ids), 3)]
-    fig.supxlabel("\n".join(lines), fontsize=7, color="0.4", x=0.01, ha="left")
+    size = 0.8 * fig.get_figwidth()  # about 8 points once scaled to the width of a page
+    fig.supxlabel("\n".join(lines), fontsize=size, color="0.4", x=0.01, ha="left")
     return fig
 
 

@@ -7,7 +7,7 @@ shortest paths but one label break the attractor landscape). Tokens are those of
 A maze cell stands on odd coordinates and the wall or passage between two cells takes a token of
 its own. On an even-sized board the last row or column is wall, so 30×30 holds a maze of 29×29
 tokens, 14×14 cells. A path's *length* is its number of steps from S to G, which is one more than
-its number of ``o`` tokens; between cells it is even.
+its number of ``o`` tokens.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from eqr.task import (
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 ATTEMPTS = 2_000  # mazes carved for one problem before the request is called out of reach
 STARTS = 8  # start cells tried in one maze
+PATIENCE = 50  # mazes carved for one path length before another length is drawn
 
 
 # --- Paths ----------------------------------------------------------------------------------------
@@ -144,33 +145,35 @@ def _open_walls(height, width, count, stream, tokens):
 
 
 @njit(cache=True)
-def _generate(seed, index, height, width, low, high, loops, attempts, tokens, label):
+def _generate(seed, index, height, width, low, high, even, loops, attempts, tokens, label):
     """Fill ``tokens`` and ``label`` (S,) with problem ``index`` of ``seed``.
 
-    Returns (path length or 0 where no attempt reached low .. high, shortest, longest met).
+    ``even``: the path length is drawn evenly from low .. high before anything else; otherwise it is
+    that of a random goal in the range. Returns (path length, or 0 where no attempt reached
+    low .. high; shortest, longest met).
     """
     stream = random_stream(seed, index)
     steps, paths = np.empty(tokens.size, np.int64), np.empty(tokens.size, np.float64)
     goals = np.empty(tokens.size, np.int64)
-    rows, columns = (height - 1) // 2, (width - 1) // 2
     shortest, longest = tokens.size, 0
-    for _ in range(attempts):
+    least, most = low, high
+    for attempt in range(attempts):
+        if even and attempt % PATIENCE == 0:
+            least = most = low + random_below(stream, high - low + 1)
         _carve(height, width, stream, tokens)
         _open_walls(height, width, loops, stream, tokens)
+        free = np.flatnonzero(tokens == OPEN)
         for _start in range(STARTS):
-            row, column = random_below(stream, rows), random_below(stream, columns)
-            start, found = (2 * row + 1) * width + 2 * column + 1, 0
+            start, found = free[random_below(stream, free.size)], 0
             _flood(tokens == OPEN, height, width, start, steps, paths)
-            for row in range(1, 2 * rows, 2):
-                for column in range(1, 2 * columns, 2):
-                    cell = row * width + column
-                    # With loops, only goals whose answer is ambiguous will do.
-                    if cell != start and (loops == 0 or paths[cell] > 1):
-                        shortest = min(shortest, steps[cell])
-                        longest = max(longest, steps[cell])
-                        if low <= steps[cell] <= high:
-                            goals[found] = cell
-                            found += 1
+            for cell in free:
+                # With loops, only goals whose answer is ambiguous will do.
+                if cell != start and (loops == 0 or paths[cell] > 1):
+                    shortest = min(shortest, steps[cell])
+                    longest = max(longest, steps[cell])
+                    if least <= steps[cell] <= most:
+                        goals[found] = cell
+                        found += 1
             if found > 0:
                 goal = goals[random_below(stream, found)]
                 tokens[start], tokens[goal] = START, GOAL
@@ -220,6 +223,8 @@ def _symmetries(height: int, width: int) -> np.ndarray:
 class Maze(Task):
     """Mazes whose shortest path from S to G takes path_min .. path_max steps (None: any number).
 
+    S and G stand on any open cells. Where ``path_max`` is given, the length of the path is drawn
+    evenly from the range, as in the official data; otherwise a goal is drawn from those far enough.
     ``loops`` = 0 makes perfect mazes, where every path is unique. ``loops`` > 0 opens that many
     more walls, keeps only problems with several shortest paths, and labels each with one of them,
     drawn evenly. Maze-Unique is ``Maze(30, 30, 100, 140)``. Raises ProblemError for ranges that no
@@ -240,10 +245,10 @@ class Maze(Task):
             raise ProblemError(f"{self.height}x{self.width} holds no two cells: use 3x5 or more")
         low, high = self.path_range
         longest = 2 * (rows * columns - 1)
-        if low > high or low > longest or high < 2 or (low == high and low % 2):
+        if low > high or low > longest or low < 1:
+            wanted = f"{low} to {high}" if self.path_max is not None else f"{low} or more"
             raise ProblemError(
-                f"no path of {low} to {high} steps: on {self.height}x"
-                f"{self.width} they have an even number from 2 to {longest}"
+                f"no path of {wanted} steps: on {self.height}x{self.width} they have 1 to {longest}"
             )
         spare = (rows - 1) * (columns - 1)
         if not 0 <= self.loops <= spare:
@@ -267,7 +272,8 @@ class Maze(Task):
         inputs = np.zeros((n, self.seq_len), np.uint8)
         labels, lengths = np.zeros_like(inputs), np.zeros(n, np.int32)
         low, high = self.path_range
-        rules = (self.height, self.width, low, high, self.loops, ATTEMPTS)
+        even = self.path_max is not None
+        rules = (self.height, self.width, low, high, even, self.loops, ATTEMPTS)
         for i in range(n):  # one call a maze, so that Ctrl-C gets through
             stream = (np.uint64(seed % 2**64), np.uint64(start + i))
             lengths[i], shortest, longest = _generate(*stream, *rules, inputs[i], labels[i])

@@ -175,9 +175,10 @@ class Attention(nn.Module):
 
     def _rotate(self, h: Tensor) -> Tensor:
         """Rotate pairs (j, j + half) inside each of the one or two parts of the head."""
-        parts = h.float().unflatten(-1, (self.rope_parts, 2, -1))
+        wide = h if h.dtype == torch.float64 else h.float()
+        parts = wide.unflatten(-1, (self.rope_parts, 2, -1))
         swapped = torch.stack((-parts[..., 1, :], parts[..., 0, :]), dim=-2).flatten(-3)
-        return (h * self.cos + swapped * self.sin).to(h.dtype)
+        return (wide * self.cos + swapped * self.sin).to(h.dtype)
 
 
 def rope_table(size: int, height: int, width: int, kind: str) -> tuple[Tensor, Tensor]:

@@ -42,9 +42,9 @@ def rollout(
 ) -> Iterator[Iteration]:
     """Run ``breadth`` trajectories of every problem for ``depth`` outer iterations.
 
-    Each (problem, restart) owns a random stream for its start and its noise, so its trajectory does
-    not depend on ``rows`` or on which other problems are asked for (up to the rounding of matrix
-    products of another size).
+    Each (index in ``inputs``, restart) owns a random stream for its start and its noise: a
+    trajectory does not depend on ``rows``, on ``breadth``, or on the problems that follow it (up to
+    the rounding of matrix products of another size).
 
     Args:
         model: the operator.

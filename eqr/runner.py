@@ -59,7 +59,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
             raise ConfigError(f"{notebook}: has no parameter {name!r}{near_miss(name, known)}")
 
 
-def execute(notebook: Path, out: Path, parameters: Mapping[str, Any], threads: int = 1) -> Path:
+def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
     """Execute a notebook with other parameters; ``out`` appears complete or not at all.
 
     Raises:
@@ -67,13 +67,12 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any], threads: i
         eqr.book.BookError: a cell failed; the partial notebook is kept beside ``out`` for reading.
     """
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
 
     check_parameters(notebook, parameters)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.stem}.partial.ipynb")
-    # The kernel inherits these. One thread a process: two processes with two threads each on two
-    # cores are ten times slower than with one.
-    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(threads)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -89,6 +88,8 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any], threads: i
             f"{notebook.name}: cell {error.exec_count} failed with {error.ename}: {error.evalue}",
             [f"read it in {temporary}"],
         ) from error
+    except (DeadKernelError, NoSuchKernel) as error:
+        raise book.BookError(f"{notebook.name}: its kernel died or is missing: {error}") from error
     book.check_notebook(temporary)
     temporary.replace(out)
     return out
@@ -125,9 +126,8 @@ def train_models(profile: str, seed: int, store: Store, jobs: int, say: Say) -> 
         began = time.monotonic()
         command = [sys.executable, "-m", "eqr.cli", "train", name, "--profile", profile]
         command += ["--seed", str(seed), "--store", str(store.root)]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=one_thread
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
             last = ""
             for line in process.stderr:
@@ -162,6 +162,9 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
             "recipes with `eqr train NAME --profile paper --device cuda`"
         )
     began = time.monotonic()
+    # Kernels and training processes inherit these. One thread each: two processes with two threads
+    # each on two cores are ten times slower than with one.
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
     store = Store()
     say(f"[1/3] models of profile {profile}")
     train_models(profile, seed, store, jobs, say)

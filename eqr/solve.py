@@ -72,27 +72,32 @@ def solve(
         depth, breadth, noise, seed: of the rollouts.
         tolerance: residual below which a trajectory counts as converged.
     """
-    steps = rollout(
+    residual = np.zeros((depth, breadth), np.float32)
+    best = 0
+    kept: tuple[list, list] = ([], [])
+    for it in rollout(
         model,
         torch.as_tensor(inputs)[None],
         depth=depth,
         breadth=breadth,
         noise=noise,
         seed=seed,
-        rows=breadth,
-    )
-    answers, confidence, residuals = [], [], []
-    for it in steps:
-        confidence.append(it.step.logits.softmax(-1).amax(-1).cpu().numpy())
+    ):
+        if it.depth == 1:  # of a new chunk of restarts
+            answers, confidence = [], []
         answers.append(it.step.answer.cpu().numpy().astype(np.uint8))
-        residuals.append(it.residual.cpu().numpy())
-    residual = np.stack(residuals)  # (D, B)
-    best = int(residual[-1].argmin())
-    path = np.stack(answers)[:, best]  # (D, S)
+        confidence.append(it.step.logits.softmax(-1).amax(-1).cpu().numpy())
+        residual[it.depth - 1, it.restart] = it.residual.cpu().numpy()
+        if it.depth == depth:
+            own = int(residual[-1, it.restart].argmin())
+            if not kept[0] or residual[-1, it.restart[own]] < residual[-1, best]:
+                best = int(it.restart[own])
+                kept = [a[own] for a in answers], [c[own] for c in confidence]
+    path = np.stack(kept[0])  # (D, S)
     return Solution(
         inputs=np.asarray(inputs),
         answers=path,
-        confidence=np.stack(confidence)[:, best],
+        confidence=np.stack(kept[1]),
         residuals=residual[:, best],
         all_residuals=residual,
         restart=best,

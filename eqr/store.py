@@ -16,7 +16,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,7 +76,9 @@ class Store:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             files = dict(manifest["files"])
-        except (OSError, ValueError, KeyError) as error:
+            if manifest["id"] != run_id:
+                raise ValueError(f"it belongs to {manifest['id']}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{path / MANIFEST}: damaged ({error}); delete {path} to make it anew"
             ) from error
@@ -88,13 +90,18 @@ class Store:
         return Run(run_id, path, manifest)
 
     def obtain(
-        self, kind: str, config: Mapping[str, Any], make: Callable[[Path], bool | None]
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        make: Callable[[Path], bool | None],
+        scratch: Sequence[str] = (),
     ) -> Run | None:
         """The run of this configuration; made by ``make(directory)`` unless it is there already.
 
         ``make`` gets a directory that outlives a crash, so that it can resume; it returns False to
         say that it stopped early and wants to go on another time (then the result is None). Of two
-        processes that want the same run, one makes it and the other waits.
+        processes that want the same run, one makes it and the other waits. Files named in
+        ``scratch`` are not part of the run; they go once it is complete.
         """
         run_id = self.run_id(kind, config)
         with self._lock(run_id):
@@ -111,7 +118,7 @@ class Store:
                 "kind": kind,
                 "config": dict(config),
                 "semantics": SEMANTICS,
-                "files": {k: v for k, v in files.items() if k != MANIFEST},
+                "files": {k: v for k, v in files.items() if k not in (MANIFEST, *scratch)},
                 "provenance": provenance() | {"finished": _utc(), "seconds": time.time() - began},
             }
             (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -120,6 +127,8 @@ class Store:
                 os.fsync(descriptor)
                 os.close(descriptor)
             os.replace(work, self.root / run_id)
+            for name in scratch:
+                (self.root / run_id / name).unlink(missing_ok=True)
             return self.get(run_id)
 
     @contextlib.contextmanager

@@ -1,20 +1,18 @@
-"""Sudoku of any box shape up to 16 symbols: solver, generator, symmetries, checker and drawing.
+"""Sudoku of any box shape up to 16 symbols: rules, generation, symmetries, checker and drawing.
 
 Serves the Sudoku experiments (paper, section 4). Tokens are those of Sudoku-Extreme's official
-encoding: 0 padding, 1 blank, 2 .. side + 1 the digits. Inside the solver a digit is one bit and a
-blank is 0, so that the candidates of a cell are a single ``and`` of three masks.
+encoding: 0 padding, 1 blank, 2 .. side + 1 the digits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 import torch
-from numba import njit
 
+from eqr import sudoku_solver as solver
 from eqr.task import (
     BLUE,
     INK,
@@ -24,10 +22,7 @@ from eqr.task import (
     Task,
     check_fields,
     check_rows,
-    mix64,
     paint_cells,
-    random_below,
-    random_stream,
 )
 
 SYMBOLS = "123456789ABCDEFG"
@@ -38,298 +33,6 @@ FEWEST_CLUES = {(2, 2): 4, (2, 3): 8, (3, 2): 8, (3, 3): 17}
 ATTEMPTS = 2_000  # grids tried for one puzzle before the request is called out of reach
 DIG_BUDGET = 20_000  # guesses spent on one uniqueness test; the clue stays where they do not do
 SOLVE_BUDGET = 2_000_000  # guesses before a user's puzzle is called undecided: seconds
-
-
-# --- Solver: singles, then a guess at the cell with the fewest candidates -------------------------
-
-
-@lru_cache
-def _geometry(box_height: int, box_width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of each unit (3 side, side) and units of each cell (S, 3): rows, columns, boxes."""
-    side = box_height * box_width
-    row, column = np.divmod(np.arange(side * side), side)
-    box = (row // box_height) * box_height + column // box_width
-    unit_of = np.stack([row, side + column, 2 * side + box], axis=1)
-    units = np.stack([np.flatnonzero((unit_of == unit).any(1)) for unit in range(3 * side)])
-    return units, unit_of
-
-
-@njit(cache=True)
-def _candidates(cell, missing, unit_of):
-    return missing[unit_of[cell, 0]] & missing[unit_of[cell, 1]] & missing[unit_of[cell, 2]]
-
-
-@njit(cache=True)
-def _place(cell, bit, cells, missing, unit_of):
-    cells[cell] = bit
-    for k in range(3):
-        missing[unit_of[cell, k]] ^= bit
-
-
-@njit(cache=True)
-def _fill_singles(cells, missing, units, unit_of, trail, placed):
-    """Place naked and hidden singles until none is left; cells placed go on the trail.
-
-    Returns (length of the trail, False where a cell or a digit is left without a place).
-    """
-    progress = True
-    while progress:
-        progress = False
-        for cell in range(cells.size):
-            if cells[cell] == 0:
-                options = _candidates(cell, missing, unit_of)
-                if options == 0:
-                    return placed, False
-                if options & (options - 1) == 0:
-                    _place(cell, options, cells, missing, unit_of)
-                    trail[placed] = cell
-                    placed += 1
-                    progress = True
-        if progress:
-            continue  # naked singles are cheaper: exhaust them first
-        for unit in range(units.shape[0]):
-            once = twice = 0
-            for j in range(units.shape[1]):
-                if cells[units[unit, j]] == 0:
-                    options = _candidates(units[unit, j], missing, unit_of)
-                    twice |= once & options
-                    once |= options
-            if once != missing[unit]:
-                return placed, False
-            hidden = once & ~twice
-            for j in range(units.shape[1]):
-                cell = units[unit, j]
-                if hidden != 0 and cells[cell] == 0:
-                    bit = _candidates(cell, missing, unit_of) & hidden
-                    if bit == 0:
-                        continue
-                    if bit & (bit - 1) != 0:  # two digits that only this cell could take
-                        return placed, False
-                    _place(cell, bit, cells, missing, unit_of)
-                    trail[placed] = cell
-                    placed += 1
-                    hidden ^= bit
-                    progress = True
-    return placed, True
-
-
-@njit(cache=True)
-def _fewest_candidates(cells, missing, unit_of, stream, shuffle):
-    """The blank cell with the fewest candidates (the first or any such), -1 if none is blank."""
-    best, fewest, ties = -1, 99, 0
-    for cell in range(cells.size):
-        if cells[cell] == 0:
-            options, count = _candidates(cell, missing, unit_of), 0
-            while options != 0 and count <= fewest:
-                options &= options - 1
-                count += 1
-            if count < fewest:
-                best, fewest, ties = cell, count, 1
-            elif shuffle and count == fewest:
-                ties += 1
-                if random_below(stream, ties) == 0:
-                    best = cell
-    return best
-
-
-@njit(cache=True)
-def _search(cells, units, unit_of, first, allowed, limit, budget, stream, shuffle, solution):
-    """Depth-first search for up to ``limit`` solutions of ``cells`` (S,) bits, which it restores.
-
-    ``first`` >= 0 branches at that cell first, among the bits ``allowed``. ``shuffle`` draws ties
-    and values from ``stream``. Returns (solutions found, or -1 past the budget; values guessed),
-    and leaves the first solution in ``solution`` (S,).
-    """
-    size, side = cells.size, units.shape[1]
-    missing = np.full(3 * side, (1 << side) - 1, np.int64)
-    for cell in range(size):
-        if cells[cell] != 0:
-            if _candidates(cell, missing, unit_of) & cells[cell] == 0:
-                return 0, 0  # the givens contradict each other
-            _place(cell, cells[cell], cells, missing, unit_of)
-    trail, placed = np.empty(size, np.int64), 0
-    branch_cell, branch_left = np.empty(size, np.int64), np.empty(size, np.int64)
-    branch_placed = np.empty(size, np.int64)
-    depth = found = guesses = 0
-    cell, descend = first, first < 0
-    if first >= 0:
-        branch_cell[0], branch_placed[0], depth = first, 0, 1
-        branch_left[0] = allowed & _candidates(first, missing, unit_of)
-    while True:
-        if descend:
-            placed, sound = _fill_singles(cells, missing, units, unit_of, trail, placed)
-            if sound:
-                cell = _fewest_candidates(cells, missing, unit_of, stream, shuffle)
-                if cell < 0:
-                    if found == 0:
-                        solution[:] = cells
-                    found += 1
-                else:
-                    branch_cell[depth], branch_placed[depth] = cell, placed
-                    branch_left[depth] = _candidates(cell, missing, unit_of)
-                    depth += 1
-        descend = True
-        while depth > 0 and branch_left[depth - 1] == 0:
-            depth -= 1
-        over = guesses >= budget
-        finished = depth == 0 or found == limit or over
-        floor = 0 if finished else branch_placed[depth - 1]
-        while placed > floor:  # take back what the last guess placed; at the end, everything
-            placed -= 1
-            _place(trail[placed], cells[trail[placed]], cells, missing, unit_of)
-            cells[trail[placed]] = 0
-        if finished:
-            return (-1 if over and depth > 0 and found < limit else found), guesses
-        cell, left = branch_cell[depth - 1], branch_left[depth - 1]
-        bit = left & -left
-        if shuffle:
-            skip = 0
-            for other in range(side):
-                if left >> other & 1:
-                    skip += 1
-                    if random_below(stream, skip) == 0:
-                        bit = 1 << other
-        branch_left[depth - 1] ^= bit
-        _place(cell, bit, cells, missing, unit_of)
-        trail[placed] = cell
-        placed += 1
-        guesses += 1
-
-
-@njit(cache=True)
-def _ratings(puzzles, units, unit_of, budget):
-    """Guesses spent on each puzzle (n, S) of bits until its solutions are exhausted."""
-    ratings, scratch = np.empty(len(puzzles), np.int32), np.empty(puzzles.shape[1], np.int64)
-    stream = np.zeros(1, np.uint64)
-    for i in range(len(puzzles)):
-        ratings[i] = _search(puzzles[i], units, unit_of, -1, 0, 2, budget, stream, False, scratch)[
-            1
-        ]
-    return ratings
-
-
-# --- Generator: a random full grid, then clues dug out while the solution stays unique ------------
-
-
-@njit(cache=True)
-def _generate(seed, index, units, unit_of, low, high, minimal, attempts, budget, puzzle, solution):
-    """Fill ``puzzle`` and ``solution`` (S,) bits with problem ``index`` of ``seed``.
-
-    Returns (clues left or 0 where no attempt reached low .. high, fewest and most clues met).
-    """
-    stream = random_stream(seed, index)
-    size, side = puzzle.size, units.shape[1]
-    target = 0 if minimal else low + random_below(stream, high - low + 1)
-    order, scratch = np.arange(size), np.empty(size, np.int64)
-    fewest, most = size, 0
-    for _ in range(attempts):
-        puzzle[:] = 0
-        found = 0
-        while found != 1:  # an unlucky start is dropped: rare, and only on 16 symbols
-            found, _guesses = _search(
-                puzzle, units, unit_of, -1, 0, 1, 4 * size, stream, True, solution
-            )
-        puzzle[:] = solution
-        for i in range(size - 1, 0, -1):
-            j = random_below(stream, i + 1)
-            order[i], order[j] = order[j], order[i]
-        clues, proven = size, True
-        for cell in order:
-            if clues == target:
-                break
-            puzzle[cell] = 0
-            # A second solution would have to differ in this cell: look for one that does.
-            others = ((1 << side) - 1) ^ solution[cell]
-            found, _guesses = _search(
-                puzzle, units, unit_of, cell, others, 1, budget, stream, False, scratch
-            )
-            if found == 0:
-                clues -= 1
-            else:
-                puzzle[cell] = solution[cell]
-                proven = proven and found == 1
-        fewest, most = min(fewest, clues), max(most, clues)
-        # Once through is enough for minimality: a clue needed among more clues is needed now.
-        if (low <= clues <= high and proven) if minimal else clues == target:
-            return clues, fewest, most
-    return 0, fewest, most
-
-
-# --- Symmetry invariant ---------------------------------------------------------------------------
-
-
-@njit(cache=True)
-def _cycle_type(top, bottom):
-    """A hash of the cycle type of the permutation that takes row ``top`` (side,) to ``bottom``."""
-    side = top.size
-    image, seen, total = np.empty(side, np.int64), np.zeros(side, np.bool_), np.uint64(0)
-    for j in range(side):
-        image[top[j]] = bottom[j]
-    for digit in range(side):
-        length = 0
-        while not seen[digit]:
-            seen[digit] = True
-            digit = image[digit]
-            length += 1
-        if length > 0:
-            total += mix64(np.uint64(length))
-    return mix64(total)
-
-
-@njit(cache=True)
-def _invariant(grid, given, box_height, box_width):
-    """A uint64 that relabelling and the row and column symmetries of ``grid`` (side, side) keep.
-
-    Colour refinement: a row starts from the cycle types between it and the others (within and
-    across bands), and rows, columns, digits and boxes then collect the colours of their cells.
-    Sums of hashes take the place of sorted multisets.
-    """
-    side, rounds = len(grid), 3
-    colours = np.zeros((4, side), np.uint64)  # of rows, columns, digits, boxes
-    types = np.zeros((2, side, side), np.uint64)
-    for axis in range(2):
-        lines = grid if axis == 0 else grid.T
-        depth = box_height if axis == 0 else box_width
-        for a in range(side):
-            for b in range(a):
-                near = np.uint64(1 + (a // depth == b // depth))
-                types[axis, a, b] = mix64(_cycle_type(lines[a], lines[b]) + near)
-                types[axis, b, a] = types[axis, a, b]
-    key = np.uint64(0)
-    for _ in range(rounds):
-        new = np.zeros((4, side), np.uint64)
-        key = np.uint64(0)
-        for row in range(side):
-            for column in range(side):
-                box = (row // box_height) * box_height + column // box_width
-                members = (row, column, grid[row, column], box)
-                colour = np.uint64(given[row, column])
-                for k in range(4):
-                    colour = mix64(colour + mix64(colours[k, members[k]] + np.uint64(k)))
-                key += colour
-                for k in range(4):
-                    new[k, members[k]] += colour
-        for axis in range(2):
-            for a in range(side):
-                for b in range(side):
-                    if a != b:
-                        new[axis, a] += mix64(types[axis, a, b] ^ mix64(colours[axis, b]))
-        for k in range(4):
-            for a in range(side):
-                colours[k, a] = mix64(colours[k, a] + mix64(new[k, a]))
-                key += mix64(colours[k, a] + np.uint64(k))
-    return mix64(key)
-
-
-@njit(cache=True)
-def _invariants(grids, given, box_height, box_width):
-    """Invariants (n,) uint64 of grids (n, side, side) with digits from 0."""
-    keys = np.empty(len(grids), np.uint64)
-    for i in range(len(grids)):
-        keys[i] = _invariant(grids[i], given[i], box_height, box_width)
-        if box_height == box_width:  # transposing is a symmetry too
-            keys[i] += _invariant(grids[i].T.copy(), given[i].T.copy(), box_height, box_width)
-    return keys
 
 
 # --- The task -------------------------------------------------------------------------------------
@@ -399,13 +102,13 @@ class Sudoku(Task):
         """Puzzles start .. start + n - 1 of the list that ``seed`` names; see ``Task.generate``."""
         puzzles = np.zeros((n, self.seq_len), np.int64)
         solutions = np.zeros_like(puzzles)
-        units, unit_of = _geometry(self.box_height, self.box_width)
+        units, unit_of = solver.geometry(self.box_height, self.box_width)
         low, high = self.clue_range
         stream_seed = np.uint64(seed % 2**64)
         for i in range(n):  # one call a puzzle, so that Ctrl-C gets through
             index = np.uint64(start + i)
             rules = (low, high, self.minimal, ATTEMPTS, DIG_BUDGET)
-            clues, fewest, most = _generate(
+            clues, fewest, most = solver.generate(
                 stream_seed, index, units, unit_of, *rules, puzzles[i], solutions[i]
             )
             if clues == 0:
@@ -414,7 +117,7 @@ class Sudoku(Task):
                     f"{ATTEMPTS:,} attempts (digging ended at {fewest} to {most}): "
                     "widen clues_min .. clues_max"
                 )
-        ratings = _ratings(puzzles, units, unit_of, SOLVE_BUDGET)
+        ratings = solver.ratings(puzzles, units, unit_of, SOLVE_BUDGET)
         return Problems(self._to_tokens(puzzles), self._to_tokens(solutions), ratings)
 
     def rating(self, inputs: np.ndarray) -> np.ndarray:
@@ -424,8 +127,8 @@ class Sudoku(Task):
         Searching to the end makes it independent of the digits' names and of lucky guesses.
         """
         (inputs,) = check_rows(self, inputs=inputs)
-        units, unit_of = _geometry(self.box_height, self.box_width)
-        return _ratings(self._to_bits(inputs), units, unit_of, SOLVE_BUDGET)
+        units, unit_of = solver.geometry(self.box_height, self.box_width)
+        return solver.ratings(self._to_bits(inputs), units, unit_of, SOLVE_BUDGET)
 
     def augment(
         self, inputs: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
@@ -468,10 +171,15 @@ class Sudoku(Task):
         labels = self._solutions(inputs, labels)
         return self._keys(labels, np.asarray(inputs) > 1)
 
+    def same_board(self, other: Task) -> bool:
+        """As for any task, and boxes of the same shape."""
+        boxes = self.box_height, self.box_width
+        return isinstance(other, Sudoku) and boxes == (other.box_height, other.box_width)
+
     def check(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """(n,) bool: every unit holds every digit once and the givens (n, S) stand."""
         inputs, answers = check_rows(self, inputs=inputs, answers=answers)
-        units, _ = _geometry(self.box_height, self.box_width)
+        units, _ = solver.geometry(self.box_height, self.box_width)
         bits, full = self._to_bits(answers), (1 << self.height) - 1
         valid = ((inputs == 1) | (inputs == answers)).all(1)
         for cells in units:
@@ -504,7 +212,7 @@ class Sudoku(Task):
         if len(text) != self.seq_len:
             raise ProblemError(f"{len(text)} characters; expected {self.seq_len} ({side}x{side})")
         tokens = np.array([known.find(char) + 2 for char in text], np.uint8)
-        units, _ = _geometry(self.box_height, self.box_width)
+        units, _ = solver.geometry(self.box_height, self.box_width)
         for unit, cells in enumerate(units):
             for token in range(2, side + 2):
                 twice = cells[tokens[cells] == token]
@@ -581,10 +289,10 @@ class Sudoku(Task):
     def _find(self, tokens: np.ndarray, limit: int) -> tuple[int, np.ndarray]:
         """(solutions found up to ``limit``, the first of them as tokens)."""
         (tokens,) = check_rows(self, tokens=np.asarray(tokens)[None])
-        units, unit_of = _geometry(self.box_height, self.box_width)
+        units, unit_of = solver.geometry(self.box_height, self.box_width)
         solution, stream = np.zeros(self.seq_len, np.int64), np.zeros(1, np.uint64)
         rest = (limit, SOLVE_BUDGET, stream, False, solution)
-        found, _ = _search(self._to_bits(tokens)[0], units, unit_of, -1, 0, *rest)
+        found, _ = solver.search(self._to_bits(tokens)[0], units, unit_of, -1, 0, *rest)
         if found < 0:
             raise ProblemError(f"undecided after {SOLVE_BUDGET:,} guesses: add givens")
         return found, self._to_tokens(solution)
@@ -597,5 +305,5 @@ class Sudoku(Task):
         return labels.astype(np.int64).reshape(-1, self.height, self.width) - 2
 
     def _keys(self, grids: np.ndarray, given: np.ndarray) -> list[bytes]:
-        keys = _invariants(grids, given.reshape(grids.shape), self.box_height, self.box_width)
+        keys = solver.invariants(grids, given.reshape(grids.shape), self.box_height, self.box_width)
         return [key.tobytes() for key in keys.astype(">u8")]

@@ -119,6 +119,10 @@ class Task(ABC):
         """As ``symmetry_key``, and as fine as the task can make it: it may look at the givens."""
         return self.symmetry_key(inputs, labels)
 
+    def same_board(self, other: Task) -> bool:
+        """Whether a model of this task can be asked the problems of ``other``."""
+        return (self.kind, self.height, self.width) == (other.kind, other.height, other.width)
+
     @abstractmethod
     def check(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """(n,) bool: is each answer (n, S) a valid answer, any valid one, to its input (n, S)?"""

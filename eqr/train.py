@@ -14,6 +14,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eqr import checkpoint
-from eqr.config import Recipe
+from eqr.config import EvalConfig, Recipe
 from eqr.data import Dataset
+from eqr.evaluate import records
 from eqr.model import Reasoner, State, parameter_count
 from eqr.optim import build_optimizer, learning_rate, update_average
-from eqr.rollout import rollout
 from eqr.streams import stream
 
 
@@ -57,13 +58,18 @@ class Carry:
     halted: Tensor  # (B,) True: a new sample takes the slot
 
 
+def widest(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on Apple's MPS, which has no wider type."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
 def stablemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the stablemax distribution, in float64, (B, S) (arXiv 2501.04697).
+    """Cross-entropy of the stablemax distribution, (B, S) (arXiv 2501.04697).
 
     Stablemax replaces ``exp`` by ``x + 1`` for ``x ≥ 0`` and ``1 / (1 − x)`` below: it grows only
-    linearly, so that a confident model keeps a gradient.
+    linearly, so that a confident model keeps a gradient. Computed in float64 where there is one.
     """
-    logits = logits.double()
+    logits = logits.to(widest(logits.device))
     mass = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
     share = mass / mass.sum(-1, keepdim=True)
     return -share.gather(-1, labels[..., None]).squeeze(-1).log()
@@ -84,7 +90,8 @@ def best_device() -> str:
 
 
 #: What is summed between two log events, in the order of Trainer.sums.
-SUMS = ("steps", "loss", "token_loss", "halt_loss", "token", "exact", "left", "left_steps")
+MEANS = ("loss", "token_loss", "halt_loss", "grad_norm", "token", "exact")
+SUMS = ("steps", *MEANS, "left", "left_steps")
 
 
 class Trainer:
@@ -108,7 +115,7 @@ class Trainer:
             steps=torch.zeros(batch, dtype=torch.int64, device=device),
             halted=torch.ones(batch, dtype=torch.bool, device=device),
         )
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(SUMS), dtype=widest(device), device=device)
 
     def fresh_samples(self) -> tuple[Tensor, Tensor]:
         """The new samples offered to the slots at this step: a function of (seed, step)."""
@@ -162,15 +169,17 @@ class Trainer:
         tokens = token_loss(step.logits, y, config.loss).mean()
         halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
         loss = tokens + config.halt_weight * halt
-        if not math.isfinite(loss.item()):
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(loss + norm):
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.step}: lower train.lr or use float32; "
-                "the last checkpoint is intact"
+                f"the loss is {loss.item()} and the gradient's norm {norm.item()} at step "
+                f"{self.step}: lower train.lr or use float32; the last checkpoint is intact"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         self.optimizer.step()
         update_average(self.average, self.model, config.ema)
 
@@ -180,16 +189,18 @@ class Trainer:
         self.step += 1
         left = carry.halted
         values = (
-            1.0, loss, tokens, halt, right.double().mean(), exact.double().mean(),
+            1.0, loss, tokens, halt, norm, right.float().mean(), exact.float().mean(),
             left.sum(), (carry.steps * left).sum(),
         )  # fmt: skip
-        self.sums += torch.stack([torch.as_tensor(v, device=self.device).double() for v in values])
+        self.sums += torch.stack(
+            [torch.as_tensor(v, device=self.device).to(self.sums) for v in values]
+        )
 
     def read_sums(self) -> dict[str, float]:
         """Means since the last call, and start anew."""
         sums = dict(zip(SUMS, self.sums.detach().tolist(), strict=True))
         self.sums = torch.zeros_like(self.sums)
-        metrics = {name: sums[name] / sums["steps"] for name in SUMS[1:6]}
+        metrics = {name: sums[name] / sums["steps"] for name in MEANS}
         metrics["left"] = sums["left"] / sums["steps"] / self.recipe.train.batch
         metrics["halt_steps"] = sums["left_steps"] / sums["left"] if sums["left"] else math.nan
         metrics["lr"] = learning_rate(self.step - 1, self.recipe.train)
@@ -198,21 +209,16 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Exact accuracy of the averaged weights at each power of two up to ``eval_depth``."""
         config = self.recipe.train
-        inputs = torch.as_tensor(self.data.test.inputs[: config.eval_problems])
-        labels = torch.as_tensor(self.data.test.labels[: config.eval_problems], device=self.device)
-        metrics = {"problems": float(len(inputs))}
-        exact: dict[str, float] = {}
-        for it in rollout(self.average, inputs, depth=config.eval_depth, seed=self.recipe.seed):
-            last = it.depth == config.eval_depth
-            if last or it.depth & (it.depth - 1) == 0:
-                right = (it.step.answer == labels[torch.from_numpy(it.problem)]).all(1)
-                name = f"exact_{it.depth}"
-                exact[name] = exact.get(name, 0.0) + right.sum().item()
-            if last:
-                total = metrics.get("residual", 0.0) + it.residual.sum().item()
-                metrics["residual"] = total
-        metrics["residual"] /= len(inputs)
-        return metrics | {name: count / len(inputs) for name, count in exact.items()}
+        depths = sorted({2**k for k in range(config.eval_depth.bit_length())} | {config.eval_depth})
+        depths = tuple(depth for depth in depths if depth <= config.eval_depth)
+        held = EvalConfig(depths, seed=self.recipe.seed, problems=config.eval_problems)
+        kept = records(self.average, self.data.test.inputs, self.data.test.labels, held)
+        exact = kept.exact.mean((1, 2))
+        return {
+            "problems": float(kept.exact.shape[1]),
+            "residual": float(kept.residual[-1].mean()),
+            **{f"exact_{d}": float(e) for d, e in zip(depths, exact, strict=True)},
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name."""
@@ -261,7 +267,7 @@ def train(
         recipe: what to train; ``recipe.seed`` decides weights, batches and noise.
         data: its problems.
         directory: where ``log.jsonl``, ``resume.safetensors`` and at the end ``model.safetensors``
-            go. A run found there is resumed, bitwise. None keeps nothing.
+            and ``timing.json`` go. A run found there is resumed, bitwise. None keeps nothing.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         stop_after_s: leave after about so many seconds with a checkpoint written, to be resumed.
 
@@ -314,6 +320,8 @@ def train(
                 "parameters": parameter_count(trainer.model),
             },
         )
+        total = seconds + time.monotonic() - began
+        (directory / "timing.json").write_text(json.dumps({"seconds": round(total, 1)}) + "\n")
 
 
 class RunLog:
@@ -341,3 +349,5 @@ class RunLog:
         clean = {k: None if v != v else v for k, v in row.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

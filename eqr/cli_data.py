@@ -1,0 +1,128 @@
+"""``eqr data build|import|verify``."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eqr import data, data_import
+from eqr.config import ConfigError, DataConfig, load_recipe, parse_overrides
+from eqr.console import Json, Profile, Seed, Settings, emit, progress
+from eqr.task import task_from_dict, task_to_dict
+
+app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets.")
+
+
+@app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    kind: Annotated[str | None, typer.Option(help="sudoku or maze [default: sudoku].")] = None,
+    setting: Settings = None,
+    recipe: Annotated[str | None, typer.Option(help="Take task and sizes from a recipe.")] = None,
+    profile: Profile = "laptop",
+    train: Annotated[int | None, typer.Option(min=1, help="Problems [default: 1000].")] = None,
+    test: Annotated[int | None, typer.Option(min=1, help="Problems [default: 512].")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="[default: 0].")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Generate a data set whose splits share no solution up to symmetry.
+
+    Example: eqr data build my/sudoku6 -s box_height=2 -s box_width=3 -s clues_min=9 -s clues_max=10
+    """
+    if recipe:
+        if kind or setting:
+            raise ConfigError("--recipe brings its own task: leave out --kind and --set")
+        found = load_recipe(recipe, profile)
+        task, config = found.task, found.data
+    else:
+        task = task_from_dict({"kind": kind or "sudoku", **parse_overrides(setting or ())})
+        config = DataConfig()
+    given = {"train": train, "test": test, "seed": seed}
+    config = replace(config, **{k: v for k, v in given.items() if v is not None})
+    if out.exists() and not overwrite:
+        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
+    with progress("generating") as bar:
+        built = data.build(task, config, bar)
+    data.save(built, out, overwrite=overwrite)
+    report_data(out, built, as_json)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[
+        str, typer.Argument(help="A directory, or hub:sudoku-extreme, or hub:eqr-data/FOLDER.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Directory to make.")],
+    kind: Annotated[str, typer.Option(help="Task of official npy arrays.")] = "sudoku",
+    setting: Settings = None,
+    train: Annotated[int, typer.Option(min=0, help="Training problems to keep; 0: all.")] = 1000,
+    test: Annotated[int, typer.Option(min=0, help="Test problems to keep; 0: all.")] = 0,
+    subsample: Annotated[str, typer.Option(help="random (seeded) or first.")] = "random",
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Import Sudoku-Extreme CSV files, or the official npy arrays, from a folder or the hub.
+
+    A folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
+
+    Examples: eqr data import hub:sudoku-extreme my/extreme --test 2048;
+    eqr data import hub:eqr-data/maze-30x30-unique-1k my/maze30 --kind maze
+    """
+    if out.exists() and not overwrite:
+        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
+    sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
+    task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
+    with tempfile.TemporaryDirectory() as folder:
+        directory = data_import.fetch(source, Path(folder))
+        imported = data_import.read(directory, task, **sizes)
+    data.save(imported, out, overwrite=overwrite)
+    report_data(out, imported, as_json)
+
+
+def report_data(out: Path, built: data.Dataset, as_json: bool) -> None:
+    """Say what a data command has written."""
+    values = {
+        "path": str(out),
+        "task": task_to_dict(built.task),
+        "train": len(built.train),
+        "test": len(built.test),
+        "digest": built.digest,
+        "left_out_of_test": built.origin.get("left_out_of_test", 0),
+    }
+    if as_json:
+        emit(values)
+        return
+    print(f"{out}: {values['train']} training and {values['test']} test problems")
+    if values["left_out_of_test"]:
+        print(f"  {values['left_out_of_test']} test problems left out: solution seen in training")
+    print(f"  digest {built.digest}")
+
+
+@app.command("verify")
+def verify_command(
+    directories: Annotated[list[Path], typer.Argument(help="Data set directories.")],
+    as_json: Json = False,
+) -> None:
+    """Check hashes, labels, repeats, and that no test solution was trained on (up to symmetry).
+
+    Example: eqr data verify data/sudoku6 data/maze9
+    """
+    findings = {str(path): data.verify(path) for path in directories}
+    faults = {
+        path: {k: v for k, v in found.items() if v and ("_" in k)}
+        for path, found in findings.items()
+    }
+    if as_json:
+        emit(findings)
+    else:
+        for path, found in findings.items():
+            verdict = f"NOT SOUND {faults[path]}" if faults[path] else "sound"
+            print(f"{path}: {found['train']} + {found['test']} problems, {verdict}")
+    if any(faults.values()):
+        raise data.DataError("; ".join(f"{p}: {f}" for p, f in faults.items() if f))

@@ -1,0 +1,57 @@
+"""What the commands share: options, progress bars, JSON output and error lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Profile = Annotated[str, typer.Option(help="smoke, laptop or paper.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random stream.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Replace a setting, as key=value; repeatable."),
+]
+StoreDir = Annotated[
+    Path | None, typer.Option(help="Where runs are kept [default: $EQR_STORE or build/store].")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+
+
+def say(line: str, style: str | None = None) -> None:
+    """A line for people, on standard error, taken literally."""
+    err.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Print an error that needs several lines (a book's faults) and exit with status 1."""
+    say(str(error), "red")
+    raise typer.Exit(1) from error
+
+
+def emit(values: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(values))
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; call it with (done, of). Silent without a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -1,0 +1,252 @@
+"""Data sets from elsewhere: Sudoku-Extreme's CSV files, the official arrays, the hub.
+
+Training augments on the fly, so only the problems themselves are kept. As in sets of our own, no
+test solution is a symmetric image of a training solution; what is left out for it is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eqr.data import SPLITS, DataError, Dataset, take_rows
+from eqr.streams import stream_seed
+from eqr.sudoku import Sudoku
+from eqr.task import Problems, Task
+
+HUB_CSV = "sapientinc/sudoku-extreme"
+HUB_NPY = "locuslab/EqR-data"
+
+
+def read_sudoku_csv(
+    source: Path,
+    *,
+    train: int | None = 1000,
+    test: int | None = None,
+    subsample: str = "random",
+    seed: int = 0,
+) -> Dataset:
+    """Read ``train.csv`` and ``test.csv`` with the columns ``source,question,answer,rating``.
+
+    Args:
+        source: a directory with both files (the schema of Sudoku-Extreme).
+        train, test: how many to keep of each; None keeps all.
+        subsample: ``"random"`` (seeded, order kept) or ``"first"``.
+        seed: of the subsample.
+
+    Test puzzles whose solution is a symmetric image of a training solution are left out, and the
+    manifest says how many.
+
+    Raises:
+        DataError: a file or column is missing, or a row is malformed (names file and line).
+    """
+    task = Sudoku()
+    found = {split: _read_csv(Path(source) / f"{split}.csv", task) for split in SPLITS}
+    origin = {"kind": "csv", "source": Path(source).name, "subsample": subsample, "seed": seed}
+    return _imported(task, found, train, test, origin)
+
+
+def read_npy(
+    source: Path,
+    task: Task,
+    *,
+    train: int | None = 1000,
+    test: int | None = None,
+    subsample: str = "random",
+    seed: int = 0,
+) -> Dataset:
+    """Read the official arrays: ``{train,test}/all__inputs.npy`` and ``all__labels.npy``.
+
+    Training arrays hold each problem followed by its augmentations; where
+    ``all__group_indices.npy`` says so, only the first of each group is kept, since eqr augments
+    while it trains. Arguments and errors as :func:`read_sudoku_csv`.
+    """
+    found = {}
+    for split in SPLITS:
+        arrays = {}
+        for name in ("inputs", "labels"):
+            path = Path(source) / split / f"all__{name}.npy"
+            arrays[name] = _load_npy(path)
+            if arrays[name].ndim != 2 or arrays[name].shape[1] != task.seq_len:
+                raise DataError(
+                    f"{path}: shape {arrays[name].shape} does not fit {task.seq_len} tokens; "
+                    "name the task that fits"
+                )
+            if arrays[name].min() < 0 or arrays[name].max() >= task.vocab_size:
+                raise DataError(f"{path}: tokens outside 0..{task.vocab_size - 1}")
+        rows = np.arange(len(arrays["inputs"]))
+        groups = Path(source) / split / "all__group_indices.npy"
+        if groups.is_file():
+            rows = _load_npy(groups)[:-1].astype(np.int64)
+        inputs, labels = (arrays[n][rows].astype(np.uint8) for n in ("inputs", "labels"))
+        wrong = ~task.check(inputs, labels)
+        if wrong.any():
+            raise DataError(
+                f"{Path(source) / split}: the label of problem {int(np.argmax(wrong))} breaks the "
+                f"rules of {task.kind}; {int(wrong.sum())} such"
+            )
+        found[split] = Problems(inputs, labels, np.zeros(len(inputs), np.int32))
+    origin = {"kind": "npy", "source": Path(source).name, "subsample": subsample, "seed": seed}
+    return _imported(task, found, train, test, origin)
+
+
+def read(source: Path, task: Task, **sizes) -> Dataset:
+    """Read a folder as what it holds: ``train.csv``, or arrays below ``train``.
+
+    Raises:
+        DataError: it holds neither; and as :func:`read_sudoku_csv` and :func:`read_npy`.
+    """
+    if (source / "train.csv").is_file():
+        return read_sudoku_csv(source, **sizes)
+    if (source / "train").is_dir():
+        return read_npy(source, task, **sizes)
+    raise DataError(f"{source}: holds neither train.csv nor train/all__inputs.npy")
+
+
+def fetch(source: str, directory: Path) -> Path:
+    """The folder that ``source`` names: a local path, or downloaded from the hub to ``directory``.
+
+    ``hub:sudoku-extreme`` is the published CSV pair, ``hub:eqr-data/FOLDER`` one of the official
+    sets of arrays, which the hub keeps at its root or under ``data``.
+    """
+    if not source.startswith("hub:"):
+        return Path(source)
+    name, _, folder = source.removeprefix("hub:").partition("/")
+    if name == "sudoku-extreme" and not folder:
+        return download(HUB_CSV, ["train.csv", "test.csv"], directory)
+    if name == "eqr-data" and folder:
+        arrays = [f"{s}/all__{a}.npy" for s in SPLITS for a in ("inputs", "labels")]
+        arrays.append("train/all__group_indices.npy")
+        try:
+            return download(HUB_NPY, [f"{folder}/{a}" for a in arrays], directory) / folder
+        except NotOnHub:
+            nested = f"data/{folder}"
+            return download(HUB_NPY, [f"{nested}/{a}" for a in arrays], directory) / nested
+    raise DataError(f"{source}: not known; use hub:sudoku-extreme or hub:eqr-data/FOLDER")
+
+
+class NotOnHub(DataError):
+    """The repository was reached and does not have the file."""
+
+
+def download(repo: str, files: Iterable[str], directory: Path) -> Path:
+    """Fetch files of a data set repository from the Hugging Face hub into ``directory``.
+
+    Raises:
+        NotOnHub: there is no such file.
+        DataError: the hub cannot be reached.
+    """
+    import huggingface_hub  # only needed here, and slow to import
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    huggingface_hub.logging.set_verbosity_error()  # our one line says it all
+    for name in files:
+        try:
+            huggingface_hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=directory)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            missing = isinstance(error, EntryNotFoundError | HfHubHTTPError)
+            missing = missing and not isinstance(error, LocalEntryNotFoundError)
+            if missing:
+                raise NotOnHub(f"{repo}: has no file {name}, or is not public (404)") from error
+            raise DataError(
+                f"{repo}/{name}: the hub cannot be reached; check the network, or download the "
+                "file elsewhere and give the local path"
+            ) from error
+    return directory
+
+
+def _read_csv(path: Path, task: Sudoku) -> Problems:
+    """One CSV file as problems; the errors name the line, counted from 1 at the header."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    columns = ["source", "question", "answer", "rating"]
+    options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+    try:
+        table = pd.read_csv(path, encoding_errors="replace", **options)
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise DataError(f"{path}: not a readable CSV file ({error})") from error
+    if list(table.columns) != columns:
+        raise DataError(f"{path}: columns {list(table.columns)}, expected {','.join(columns)}")
+    table = table[(table != "").any(axis=1)]  # blank lines hold nothing, but count as lines
+    if not len(table):
+        raise DataError(f"{path}: holds no puzzles")
+
+    def refuse(wrong: pd.Series | np.ndarray, why: Callable[[pd.Series], str]) -> None:
+        wrong = np.asarray(wrong)
+        if wrong.any():
+            row = table.iloc[wrong.argmax()]
+            raise DataError(f"{path}, line {row.name + 2}: {why(row)}")
+
+    tokens = {}
+    for field in ("question", "answer"):
+        refuse(
+            table[field].str.len() != task.seq_len,
+            lambda row, field=field: (
+                f"{field} has {len(row[field])} characters, expected {task.seq_len}"
+            ),
+        )
+        refuse(
+            ~table[field].str.fullmatch(r"[0-9.]*"),
+            lambda _, field=field: f"{field} may hold only digits and '.'",
+        )
+        joined = "".join(table[field]).replace(".", "0").encode("ascii")
+        codes = np.frombuffer(joined, np.uint8).reshape(-1, task.seq_len)
+        tokens[field] = codes - np.uint8(ord("0") - 1)
+    refuse(
+        ~table.rating.str.fullmatch(r"[0-9]+"),
+        lambda row: f"rating {row.rating!r} is not a whole number",
+    )
+    rating = table.rating.astype(float).clip(upper=np.iinfo(np.int32).max).to_numpy(np.int32)
+    problems = Problems(tokens["question"], tokens["answer"], rating)
+    wrong = ~task.check(problems.inputs, problems.labels)
+    refuse(wrong, lambda _: "answer does not solve question")
+    return problems
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: not a readable array ({error})") from error
+
+
+def _subsample(problems: Problems, n: int | None, how: str, seed: int) -> Problems:
+    if how not in ("random", "first"):
+        raise DataError(f"subsample = {how!r} must be 'random' or 'first'")
+    if n is None or n >= len(problems):
+        return problems
+    if how == "first":
+        return take_rows(problems, range(n))
+    draw = np.random.default_rng(stream_seed(seed, "subsample"))
+    return take_rows(problems, np.sort(draw.choice(len(problems), n, replace=False)))
+
+
+def _imported(
+    task: Task,
+    found: dict[str, Problems],
+    train: int | None,
+    test: int | None,
+    origin: dict[str, Any],
+) -> Dataset:
+    """Subsample both splits, without repeats and test solutions that training has seen."""
+    how, seed = origin["subsample"], origin["seed"]
+    repeats = {}
+    for split, problems in found.items():
+        first = np.unique(problems.inputs, axis=0, return_index=True)[1]
+        repeats[split] = len(problems) - len(first)
+        found[split] = take_rows(problems, np.sort(first))
+    trained = _subsample(found["train"], train, how, seed)
+    known = set(task.symmetry_key(trained.inputs, trained.labels))
+    keys = task.symmetry_key(found["test"].inputs, found["test"].labels)
+    new = [row for row, key in enumerate(keys) if key not in known]
+    if not new:
+        raise DataError("every test problem shares its solution with training, up to symmetry")
+    tested = _subsample(take_rows(found["test"], new), test, how, seed)
+    left_out = {"left_out_of_test": len(keys) - len(new), "repeats_left_out": repeats}
+    return Dataset(task, trained, tested, {**origin, **left_out})

@@ -1,0 +1,133 @@
+"""What several test files share: a tiny task, a model trained on it, and the command line."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from eqr import cli, data, train
+from eqr.config import Recipe, recipe_from_dict
+from eqr.data import Dataset
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+TINY = {
+    "name": "tiny",
+    "task": {"kind": "sudoku", "box_height": 2, "box_width": 2, "clues_min": 7, "clues_max": 9},
+    "data": {"train": 64, "test": 24},
+    "model": {
+        "hidden": 24,
+        "blocks": 1,
+        "high_cycles": 2,
+        "low_cycles": 2,
+        "width_multiple": 16,
+    },
+    "train": {
+        "steps": 24,
+        "batch": 16,
+        "optimizer": "adamw",
+        "lr": 0.005,
+        "warmup": 10,
+        "weight_decay": 0.1,
+        "ema": 0.9,
+        "loss": "softmax",
+        "halt_max": 8,
+        "log_every": 4,
+        "eval_every": 12,
+        "eval_problems": 8,
+        "eval_depth": 4,
+        "checkpoint_every": 6,
+    },
+}
+
+
+def tiny(seed: int = 0, **sections: dict) -> Recipe:
+    """The tiny recipe with some settings replaced: ``tiny(train={"steps": 3})``."""
+    values = {key: dict(v) if isinstance(v, dict) else v for key, v in TINY.items()}
+    for name, settings in sections.items():
+        values[name] |= settings
+    return recipe_from_dict(values | {"seed": seed})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Two processes with two threads each are ten times slower on two cores than with one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> Callable[..., Recipe]:
+    """The function :func:`tiny`."""
+    return tiny
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Material beside the project that a plain checkout does not have."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def problems() -> Dataset:
+    """The data set of the tiny recipe."""
+    recipe = tiny()
+    return data.build(recipe.task, recipe.data)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A tiny model that has learned its task, and how."""
+
+    path: Path  # model.safetensors
+    recipe: Recipe
+    events: list[train.Event]
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory, problems) -> Learned:
+    """A model trained for some seconds; its folder holds log, resume file and model."""
+    recipe = tiny(train={"steps": 200, "batch": 32, "eval_every": 1000, "checkpoint_every": 1000})
+    folder = tmp_path_factory.mktemp("learned")
+    events = list(train.train(recipe, problems, folder))
+    return Learned(folder / "model.safetensors", recipe, events)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def eqr(monkeypatch, capsys, tmp_path) -> Callable[..., Done]:
+    """Run a command of ``eqr`` in this process: ``eqr("solve", ..., stdin="...")``.
+
+    Runs go to a store below ``tmp_path``. An error that ``main`` does not turn into a message
+    comes through as the exception it is.
+    """
+    monkeypatch.setenv("EQR_STORE", str(tmp_path / "store"))
+
+    def run(*words: object, stdin: str = "") -> Done:
+        monkeypatch.setattr(sys, "argv", ["eqr", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        found = capsys.readouterr()
+        return Done(code, found.out, found.err)
+
+    return run

@@ -1,0 +1,286 @@
+"""Weights are what was saved, or an error of one line; no pickle is ever executed."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eqr.checkpoint import (
+    CheckpointError,
+    import_official,
+    load_model,
+    load_resume,
+    load_tensors,
+    save_model,
+    save_tensors,
+)
+from eqr.config import ConfigError, to_dict
+from eqr.model import Reasoner
+from eqr.streams import stream
+from eqr.train import train
+
+
+def one_line(error: pytest.ExceptionInfo, path: Path) -> None:
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_file_runs_as_what_was_saved_and_says_what_it_is(make_recipe, tmp_path):
+    recipe = make_recipe(model={"init": "fixed", "rope": "2d", "mixer": "attention", "heads": 2})
+    model = Reasoner.for_task(recipe.task, recipe.model, stream(0, "init"))
+    path = tmp_path / "deep" / "model.safetensors"
+    sha256 = save_model(path, model, recipe, {"step": 5})
+    loaded = load_model(path)
+    assert loaded.sha256 == sha256 and loaded.task == recipe.task
+    assert loaded.meta["step"] == 5 and loaded.meta["recipe"] == to_dict(recipe)
+    start = model.initial_state(2, stream(0, "unused"))
+    x = torch.arange(32).view(2, 16) % 6
+    one, other = (
+        m.step(m.initial_state(2, stream(0, "unused")), x, noise=0.0) for m in (model, loaded.model)
+    )
+    assert torch.equal(one.logits, other.logits) and (start.z_high != 0).any()
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary is left"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.ones(3)}, {})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_tensors(path, {"a": torch.zeros(3)}, {})
+    assert load_tensors(path)[0]["a"].tolist() == [1, 1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_flipped_bit_in_a_model_file_goes_unnoticed(learned, tmp_path):
+    """In the tensors, in their table, and in the header that says how to run them."""
+    raw, path = learned.path.read_bytes(), tmp_path / "model.safetensors"
+    header = 8 + struct.unpack("<Q", raw[:8])[0]
+    draw, unnoticed = random.Random(0), []
+    places = draw.sample(range(header), 150) + draw.sample(range(header, len(raw)), 50)
+    for at in places:
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << draw.randrange(7)]) + raw[at + 1 :])
+        try:
+            load_model(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+            continue
+        except Exception as error:  # any other error would reach the user as a traceback
+            unnoticed.append(f"{type(error).__name__} at {raw[max(0, at - 12) : at + 8]}")
+            continue
+        unnoticed.append(f"loads after a change at {raw[max(0, at - 12) : at + 8]}")
+    assert not unnoticed, f"{len(unnoticed)} of {len(places)}: {unnoticed[:5]}"
+
+
+def test_what_is_not_a_model_file_is_refused_in_one_line(learned, tmp_path):
+    raw, path = learned.path.read_bytes(), tmp_path / "x.safetensors"
+    for size in (0, 5, 300, len(raw) // 2, len(raw) - 1):
+        path.write_bytes(raw[:size])
+        with pytest.raises(CheckpointError, match="damaged") as error:
+            load_model(path)
+        one_line(error, path)
+    path.write_bytes(b"not a checkpoint\n" * 99)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(path)
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="not written by eqr"):
+        load_model(path)
+    save_tensors(path, {"a": torch.ones(2)}, {})
+    with pytest.raises(CheckpointError, match="not a model"):
+        load_model(path)
+    for missing in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(CheckpointError, match="no such checkpoint") as error:
+            load_model(missing)
+        one_line(error, missing)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["model"].update(hidden=16),
+        lambda m: m["model"].update(blocks=2),
+        lambda m: m["model"].update(hiden=16),
+        lambda m: m.update(task={"kind": "sudoku"}),
+        lambda m: m["task"].update(kind="sudko"),
+        lambda m: m.pop("task"),
+        lambda m: m.pop("model"),
+    ],
+    ids=["hidden", "blocks", "misspelt", "other task", "unknown task", "no task", "no model"],
+)
+def test_a_model_file_whose_tensors_and_configuration_disagree_is_refused(
+    learned, tmp_path, change
+):
+    tensors, meta, _ = load_tensors(learned.path)
+    path = tmp_path / "x.safetensors"
+    change(meta)
+    save_tensors(path, tensors, meta)
+    with pytest.raises(CheckpointError) as error:
+        load_model(path)
+    one_line(error, path)
+
+
+def test_a_resume_file_is_not_a_model_and_belongs_to_its_recipe(make_recipe, problems, tmp_path):
+    list(train(make_recipe(train={"steps": 2}), problems, tmp_path))
+    resume = tmp_path / "resume.safetensors"
+    with pytest.raises(CheckpointError, match="'resume' state, not a model"):
+        load_model(resume)
+    with pytest.raises(CheckpointError, match="another kind"):
+        load_resume(
+            tmp_path / "model.safetensors", make_recipe(train={"steps": 2}), problems.digest
+        )
+    with pytest.raises(CheckpointError, match="another recipe"):
+        load_resume(resume, make_recipe(seed=1, train={"steps": 2}), problems.digest)
+    with pytest.raises(CheckpointError, match="another data"):
+        load_resume(resume, make_recipe(train={"steps": 2}), "0" * 16)
+
+
+def test_weights_shipped_as_float16_run_as_float32(learned, tmp_path):
+    tensors, meta, _ = load_tensors(learned.path)
+    path = tmp_path / "half.safetensors"
+    save_tensors(path, {k: v.half() for k, v in tensors.items()}, meta)
+    model = load_model(path).model
+    assert model.lm_head.weight.dtype == torch.float32
+    torch.testing.assert_close(
+        model.lm_head.weight, tensors["lm_head.weight"], atol=1e-3, rtol=1e-3
+    )
+
+
+# ------------------------------------------------------------------------- official weights
+
+OFFICIAL = {
+    "seq_len": 25,
+    "vocab_size": 6,
+    "hidden_size": 8,
+    "num_heads": 2,
+    "H_cycles": 2,
+    "L_cycles": 3,
+    "L_layers": 1,
+    "mlp_t": False,
+    "pos_encodings": "rope2d",
+    "lambda_": 0.9,
+}
+
+
+@pytest.fixture
+def official(tmp_path) -> Path:
+    """A file in the layout of the official code, for a 5×5 maze, with an average twice as large."""
+    shapes = {
+        "embed_tokens.embedding_weight": (6, 8),
+        "lm_head.weight": (6, 8),
+        "q_head.weight": (2, 8),
+        "q_head.bias": (2,),
+        "L_level.layers.0.self_attn.qkv_proj.weight": (24, 8),
+        "L_level.layers.0.self_attn.o_proj.weight": (8, 8),
+        "L_level.layers.0.mlp.gate_up_proj.weight": (512, 8),
+        "L_level.layers.0.mlp.down_proj.weight": (8, 256),
+    }
+    draw = stream(0, "official")
+    model = {
+        f"_orig_mod.model.inner.{k}": torch.randn(s, generator=draw) for k, s in shapes.items()
+    }
+    average = {"mu": 0.999, "shadow": {k: 2 * v for k, v in model.items()}}
+    path = tmp_path / "official.pth"
+    torch.save({"model": model, "ema": average, "config": OFFICIAL, "step": 7}, path)
+    return path
+
+
+def test_import_takes_the_average_or_the_raw_weights_and_says_from_where(official, tmp_path):
+    raw, average = tmp_path / "raw.safetensors", tmp_path / "average.safetensors"
+    import_official(official, raw, weights="raw")
+    import_official(official, average)
+    one, two = load_model(raw), load_model(average)
+    for name, value in one.model.named_parameters():
+        assert torch.equal(2 * value, dict(two.model.named_parameters())[name])
+    raw_head = torch.load(official, weights_only=True)["model"]["_orig_mod.model.inner.q_head.bias"]
+    assert one.model.halt_head.bias.item() == raw_head[0], "of two halting outputs, the first"
+    config = two.model.config
+    assert (config.damping, config.noise, config.rope, config.layers) == (0.1, 0.01, "2d", 8)
+    assert (two.task.kind, two.task.height) == ("maze", 5)
+    assert two.meta["step"] == 7 and two.meta["imported"]["file"] == "official.pth"
+
+
+class Payload:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("old_format", [False, True], ids=["zip", "legacy"])
+def test_a_pickle_in_a_pth_file_is_not_executed(tmp_path, old_format):
+    trap, path, out = (tmp_path / name for name in ("trap", "evil.pth", "out.safetensors"))
+    content = {"model": {"a": torch.ones(1)}, "config": Payload(trap)}
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    torch.load(path, weights_only=False)
+    assert trap.exists(), "the trap works"
+    trap.unlink()
+    with pytest.raises(CheckpointError, match="would execute a pickle") as error:
+        import_official(path, out, OFFICIAL)
+    one_line(error, path)
+    assert not trap.exists() and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_size": 16}, "official.pth: does not fit the configuration"),
+        ({"L_layers": 2}, "official.pth: does not fit the configuration"),
+        ({"mlp_t": True}, "official.pth: does not fit the configuration"),
+        ({"seq_len": 24}, "not a square board"),
+        ({"vocab_size": 7}, "neither Sudoku"),
+        ({"pos_encodings": "alibi"}, "alibi"),
+        ({"num_heads": 3}, "model.heads must divide"),
+        ({"hidden_size": "big"}, "hidden"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(official, tmp_path, change, said):
+    out = tmp_path / "out.safetensors"
+    with pytest.raises((CheckpointError, ConfigError), match=said) as error:
+        import_official(official, out, OFFICIAL | change)
+    assert "\n" not in str(error.value) and not out.exists()
+
+
+def test_a_missing_setting_or_configuration_and_a_foreign_tensor_are_named(official, tmp_path):
+    out, other = tmp_path / "out.safetensors", tmp_path / "other.pth"
+    for key in ("seq_len", "H_cycles", "pos_encodings"):
+        with pytest.raises(ConfigError, match=f"{key} is missing"):
+            import_official(official, out, {k: v for k, v in OFFICIAL.items() if k != key})
+    torch.save({"model": {"model.inner.puzzle_emb": torch.ones(1)}}, other)
+    with pytest.raises(ConfigError, match="stores no configuration; give it with --config"):
+        import_official(other, out)
+    with pytest.raises(CheckpointError, match=r"puzzle_emb.*no counterpart"):
+        import_official(other, out, OFFICIAL)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_cut_pth_file_is_refused_in_one_line(official, tmp_path, share):
+    raw, path, out = official.read_bytes(), tmp_path / "cut.pth", tmp_path / "out.safetensors"
+    path.write_bytes(raw[: int(share * len(raw))])
+    with pytest.raises(CheckpointError) as error:
+        import_official(path, out, OFFICIAL)
+    one_line(error, path)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[1, 2], {"model": [1]}, {"model": {}, "ema": torch.ones(2)}, {"model": {"lm_head.weight": 1}}],
+    ids=["list", "model a list", "ema a tensor", "weight a number"],
+)
+def test_a_pth_file_of_another_layout_is_refused(tmp_path, content):
+    path, out = tmp_path / "other.pth", tmp_path / "out.safetensors"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
+        import_official(path, out, OFFICIAL)
+    assert not out.exists()

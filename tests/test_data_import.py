@@ -1,0 +1,227 @@
+"""Imported data: taken as it is, or refused with the file and line that is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from eqr import data
+from eqr.data import DataError
+from eqr.data_import import read_npy, read_sudoku_csv
+from eqr.sudoku import Sudoku
+from eqr.task import Problems
+
+HEADER = "source,question,answer,rating"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Problems:
+    """9×9 puzzles to write CSV files and official arrays from."""
+    return Sudoku().generate(9, seed=1)
+
+
+@pytest.fixture
+def csv(tmp_path, pool):
+    """A folder with train.csv (6 puzzles) and test.csv (3): change a file, then import."""
+    task = Sudoku()
+    rows = [
+        f"made,{task.format(q)},{task.format(a)},{k}"
+        for k, (q, a) in enumerate(zip(pool.inputs, pool.labels, strict=True))
+    ]
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    (folder / "train.csv").write_text("\n".join([HEADER, *rows[:6]]) + "\n")
+    (folder / "test.csv").write_text("\n".join([HEADER, *rows[6:]]) + "\n")
+    return folder
+
+
+def test_csv_is_read_as_it_is_and_subsampled_by_seed(csv, pool):
+    whole = read_sudoku_csv(csv, train=None)
+    assert np.array_equal(whole.train.inputs, pool.inputs[:6])
+    assert np.array_equal(whole.test.labels, pool.labels[6:])
+    assert whole.train.rating.tolist() == [0, 1, 2, 3, 4, 5]
+    (csv / "train.csv").write_text((csv / "train.csv").read_text().replace(".", "0"))
+    assert read_sudoku_csv(csv, train=None).digest == whole.digest, "0 is a blank too"
+    picks = {
+        seed: read_sudoku_csv(csv, train=3, seed=seed).train.rating.tolist() for seed in range(5)
+    }
+    assert picks[0] == read_sudoku_csv(csv, train=3, seed=0).train.rating.tolist()
+    assert len(set(map(tuple, picks.values()))) > 1
+    assert all(pick == sorted(pick) and len(pick) == 3 for pick in picks.values())
+    first = read_sudoku_csv(csv, train=2, test=1, subsample="first")
+    assert first.train.rating.tolist() == [0, 1] and first.test.rating.tolist() == [6]
+
+
+def break_line(csv, number: int, change) -> None:
+    """Change the fields of line ``number`` (from 1) of train.csv."""
+    lines = (csv / "train.csv").read_text().splitlines()
+    lines[number - 1] = ",".join(change(lines[number - 1].split(",")))
+    (csv / "train.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda f: [f[0], f[1] + ".", *f[2:]], "question has 82 characters, expected 81"),
+        (lambda f: [f[0], f[1], f[2][:-1], f[3]], "answer has 80 characters"),
+        (lambda f: f[:2], "answer has 0 characters"),
+        (lambda f: [f[0], "x" + f[1][1:], *f[2:]], "question may hold only digits"),
+        (lambda f: [f[0], "é" + f[1][1:], *f[2:]], "question may hold only digits"),
+        (lambda f: [*f[:2], f[2][1:] + f[2][0], f[3]], "answer does not solve question"),
+        (lambda f: [*f[:3], "hard"], "rating 'hard'"),
+        (lambda f: [*f[:3], "²"], "rating '²'"),
+    ],
+    ids=["long", "short", "missing", "letter", "accent", "wrong answer", "rating", "superscript"],
+)
+def test_a_malformed_csv_row_is_named_by_file_and_line(csv, change, said):
+    break_line(csv, 4, change)
+    with pytest.raises(DataError, match=rf"train\.csv, line 4: {said}"):
+        read_sudoku_csv(csv)
+
+
+def test_a_wrong_answer_below_a_blank_line_is_named_by_its_line(csv):
+    break_line(csv, 5, lambda f: [*f[:2], f[2][1:] + f[2][0], f[3]])
+    lines = (csv / "train.csv").read_text().splitlines()
+    (csv / "train.csv").write_text("\n".join([*lines[:2], "", *lines[2:]]) + "\n")
+    with pytest.raises(DataError, match=r"train\.csv, line 6: answer does not solve"):
+        read_sudoku_csv(csv)
+
+
+def test_wrong_columns_an_empty_file_and_a_missing_file_are_named(csv):
+    text = (csv / "test.csv").read_text()
+    (csv / "test.csv").write_text(text.replace("question", "puzzle", 1))
+    with pytest.raises(DataError, match=r"test\.csv: columns .*puzzle.*expected source,question"):
+        read_sudoku_csv(csv)
+    (csv / "test.csv").write_text(HEADER + "\n")
+    with pytest.raises(DataError, match=r"test\.csv: holds no puzzles"):
+        read_sudoku_csv(csv)
+    (csv / "test.csv").unlink()
+    with pytest.raises(DataError, match=r"test\.csv: no such file"):
+        read_sudoku_csv(csv)
+
+
+def test_test_puzzles_whose_solution_was_trained_on_are_left_out(csv, pool):
+    """A digit-relabelled, transposed training puzzle among the test puzzles goes."""
+    task, relabel = Sudoku(), np.array([0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 2], np.uint8)
+    image = [relabel[a[0].reshape(9, 9).T.ravel()] for a in (pool.inputs, pool.labels)]
+    with (csv / "test.csv").open("a") as file:
+        file.write(f"image,{task.format(image[0])},{task.format(image[1])},99\n")
+    found = read_sudoku_csv(csv, train=None)
+    assert found.test.rating.tolist() == [6, 7, 8] and found.origin["left_out_of_test"] == 1
+
+
+def test_official_arrays_keep_the_first_of_each_group(tmp_path, pool):
+    image = np.array([0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 2])  # the next digit for each
+    for split, rows in (("train", [0, -1, -1, 1, -1, 2]), ("test", [3, 4])):
+        folder = tmp_path / "npy" / split
+        folder.mkdir(parents=True)
+        for name in ("inputs", "labels"):
+            tokens = []
+            for row in rows:
+                tokens.append(image[tokens[-1]] if row < 0 else getattr(pool, name)[row])
+            np.save(folder / f"all__{name}.npy", np.array(tokens, np.int32))
+    np.save(tmp_path / "npy/train/all__group_indices.npy", np.array([0, 3, 5, 6], np.int32))
+    found = read_npy(tmp_path / "npy", Sudoku())
+    assert np.array_equal(found.train.inputs, pool.inputs[:3])
+    assert (
+        np.array_equal(found.test.inputs, pool.inputs[3:5]) and found.test.inputs.dtype == np.uint8
+    )
+    with pytest.raises(DataError, match=r"all__inputs\.npy: shape .* does not fit 16 tokens"):
+        read_npy(tmp_path / "npy", Sudoku(2, 2))
+    labels = tmp_path / "npy/test/all__labels.npy"
+    np.save(labels, pool.labels[[4, 3]])
+    with pytest.raises(DataError, match="test: the label of problem 0 breaks the rules"):
+        read_npy(tmp_path / "npy", Sudoku())
+    np.save(labels, np.full((2, 81), 11))
+    with pytest.raises(DataError, match=r"all__labels\.npy: tokens outside 0\.\.10"):
+        read_npy(tmp_path / "npy", Sudoku())
+    np.save(labels, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"all__labels\.npy: not a readable array"):
+        read_npy(tmp_path / "npy", Sudoku())
+
+
+def test_the_shared_hard_puzzles_import(shared, tmp_path):
+    for split, source in (
+        ("train", "shift_forum_hardest_1106"),
+        ("test", "shift_magictour_top1465"),
+    ):
+        shutil.copy(shared / "data" / "sudoku" / f"{source}.csv", tmp_path / f"{split}.csv")
+    found = read_sudoku_csv(tmp_path, train=30, test=30)
+    assert len(found.train) == 30 and found.task.check(found.test.inputs, found.test.labels).all()
+    first = (tmp_path / "test.csv").read_text().splitlines()[1:]
+    questions = {line.split(",")[1] for line in first}
+    assert {found.task.format(row) for row in found.test.inputs} <= questions
+
+
+# ---------------------------------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def hub(csv):
+    """A local stand-in for the Hugging Face hub that serves the two CSV files."""
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            base = "/datasets/sapientinc/sudoku-extreme/resolve/main/"
+            file = csv / self.path.removeprefix(base)
+            if not self.path.startswith(base) or not file.is_file():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            body = file.read_bytes()
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def import_from(endpoint: str, out, home) -> subprocess.CompletedProcess:
+    """``eqr data import`` from a hub at ``endpoint``, its waits between retries left out."""
+    code = "import time; time.sleep = lambda s: None; from eqr.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "data", "import", "hub:sudoku-extreme", str(out)],
+        env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_sudoku_extreme_comes_from_the_hub(hub, csv, tmp_path):
+    done = import_from(hub, tmp_path / "out", tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert data.load(tmp_path / "out").digest == read_sudoku_csv(csv).digest
+    (csv / "test.csv").unlink()
+    done = import_from(hub, tmp_path / "other", tmp_path / "home")
+    assert done.returncode == 1 and "test.csv" in done.stderr and "404" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_unreachable_hub_is_one_clear_line(tmp_path):
+    done = import_from("http://127.0.0.1:9", tmp_path / "out", tmp_path / "home")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert "check the network" in done.stderr and "sudoku-extreme/train.csv" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -1,0 +1,225 @@
+"""Selection rules, intervals and the table, against hand-made outcomes and other computations."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eqr import evaluate, select
+from eqr.checkpoint import load_model
+from eqr.config import ConfigError, EvalConfig
+from eqr.evaluate import NEVER, paired_difference, records, selected, table, wilson
+from eqr.rollout import rollout
+from eqr.select import RULES, SELECTIONS, Outcomes
+
+# Two problems, four restarts. Problem 0: restarts 1 and 3 agree and are wrong, 2 is right.
+HAND = Outcomes(
+    residual=np.array([[0.4, 0.3, 0.1, 0.2], [0.2, 0.1, 0.3, 0.4]]),
+    answer=np.array([[7, 8, 9, 8], [5, 6, 5, 6]]),
+    margin=np.array([[4.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]]),
+    halt=np.array([[0.0, 2.0, 1.0, -1.0], [-3.0, -1.0, -2.0, -4.0]]),
+    halted_at=np.array([[NEVER, 3, 5, 3], [NEVER] * 4]),
+    exact=np.array([[False, False, True, False], [True, False, True, False]]),
+    token=np.array([[0.5, 0.75, 1.0, 0.75], [1.0, 0.25, 1.0, 0.25]]),
+)
+CHOICES = {
+    "converged": [2, 1],
+    "majority": [3, 1],  # of equal answers and equal counts: the smaller residual
+    "margin": [0, 3],
+    "halt": [1, 1],
+    "first_to_halt": [3, 1],  # both at 3: the smaller residual; none: the smallest residual
+}
+
+
+def random_outcomes(seed: int, problems: int = 60, breadth: int = 7) -> Outcomes:
+    draw = np.random.default_rng(seed)
+    answer = draw.integers(0, 4, (problems, breadth))
+    exact = answer == 0
+    return Outcomes(
+        residual=draw.random(answer.shape),
+        answer=answer * 977 - 500,
+        margin=draw.random(answer.shape),
+        halt=draw.normal(size=answer.shape),
+        halted_at=np.where(
+            draw.random(answer.shape) < 0.3, NEVER, draw.integers(1, 5, answer.shape)
+        ),
+        exact=exact,
+        token=np.where(exact, 1.0, draw.integers(0, 16, answer.shape) / 16),
+    )
+
+
+def reordered(outcomes: Outcomes, order: np.ndarray) -> Outcomes:
+    return Outcomes(*(getattr(outcomes, f.name)[:, order] for f in fields(Outcomes)))
+
+
+# --------------------------------------------------------------------------------------- selection
+
+
+def test_every_rule_chooses_as_worked_out_by_hand():
+    assert RULES.keys() == CHOICES.keys()
+    for name, wanted in CHOICES.items():
+        assert RULES[name](HAND).tolist() == wanted, name
+        exact, token, residual = selected(HAND, name)
+        rows = np.arange(2)
+        assert exact.tolist() == HAND.exact[rows, wanted].tolist()
+        assert token.tolist() == HAND.token[rows, wanted].tolist()
+        assert residual.tolist() == HAND.residual[rows, wanted].tolist()
+    assert selected(HAND, "oracle")[0].tolist() == [True, True]
+    assert selected(HAND, "average")[0].tolist() == [0.25, 0.5]
+    assert selected(HAND, "average")[1].tolist() == [0.75, 0.625]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_rule_beats_the_oracle_and_none_looks_at_the_label(seed):
+    outcomes = random_outcomes(seed)
+    oracle = selected(outcomes, "oracle")[0]
+    assert (oracle == outcomes.exact.any(1)).all()
+    blind = replace(outcomes, exact=~outcomes.exact, token=1 - outcomes.token)
+    for name in SELECTIONS:
+        exact = selected(outcomes, name)[0]
+        assert (oracle >= exact).all() and (exact >= 0).all()
+        if name in RULES:
+            assert (RULES[name](blind) == RULES[name](outcomes)).all()
+        one = selected(outcomes.first(1), name)[0]
+        assert (one == outcomes.exact[:, 0]).all(), "with one restart there is no choice"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_choices_do_not_depend_on_the_order_of_restarts_or_the_names_of_answers(seed):
+    outcomes = random_outcomes(seed)
+    order = np.random.default_rng(seed).permutation(7)
+    for name in ("average", "converged", "majority", "margin", "halt", "first_to_halt"):
+        for one, other in zip(
+            selected(outcomes, name), selected(reordered(outcomes, order), name), strict=True
+        ):
+            np.testing.assert_allclose(one, other)
+    renamed = replace(outcomes, answer=outcomes.answer * -3 + 11)
+    assert (select.majority(renamed) == select.majority(outcomes)).all()
+    for row, chosen in enumerate(select.majority(outcomes)):
+        answers, counts = np.unique(outcomes.answer[row], return_counts=True)
+        assert counts[answers == outcomes.answer[row, chosen]] == counts.max()
+
+
+# --------------------------------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 20), (1, 7), (10, 20), (511, 512)])
+def test_wilson_is_scipys(successes, n):
+    wanted = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson(successes, n) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+    low, high = wilson(n - successes, n)
+    assert (1 - high, 1 - low) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "shared"), [(0.9, 0.8, 0.0), (0.9, 0.8, 0.7), (0.95, 0.95, 0.5)]
+)
+def test_paired_difference_covers_the_truth_about_as_often_as_it_says(p, q, shared):
+    """200 problems; ``shared``: how often both methods meet the same luck."""
+    draw, inside, runs = np.random.default_rng(0), 0, 600
+    for _ in range(runs):
+        u = draw.random(200)
+        v = np.where(draw.random(200) < shared, u, draw.random(200))
+        found = paired_difference(u < p, v < q)
+        inside += found.low <= p - q <= found.high
+        assert found.mean == pytest.approx((u < p).mean() - (v < q).mean())
+    assert 0.92 <= inside / runs <= 0.99
+
+
+def test_paired_difference_is_never_certain_antisymmetric_and_wants_pairs():
+    same = paired_difference(np.ones(50), np.ones(50))
+    assert same.mean == 0 and same.low < 0 < same.high and same.n == 50
+    one, other = random_outcomes(0).exact[:, 0], random_outcomes(1).exact[:, 0]
+    ours, theirs = paired_difference(one, other), paired_difference(other, one)
+    assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low))
+    with pytest.raises(ValueError, match="alike"):
+        paired_difference(np.ones(5), np.ones(6))
+
+
+# -------------------------------------------------------------------------- records of a real model
+
+
+CONFIG = EvalConfig(depths=(1, 2, 5), breadth=3, noise=0.02, window=2, seed=4, problems=10)
+
+
+@pytest.fixture(scope="module")
+def kept(learned, problems) -> evaluate.Records:
+    model = load_model(learned.path).model
+    return records(model, problems.test.inputs, problems.test.labels, CONFIG)
+
+
+def test_records_are_what_the_rollouts_show(kept, learned, problems):
+    """Recomputed from a rollout kept whole: window, first halt, margin, accuracy."""
+    model, labels = load_model(learned.path).model, problems.test.labels
+    steps = list(rollout(model, problems.test.inputs[:10], depth=5, breadth=3, noise=0.02, seed=4))
+    changes = np.stack([it.residual.numpy() for it in steps]).reshape(5, 10, 3)
+    logits = np.stack([it.step.logits.numpy() for it in steps]).reshape(5, 10, 3, 16, 6)
+    halts = np.stack([it.step.halt.numpy() for it in steps]).reshape(5, 10, 3)
+    assert kept.depths.tolist() == [1, 2, 5]
+    for k, depth in enumerate(kept.depths):
+        window = changes[max(0, depth - 2) : depth].mean(0)
+        np.testing.assert_allclose(kept.residual[k], window, rtol=1e-5)
+        answers = logits[depth - 1].argmax(-1)
+        right = answers == labels[:10, None]
+        assert (kept.exact[k] == right.all(-1)).all()
+        np.testing.assert_allclose(kept.token[k], right.mean(-1))
+        best = np.sort(logits[depth - 1], -1)
+        np.testing.assert_allclose(
+            kept.margin[k], (best[..., -1] - best[..., -2]).min(-1), rtol=1e-5
+        )
+        np.testing.assert_allclose(kept.halt[k], halts[depth - 1])
+        fired = halts[:depth] > 0
+        first = np.where(fired.any(0), fired.argmax(0) + 1, NEVER)
+        assert (kept.halted_at[k] == first).all()
+        same = (answers[:, :, None] == answers[:, None]).all(-1)
+        assert (same == (kept.answer[k][:, :, None] == kept.answer[k][:, None])).all()
+    assert kept.exact[1].any() and not kept.exact[1].all(), "the model is neither blind nor perfect"
+    assert len(np.unique(kept.answer[0, :, 0])) > 5
+
+
+def test_rows_in_flight_do_not_change_records_and_smaller_breadths_are_nested(
+    kept, learned, problems
+):
+    model, test = load_model(learned.path).model, problems.test
+    told = []
+    parts = records(
+        model, test.inputs, test.labels, CONFIG, rows=7, progress=lambda *done: told.append(done)
+    )
+    np.testing.assert_allclose(parts.residual, kept.residual, atol=1e-4)
+    assert (parts.answer == kept.answer).mean() > 0.98, "rounding may flip a close token"
+    assert told[-1] == (150, 150) and [d for d, _ in told] == sorted(d for d, _ in told)
+    narrow = records(model, test.inputs, test.labels, replace(CONFIG, breadth=1))
+    np.testing.assert_allclose(narrow.residual[..., 0], kept.residual[..., 0], atol=1e-4)
+    assert (narrow.exact[..., 0] == kept.exact[..., 0]).mean() > 0.9
+
+
+def test_table_has_its_columns_and_forms_every_number_from_the_records(kept):
+    found = table(
+        kept, breadths=(1, 3), select=("average", "majority", "oracle"), layers=6, noise=0.02
+    )
+    columns = "depth breadth select noise n exact low high token residual nfe layers"
+    assert list(found.columns) == columns.split()
+    assert len(found) == 3 * 2 * 3
+    for row in found.itertuples():
+        exact, token, residual = selected(kept.at(row.depth).first(row.breadth), row.select)
+        assert (row.exact, row.token) == pytest.approx((exact.mean(), token.mean()))
+        assert row.residual == pytest.approx(residual.mean()) and row.n == 10 and row.noise == 0.02
+        assert (row.low, row.high) == pytest.approx(wilson(exact.sum(), 10))
+        assert row.low <= row.exact <= row.high
+        assert (row.nfe, row.layers) == (row.depth * row.breadth, 6 * row.depth * row.breadth)
+    oracle = found[found["select"] == "oracle"].set_index(["depth", "breadth"]).exact
+    assert all(oracle[d, 3] >= oracle[d, 1] for d in (1, 2, 5)), "pass@B grows with B"
+
+
+def test_what_was_not_run_is_refused_with_what_was(kept):
+    ask = {"breadths": (1,), "select": ("average",), "layers": 6, "noise": 0.0}
+    with pytest.raises(ConfigError, match=r"'majorty'.*did you mean 'majority'"):
+        table(kept, **ask | {"select": ("majorty",)})
+    for breadth in (0, 4):
+        with pytest.raises(ConfigError, match=f"breadth {breadth} was not run; at most 3"):
+            table(kept, **ask | {"breadths": (breadth,)})
+    with pytest.raises(ConfigError, match=r"depth 3 was not recorded; recorded: \[1, 2, 5\]"):
+        kept.at(3)

@@ -1,0 +1,305 @@
+"""Training is a function of its recipe, survives a kill bitwise, and learns."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from eqr import checkpoint, experiments
+from eqr import train as training
+from eqr.data import Dataset
+from eqr.store import Store
+from eqr.streams import stream
+from eqr.task import Problems
+from eqr.train import Trainer, TrainingError, stablemax_loss, token_loss, train
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def same_result(one: Path, other: Path) -> bool:
+    """Equal logs to the byte, and equal weights to the bit."""
+    logs = [(folder / "log.jsonl").read_bytes() for folder in (one, other)]
+    found = [checkpoint.load_tensors(folder / "model.safetensors") for folder in (one, other)]
+    return logs[0] == logs[1] and equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+
+
+# -------------------------------------------------------------------------------------------- loss
+
+
+def test_stablemax_loss_is_the_naive_formula():
+    logits = torch.tensor([[[2.0, -1.0, 0.0]], [[-3.0, -0.5, 7.0]]])
+    labels = torch.tensor([[1], [2]])
+    mass = [[3.0, 1 / 2, 1.0], [1 / 4, 1 / 1.5, 8.0]]
+    wanted = [[-math.log(mass[0][1] / sum(mass[0]))], [-math.log(mass[1][2] / sum(mass[1]))]]
+    found = stablemax_loss(logits, labels)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.tolist(), wanted)
+    uniform = token_loss(torch.zeros(1, 5, 4), torch.zeros(1, 5).long(), "stablemax")
+    torch.testing.assert_close(uniform, torch.full((1, 5), math.log(4)).double())
+
+
+@pytest.mark.parametrize("kind", ["stablemax", "softmax"])
+def test_loss_and_gradient_stay_finite_and_point_the_right_way_for_huge_logits(kind):
+    logits = torch.tensor([[[1e30, -1e30, 0.0], [-1e30, 1e30, 5.0]]], requires_grad=True)
+    loss = token_loss(logits, torch.tensor([[0, 0]]), kind)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all() and torch.isfinite(logits.grad).all()
+    assert loss[0, 0] < 1e-6 < loss[0, 1]
+    moderate = torch.tensor([[[3.0, -2.0, 0.5]]], requires_grad=True)
+    token_loss(moderate, torch.tensor([[0]]), kind).sum().backward()
+    assert moderate.grad[0, 0, 0] < 0 < moderate.grad[0, 0, 1:].min()
+
+
+# ------------------------------------------------------------------------------ determinism, resume
+
+
+def test_training_is_bitwise_a_function_of_recipe_and_seed(make_recipe, problems):
+    def result(seed: int, **sections) -> tuple[dict, list]:
+        trainer = Trainer(make_recipe(seed, **sections), problems)
+        for _ in range(6):
+            torch.rand(3)  # the global generator must not matter
+            trainer.advance()
+        return trainer.tensors(), list(trainer.read_sums().values())[:2]
+
+    (one, loss), (again, same), (other, different) = result(0), result(0), result(1)
+    assert equal(one, again) and loss == same
+    assert loss != different and not torch.equal(one["carry.x"], other["carry.x"])
+    plain, _ = result(0, data={"augment": False})
+    assert not torch.equal(one["carry.x"], plain["carry.x"])
+
+
+def test_stopping_and_going_on_changes_no_bit(make_recipe, problems, tmp_path):
+    """Stopped after each step, between log rows too: all files are those of an unbroken run."""
+    recipe = make_recipe(train={"steps": 12, "optimizer": "adam_atan2", "loss": "stablemax"})
+    folder = tmp_path / "broken"
+    for _ in range(10):
+        list(train(recipe, problems, folder, stop_after_s=0.0))
+    assert not (folder / "model.safetensors").exists()
+    tensors, meta = checkpoint.load_resume(folder / "resume.safetensors", recipe, problems.digest)
+    whole = Trainer(recipe, problems)
+    for _ in range(10):
+        whole.advance()
+        if whole.step % recipe.train.log_every == 0:
+            whole.read_sums()
+    assert meta["step"] == 10 and equal(tensors, whole.tensors())
+    kinds = {key.split(".")[0] for key in tensors}
+    assert kinds == {"model", "average", "optimizer", "carry", "sums"}
+    for _ in range(2):
+        list(train(recipe, problems, folder, stop_after_s=0.0))
+    list(train(recipe, problems, tmp_path / "whole"))
+    assert same_result(folder, tmp_path / "whole"), "a stop at the last step is the end"
+
+
+def test_a_killed_run_ends_as_if_nothing_had_happened(make_recipe, problems, tmp_path):
+    """SIGKILL as soon as there is a checkpoint, and at a random moment; then run to the end."""
+    recipe = make_recipe(train={"steps": 120, "checkpoint_every": 5, "eval_every": 40})
+    list(train(recipe, problems, tmp_path / "whole"))
+    moment = random.uniform(0.0, 1.0)
+    print(f"the second process is killed {moment:.3f} s after its log appears")
+    file = tmp_path / "tiny.toml"
+    file.write_text(toml(recipe))
+    stores = [Store(tmp_path / name) for name in ("checkpointed", "random")]
+    command = [sys.executable, "-m", "eqr.cli", "train", str(file), "--store"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(store.root)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for store in stores
+    ]
+    signs = ("partial/*/resume.safetensors", "partial/*/log.jsonl")
+    waits, pending = [0.0, moment], {0, 1}
+    deadline = time.monotonic() + 60
+    try:
+        while pending and time.monotonic() < deadline:
+            for k in list(pending):
+                ended = processes[k].poll() is not None
+                if ended or any(stores[k].root.glob(signs[k])):
+                    time.sleep(waits[k])
+                    processes[k].kill()
+                    pending.discard(k)
+            time.sleep(0.005)
+    finally:
+        for process in processes:
+            process.kill()
+            message = process.communicate()[1].decode()
+    assert processes[0].returncode == -signal.SIGKILL, message
+    for store in stores:
+        run = experiments.train_run(recipe, store)
+        assert same_result(tmp_path / "whole", run.path), store.root
+
+
+def toml(recipe) -> str:
+    """The recipe as a TOML file."""
+    from eqr.config import to_dict
+
+    values = to_dict(recipe)
+    lines = [f"{key} = {json.dumps(values.pop(key))}" for key in ("name", "seed")]
+    for section, settings in values.items():
+        lines.append(f"[{section}]")
+        lines += [f"{k} = {json.dumps(v)}" for k, v in settings.items() if v is not None]
+    return "\n".join(lines)
+
+
+def test_a_run_folder_of_another_recipe_or_with_a_cut_log_is_refused(
+    make_recipe, problems, tmp_path
+):
+    for _ in train(make_recipe(), problems, tmp_path, stop_after_s=0.0):
+        pass
+    with pytest.raises(checkpoint.CheckpointError, match="another recipe"):
+        next(train(make_recipe(train={"lr": 0.1}), problems, tmp_path))
+    with pytest.raises(checkpoint.CheckpointError, match="another data"):
+        other = Dataset(problems.task, problems.test, problems.train, {})
+        next(train(make_recipe(), other, tmp_path))
+    for _ in range(4):
+        list(train(make_recipe(), problems, tmp_path, stop_after_s=0.0))
+    (tmp_path / "log.jsonl").write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match=r"log\.jsonl.*shorter"):
+        next(train(make_recipe(), problems, tmp_path))
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(
+    make_recipe, problems, tmp_path, monkeypatch, bad
+):
+    """The weights stay, and the last checkpoint still leads to the uninterrupted result."""
+    recipe = make_recipe()
+    real = training.token_loss
+    states = []
+
+    def spoiled(logits, labels, kind):
+        loss = real(logits, labels, kind)
+        states.append(None)
+        return loss * bad if len(states) == 9 else loss
+
+    list(train(recipe, problems, tmp_path / "whole"))
+    monkeypatch.setattr(training, "token_loss", spoiled)
+    with pytest.raises(TrainingError, match=r"step 8: lower train\.lr"):
+        list(train(recipe, problems, tmp_path / "broken"))
+    monkeypatch.setattr(training, "token_loss", real)
+    events = list(train(recipe, problems, tmp_path / "broken"))
+    assert events[0].step == 8, "goes on from the checkpoint of step 6"
+    assert same_result(tmp_path / "whole", tmp_path / "broken")
+    trainer = Trainer(recipe, problems)
+    trainer.advance()
+    with torch.no_grad():
+        trainer.model.lm_head.weight[0, 0] = bad
+    before = {k: v.clone() for k, v in trainer.tensors().items() if not k.startswith("carry")}
+    with pytest.raises(TrainingError):
+        trainer.advance()
+    after = trainer.tensors()
+    assert all(torch.equal(v.nan_to_num(), after[k].nan_to_num()) for k, v in before.items())
+
+
+def test_a_gradient_that_is_not_finite_does_not_reach_the_weights_or_a_checkpoint(
+    make_recipe, problems
+):
+    """The loss can still be finite when its gradient is not (bfloat16 overflows backwards)."""
+    trainer = Trainer(make_recipe(), problems)
+    trainer.advance()
+    trainer.model.lm_head.weight.register_hook(lambda grad: grad * math.inf)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with pytest.raises(TrainingError):
+        trainer.advance()
+    assert equal(before, trainer.model.state_dict())
+
+
+# ----------------------------------------------------------------------------------------- halting
+
+
+def test_halted_samples_are_replaced_and_others_stay(make_recipe, problems):
+    trainer = Trainer(make_recipe(train={"halt_max": 3}), problems)
+    trainer.advance()
+    for _ in range(12):
+        halted, before = trainer.carry.halted.clone(), trainer.carry.x.clone()
+        steps = trainer.carry.steps.clone()
+        trainer.advance()
+        same = (trainer.carry.x == before).all(1)
+        assert same[~halted].all() and not same[halted].any()
+        assert torch.equal(trainer.carry.steps, torch.where(halted, 0, steps) + 1)
+        assert trainer.carry.steps.max() <= 3
+        assert problems.task.check(*(trainer.carry.x.numpy(), trainer.carry.y.numpy())).all()
+
+
+def test_a_sample_that_stays_goes_on_from_its_own_state(make_recipe, problems):
+    """The carry is the step of the carry: with the weights before the update, noise off."""
+    trainer = Trainer(make_recipe(model={"noise": 0.0}), problems)
+    trainer.advance()
+    for _ in range(3):
+        assert not trainer.carry.halted.any()
+        start, model = trainer.carry.state, copy.deepcopy(trainer.model)
+        trainer.advance()
+        wanted = model.step(start, trainer.carry.x, noise=0.0).state
+        assert torch.equal(trainer.carry.state.z_high, wanted.z_high)
+        assert torch.equal(trainer.carry.state.z_low, wanted.z_low)
+        assert not trainer.carry.state.z_high.requires_grad, "the carry is detached"
+
+
+def test_halting_follows_the_head_the_limit_and_exploration(make_recipe, problems):
+    """With halt_max 4: exploration (30 %) demands 2, 3 or 4 iterations, each as likely."""
+    recipe = make_recipe(train={"halt_max": 4, "halt_explore": 0.3, "batch": 30_000})
+    small = Dataset(problems.task, *(Problems(*_first(p, 2)) for p in _splits(problems)), {})
+    trainer = Trainer(recipe, small)
+    wants, waits = torch.ones(30_000), -torch.ones(30_000)
+    shares = []
+    for steps in range(1, 5):
+        trainer.carry.steps = torch.full((30_000,), steps)
+        shares.append(trainer.halting(wants, stream(0, "halt", steps)).double().mean().item())
+        assert trainer.halting(waits, stream(0, "halt")).all() == (steps == 4)
+        assert trainer.halting(waits, stream(0, "halt")).any() == (steps == 4)
+    assert shares == pytest.approx([0.7, 0.8, 0.9, 1.0], abs=0.01)
+    trainer.recipe = replace(recipe, train=replace(recipe.train, halt_max=1))
+    trainer.carry.steps = torch.ones(30_000)
+    assert trainer.halting(waits, stream(0, "halt")).all(), "one iteration is the limit"
+
+
+def _splits(dataset: Dataset) -> tuple[Problems, Problems]:
+    return dataset.train, dataset.test
+
+
+def _first(rows: Problems, n: int) -> tuple:
+    return rows.inputs[:n], rows.labels[:n], rows.rating[:n]
+
+
+# ---------------------------------------------------------------------------------------- learning
+
+
+def test_a_tiny_model_learns_four_by_four_sudoku(learned):
+    logs = [event.metrics for event in learned.events if event.kind == "log"]
+    assert logs[0]["loss"] > 1.2 > 0.5 > logs[-1]["token_loss"] and logs[0]["exact"] < 0.1
+    assert logs[-1]["exact"] > 0.5
+    assert math.isnan(logs[0]["halt_steps"]), "nothing halts before the limit of 8"
+    assert logs[-1]["halt_steps"] < 3, "the halting head has learned to fire"
+    rows = (learned.path.parent / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows if '"log"' in row] == list(range(4, 201, 4))
+
+
+def test_training_in_bfloat16_keeps_float32_weights_and_lowers_the_loss(make_recipe, problems):
+    trainer = Trainer(make_recipe(train={"dtype": "bfloat16"}), problems)
+    exact = Trainer(make_recipe(), problems)
+    losses = []
+    for _ in range(6):
+        for _ in range(8):
+            trainer.advance()
+        losses.append(trainer.read_sums()["loss"])
+    exact.advance()
+    assert losses[-1] < 0.8 * losses[0]
+    assert {v.dtype for v in trainer.model.state_dict().values()} == {torch.float32}
+    assert trainer.carry.state.z_high.dtype == torch.float32
+    assert losses[0] != exact.read_sums()["loss"]
