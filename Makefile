@@ -48,7 +48,7 @@ book: $(STAMP) $(VENDOR)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 
-test: lint chromium
+test: lint chromium $(VENDOR)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Tests that open a page skip themselves where there is no Chromium, so failing to
