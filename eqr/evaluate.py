@@ -198,6 +198,32 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
+    """How well a small residual tells right from wrong: the area under the ROC curve.
+
+    The probability that a random right trajectory has a smaller residual than a random wrong one
+    (ties count half), with its 95 % interval after DeLong et al. (1988).
+
+    Args:
+        residual: (n,) residuals.
+        right: (n,) bool, whether the answer is exact.
+
+    Returns:
+        (area, low, high); NaN where all are right or all are wrong.
+
+    >>> auroc(np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, True, False, False]))[0]
+    1.0
+    """
+    good, bad = residual[right], residual[~right]
+    if not len(good) or not len(bad):
+        return math.nan, math.nan, math.nan
+    wins = (np.sign(bad[:, None] - good[None, :]) + 1) / 2  # (wrong, right)
+    area = float(wins.mean())
+    spread = [wins.mean(axis).var(ddof=min(1, wins.shape[1 - axis] - 1)) for axis in (0, 1)]
+    half = Z95 * math.sqrt(spread[0] / len(good) + spread[1] / len(bad))
+    return area, max(0.0, area - half), min(1.0, area + half)
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A mean difference between two methods on the same problems."""

@@ -223,3 +223,29 @@ def test_what_was_not_run_is_refused_with_what_was(kept):
             table(kept, **ask | {"breadths": (breadth,)})
     with pytest.raises(ConfigError, match=r"depth 3 was not recorded; recorded: \[1, 2, 5\]"):
         kept.at(3)
+
+
+def test_auroc_counts_the_pairs_that_the_residual_orders_rightly():
+    draw = np.random.default_rng(5)
+    residual, right = draw.integers(0, 9, 60).astype(float), draw.random(60) < 0.4
+    pairs = [
+        1.0 if good < bad else 0.5 if good == bad else 0.0
+        for good in residual[right]
+        for bad in residual[~right]
+    ]
+    area, low, high = evaluate.auroc(residual, right)
+    assert area == pytest.approx(np.mean(pairs))
+    assert low < area < high
+    flipped = evaluate.auroc(-residual, right)
+    np.testing.assert_allclose(flipped, (1 - area, 1 - high, 1 - low))
+    assert np.isnan(evaluate.auroc(residual, np.ones(60, bool))).all()
+
+
+def test_the_interval_of_auroc_covers_the_truth_about_as_often_as_it_says():
+    draw, hits = np.random.default_rng(6), 0
+    for _ in range(300):
+        right = np.arange(100) < 50
+        residual = draw.normal(np.where(right, 0.0, 1.0))  # the true area is Φ(1/√2) = 0.7602
+        _, low, high = evaluate.auroc(residual, right)
+        hits += low <= 0.7602 <= high
+    assert 0.90 < hits / 300 < 0.99
