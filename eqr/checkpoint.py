@@ -199,7 +199,10 @@ def official_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Task]:
     Raises:
         ConfigError: a needed key is missing or has no counterpart here.
     """
-    values = {**values, **(values.get("arch") or {})}
+    arch = values.get("arch") or {}
+    if not isinstance(arch, Mapping):
+        raise ConfigError("official configuration: arch must be a section of settings")
+    values = {**values, **arch}
     needed = ("seq_len", "vocab_size", "hidden_size", "num_heads", "H_cycles", "L_cycles")
     for key in (*needed, "L_layers", "pos_encodings", "mlp_t"):
         if key not in values:

@@ -27,6 +27,7 @@ from eqr.console import Device, Json, Profile, Seed, Settings, StoreDir, emit, f
 from eqr.store import Store, StoreError
 from eqr.task import ProblemError, task_to_dict
 from eqr.train import Event, TrainingError, best_device
+from eqr.vendor import VendorError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +45,7 @@ ERRORS = (
     ProblemError,
     data.DataError,
     checkpoint.CheckpointError,
+    VendorError,
     OSError,
 )
 
@@ -55,9 +57,6 @@ def main() -> None:
     except ERRORS as error:
         say(f"error: {' '.join(str(error).split())}", "red")
         sys.exit(1)
-    except KeyboardInterrupt:
-        say("stopped; run the same command again to go on")
-        sys.exit(130)
 
 
 def pick_device(name: str) -> str:
@@ -112,13 +111,18 @@ def train_command(
                 text = "  ".join(f"D={k[6:]}: {v:.1%}" for k, v in exact.items())
                 say(f"step {event.step}: {text}")
 
-        run = train_run(
-            found,
-            Store(store),
-            device=pick_device(device),
-            on_event=show,
-            stop_after_s=stop_after,
-        )
+        try:
+            run = train_run(
+                found,
+                Store(store),
+                device=pick_device(device),
+                on_event=show,
+                on_data=bar,
+                stop_after_s=stop_after,
+            )
+        except KeyboardInterrupt:
+            say("stopped; run the same command again to go on from the last checkpoint")
+            raise typer.Exit(130) from None
     path = str(run.file("model.safetensors")) if run else None
     if as_json:
         emit({"run": run.id if run else None, "model": path, "complete": run is not None})
@@ -315,6 +319,7 @@ def bench_command(
 
     torch.set_num_threads(threads)
     where = pick_device(device)
+    say(f"measuring, about {3 * seconds:.0f} s a recipe")
     rows = [
         bench(load_recipe(n, profile), where, seconds) for n in recipes or ["sudoku6", "sudoku9"]
     ]

@@ -32,7 +32,7 @@ def build_command(
 ) -> None:
     """Generate a data set whose splits share no solution up to symmetry.
 
-    Example: eqr data build my/sudoku6 -s box_height=2 -s box_width=3 -s clues_min=9 -s clues_max=10
+    Example: eqr data build build/six -s box_height=2 -s box_width=3 -s clues_min=9 -s clues_max=10
     """
     if recipe:
         if kind or setting:
@@ -44,8 +44,7 @@ def build_command(
         config = DataConfig()
     given = {"train": train, "test": test, "seed": seed}
     config = replace(config, **{k: v for k, v in given.items() if v is not None})
-    if out.exists() and not overwrite:
-        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
+    data.refuse_existing(out, overwrite)
     with progress("generating") as bar:
         built = data.build(task, config, bar)
     data.save(built, out, overwrite=overwrite)
@@ -71,11 +70,10 @@ def import_command(
 
     A folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
 
-    Examples: eqr data import hub:sudoku-extreme my/extreme --test 2048;
-    eqr data import hub:eqr-data/maze-30x30-unique-1k my/maze30 --kind maze
+    Examples: eqr data import hub:sudoku-extreme build/extreme --test 2048;
+    eqr data import hub:eqr-data/maze-30x30-unique-1k build/maze30 --kind maze
     """
-    if out.exists() and not overwrite:
-        raise data.DataError(f"{out}: exists already; choose another or pass --overwrite")
+    data.refuse_existing(out, overwrite)
     sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
     task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
     with tempfile.TemporaryDirectory() as folder:

@@ -111,7 +111,7 @@ class DataConfig:
     test: int = 512
     seed: int = 0
     augment: bool = True  # a random symmetry for every training row
-    source: str = "generate"  # or the path of a data set directory (relative: from the project)
+    source: str = "generate"  # or a data set directory: from here, else from the project
 
     def __post_init__(self) -> None:
         _require(self.train >= 1, "data.train", "must be at least 1")
@@ -179,7 +179,8 @@ class EvalConfig:
             "must be rising whole numbers from 1",
         )
         _require(self.breadth >= 1, "eval.breadth", "must be at least 1")
-        _require(self.noise >= 0, "eval.noise", "must not be negative")
+        finite = math.isfinite(self.noise)
+        _require(finite and self.noise >= 0, "eval.noise", "must be finite and not negative")
         _require(self.window >= 1, "eval.window", "must be at least 1")
         _require(self.seed >= 0, "eval.seed", "must not be negative")
         _require(self.problems is None or self.problems >= 1, "eval.problems", "must be at least 1")
@@ -357,7 +358,7 @@ def parse_overrides(settings: typing.Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         name, sign, text = setting.partition("=")
         if not sign or not name.strip():
-            raise ConfigError(f"--set {setting!r} must look like section.key=value")
+            raise ConfigError(f"{setting!r} must look like name=value")
         try:
             overrides[name.strip()] = tomllib.loads(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:

@@ -29,7 +29,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 
 def say(line: str, style: str | None = None) -> None:
     """A line for people, on standard error, taken literally."""
-    err.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    err.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def fail(error: Exception) -> NoReturn:

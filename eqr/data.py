@@ -140,6 +140,16 @@ def _join(parts: list[Problems]) -> Problems:
 # ------------------------------------------------------------------------------------- on disk
 
 
+def refuse_existing(directory: Path, overwrite: bool) -> None:
+    """Raise DataError where a data set may not be written: only another one is ever replaced."""
+    if not directory.exists():
+        return
+    if not overwrite:
+        raise DataError(f"{directory}: exists already; choose another or pass --overwrite")
+    if not (directory / MANIFEST).is_file():
+        raise DataError(f"{directory}: exists and is not a data set; choose another name")
+
+
 def save(dataset: Dataset, directory: Path, *, overwrite: bool = False) -> Path:
     """Write a data set; the directory appears complete or not at all.
 
@@ -147,8 +157,7 @@ def save(dataset: Dataset, directory: Path, *, overwrite: bool = False) -> Path:
         DataError: the directory exists and ``overwrite`` is not set.
     """
     directory = Path(directory)
-    if directory.exists() and not overwrite:
-        raise DataError(f"{directory}: exists already; choose another or pass --overwrite")
+    refuse_existing(directory, overwrite)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -253,7 +262,12 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
         name = digest([*named, SEMANTICS])
         directory = cache / name
         if not directory.exists():
-            save(build(recipe.task, config, progress), directory)
+            built = build(recipe.task, config, progress)
+            try:
+                save(built, directory)
+            except (DataError, OSError):
+                if not directory.exists():  # otherwise another process was faster
+                    raise
         return load(directory)
     directory = Path(config.source)
     if not directory.is_absolute() and not directory.exists():

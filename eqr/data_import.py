@@ -76,12 +76,18 @@ def read_npy(
                     f"{path}: shape {arrays[name].shape} does not fit {task.seq_len} tokens; "
                     "name the task that fits"
                 )
+            if not len(arrays[name]):
+                raise DataError(f"{path}: holds no problems")
             if arrays[name].min() < 0 or arrays[name].max() >= task.vocab_size:
                 raise DataError(f"{path}: tokens outside 0..{task.vocab_size - 1}")
+        if arrays["inputs"].shape != arrays["labels"].shape:
+            raise DataError(f"{Path(source) / split}: inputs and labels differ in shape")
         rows = np.arange(len(arrays["inputs"]))
         groups = Path(source) / split / "all__group_indices.npy"
         if groups.is_file():
             rows = _load_npy(groups)[:-1].astype(np.int64)
+            if not len(rows) or rows.min() < 0 or rows.max() >= len(arrays["inputs"]):
+                raise DataError(f"{groups}: does not fit all__inputs.npy")
         inputs, labels = (arrays[n][rows].astype(np.uint8) for n in ("inputs", "labels"))
         wrong = ~task.check(inputs, labels)
         if wrong.any():
@@ -141,20 +147,20 @@ def download(repo: str, files: Iterable[str], directory: Path) -> Path:
         DataError: the hub cannot be reached.
     """
     import huggingface_hub  # only needed here, and slow to import
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     huggingface_hub.logging.set_verbosity_error()  # our one line says it all
     for name in files:
         try:
             huggingface_hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=directory)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            missing = isinstance(error, EntryNotFoundError | HfHubHTTPError)
-            missing = missing and not isinstance(error, LocalEntryNotFoundError)
-            if missing:
-                raise NotOnHub(f"{repo}: has no file {name}, or is not public (404)") from error
+            code = getattr(getattr(error, "response", None), "status_code", None)
+            if code in (401, 404):
+                raise NotOnHub(f"{repo}: has no file {name}, or is not public ({code})") from error
+            why = f"answered {code}" if code else "cannot be reached"
             raise DataError(
-                f"{repo}/{name}: the hub cannot be reached; check the network, or download the "
-                "file elsewhere and give the local path"
+                f"{repo}/{name}: the hub {why}; check the network, or download the file elsewhere "
+                "and give the local path"
             ) from error
     return directory
 

@@ -60,7 +60,8 @@ def records(
 
     Args:
         inputs, labels: (P, S) tokens; ``config.problems`` keeps the first so many.
-        rows: trajectories in flight at a time; bounds the memory, does not change the result.
+        rows: trajectories in flight at a time; bounds the memory, and changes results by the
+            rounding of matrix products of another size only.
         progress: called with (row-iterations done, of).
     """
     inputs, labels = inputs[: config.problems], labels[: config.problems]
@@ -202,7 +203,8 @@ def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]
     """How well a small residual tells right from wrong: the area under the ROC curve.
 
     The probability that a random right trajectory has a smaller residual than a random wrong one
-    (ties count half), with its 95 % interval after DeLong et al. (1988).
+    (ties count half), with its 95 % interval after DeLong et al. (1988). With fewer than ten of
+    either kind that interval means nothing, and [0, 1] is returned.
 
     Args:
         residual: (n,) residuals.
@@ -220,6 +222,8 @@ def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]
     wins = (np.sign(bad[:, None] - good[None, :]) + 1) / 2  # (wrong, right)
     area = float(wins.mean())
     spread = [wins.mean(axis).var(ddof=min(1, wins.shape[1 - axis] - 1)) for axis in (0, 1)]
+    if min(len(good), len(bad)) < 10:
+        return area, 0.0, 1.0
     half = Z95 * math.sqrt(spread[0] / len(good) + spread[1] / len(bad))
     return area, max(0.0, area - half), min(1.0, area + half)
 

@@ -1,7 +1,7 @@
 """Runs by name: a trained model, an evaluation; made once, then read from the store.
 
-Notebooks, the command line and the book's builder all come through here, so that each of them finds
-what another has already made.
+Notebooks, ``eqr train`` and the book's builder come through here, so that each of them finds what
+another has already made. (``eqr eval`` computes anew and stores nothing.)
 """
 
 from __future__ import annotations
@@ -99,17 +99,14 @@ def trained(
     profile: str = "laptop",
     seed: int = 0,
     store: Store | None = None,
-    **overrides,
 ) -> Trained:
     """The trained model of a recipe, trained now if the store does not have it.
 
     Args:
         name, profile, seed: of the recipe, see :func:`eqr.config.load_recipe`.
-        overrides: settings with ``__`` for the dot, for example ``train__steps=100``.
     """
     store = store or Store()
-    settings = {key.replace("__", "."): value for key, value in overrides.items()}
-    recipe = load_recipe(name, profile, seed=seed, overrides=settings)
+    recipe = load_recipe(name, profile, seed=seed)
     run = train_run(recipe, store)
     loaded = checkpoint.load_model(run.file("model.safetensors"))
     return Trained(run, recipe, dataset(recipe, store), loaded)
@@ -119,14 +116,13 @@ def evaluated(
     model: Trained,
     config: EvalConfig,
     store: Store | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluated:
     """Evaluate on the recipe's test problems, or read the stored evaluation."""
     test = model.data.test
     config = replace(config, problems=min(config.problems or len(test), len(test)))
 
     def make(directory: Path) -> None:
-        kept = evaluate.records(model.model, test.inputs, test.labels, config, progress=progress)
+        kept = evaluate.records(model.model, test.inputs, test.labels, config)
         np.savez_compressed(
             directory / "records.npz", **{f.name: getattr(kept, f.name) for f in fields(kept)}
         )

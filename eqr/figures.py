@@ -22,6 +22,7 @@ from eqr.store import Run, commit
 from eqr.task import Task
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 PALETTE = "colorblind"
 
 
@@ -54,7 +55,9 @@ def finish(
     data: str | None = None,
 ) -> Figure:
     """Write the trace below a figure: profile, β, n, seed, runs, commit and data; returns it."""
-    ids = [run.id if isinstance(run, Run) else run.run.id for run in runs]
+    found = [run if isinstance(run, Run) else run.run for run in runs]
+    used = dict.fromkeys(run.manifest["config"].get("data", "") for run in found)
+    data = data or " ".join(filter(None, used)) or None
     facts = {"profile": profile, "β": noise, "n": n, "seed": seed, "data": data}
     parts = [
         f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
@@ -63,24 +66,19 @@ def finish(
     ]
     parts += [f"commit {commit()}"]
     lines = [" · ".join(parts)]
+    ids = [run.id for run in found]
     lines += [" · ".join(ids[i : i + 3]) for i in range(0, len(ids), 3)]
     size = 0.8 * fig.get_figwidth()  # about 8 points once scaled to the width of a page
     fig.supxlabel("\n".join(lines), fontsize=size, color="0.4", x=0.01, ha="left")
     return fig
 
 
-def log2_axis(ax: Axes, values: Sequence[int], axis: str = "x") -> None:
-    """A base-2 logarithmic axis with a tick at each of ``values``."""
-    values = sorted(set(values))
-    if axis == "x":
-        ax.set_xscale("log", base=2)
-        target = ax.xaxis
-    else:
-        ax.set_yscale("log", base=2)
-        target = ax.yaxis
-    target.set_major_locator(FixedLocator(values))
-    target.set_minor_locator(NullLocator())
-    target.set_major_formatter(lambda v, _: f"{v:g}")
+def log2_axis(ax: Axes, values: Sequence[int]) -> None:
+    """A base-2 logarithmic x axis with a tick at each of ``values``."""
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
 
 
 def accuracy_curve(
@@ -99,7 +97,7 @@ def accuracy_curve(
     )
     ax.fill_between(table[x], table.low, table.high, color=color, alpha=0.15, linewidth=0)
     ax.set(ylabel="exact accuracy", ylim=(-0.02, 1.02))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def boards(task: Task, solution: Solution, depths: Sequence[int], label=None) -> Figure:
@@ -150,7 +148,11 @@ def training_curves(axes: Sequence[Axes], model: Trained, index: int = 0) -> Non
 
     log, held = model.log("log"), model.log("eval")
     name, color = model.recipe.name, sns.color_palette(PALETTE)[index % 10]
-    line = {"color": color, "label": name, "linestyle": ("-", "--", "-.", ":")[index % 4]}
+    line = {
+        "color": color,
+        "label": name,
+        "linestyle": DASHES[index % len(DASHES)],
+    }
     axes[0].plot(log.step, log.token_loss, **line)
     depth = model.recipe.train.eval_depth
     exact = held[f"exact_{depth}"]
@@ -160,7 +162,7 @@ def training_curves(axes: Sequence[Axes], model: Trained, index: int = 0) -> Non
     axes[2].plot(log.step, log.halt_steps.astype(float), **line)
     axes[0].set(xlabel="optimizer step", ylabel="token cross-entropy (nats)", yscale="log")
     axes[1].set(xlabel="optimizer step", ylabel="held-out exact accuracy", ylim=(-0.02, 1.02))
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes[2].set(xlabel="optimizer step", ylabel="iterations until a sample halts")
 
 
@@ -179,10 +181,11 @@ def residual_accuracy(ax: Axes, table: pd.DataFrame, label: str, index: int = 0)
         label=label,
         capsize=2,
     )
-    for _, row in table.iterrows():
+    # The later points lie too close together to be named.
+    for _, row in table[table.depth <= 16].iterrows():
         ax.annotate(
             f"D={row.depth:g}", (row.residual, row.exact), xytext=(4, -9),
             textcoords="offset points", fontsize=7, color="0.3",
         )  # fmt: skip
     ax.set(xlabel="mean residual (last 3 iterations)", ylabel="exact accuracy", xscale="log")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -37,9 +37,6 @@ class State:
     def detach(self) -> State:
         return State(self.z_high.detach(), self.z_low.detach())
 
-    def __getitem__(self, rows) -> State:
-        return State(self.z_high[rows], self.z_low[rows])
-
     def replace_rows(self, mask: Tensor, other: State) -> State:
         """Rows of ``other`` where ``mask`` (B,) holds, rows of ``self`` elsewhere."""
         where = mask[:, None, None]

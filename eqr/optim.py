@@ -74,7 +74,7 @@ class AdamATan2(torch.optim.Optimizer):
             torch._foreach_lerp_(first, grads, 1 - beta1)
             torch._foreach_mul_(second, beta2)
             torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-            # Parameters that joined late have their own count, but all others share one.
+            # Counts are kept for each parameter: one that got no gradient lags behind.
             for p, count, m, v in zip(params, steps, first, second, strict=True):
                 t = count.item()
                 scale = (v / (1 - beta2**t)).sqrt_()

@@ -2,8 +2,8 @@
 
 A notebook is executed with papermill to a temporary file that is renamed when it is complete, after
 its parameter names have been checked (papermill itself only warns). A chapter already executed is
-reused when its id matches: the id hashes the notebook, its parameters, and the package's source,
-since a notebook's result depends on all three.
+reused when its id matches: the id hashes the notebook, its parameters, the package's source and the
+shipped data, since a notebook's result depends on all four.
 """
 
 from __future__ import annotations
@@ -97,10 +97,12 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
 
 def chapter(notebook: Path, parameters: Mapping[str, Any], store: Store) -> Path:
     """The executed notebook with these parameters: the stored one, or executed now."""
+    manifests = sorted((PROJECT / "data").glob("*/manifest.json"))
     config = {
         "notebook": file_sha256(notebook),
         "parameters": dict(parameters),
         "package": package_hash(),
+        "data": [file_sha256(path) for path in manifests],
     }
 
     def make(directory: Path) -> None:
@@ -166,6 +168,7 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
     # each on two cores are ten times slower than with one.
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
     store = Store()
+    vendor.ensure()  # first, since it may need the network
     say(f"[1/3] models of profile {profile}")
     train_models(profile, seed, store, jobs, say)
     say("[2/3] chapters")
@@ -179,7 +182,6 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
     with ThreadPoolExecutor(jobs) as pool:
         executed = dict(pool.map(work, chapters()))
     say("[3/3] pages")
-    vendor.ensure()
     source = book.assemble(BOOK, executed, out / profile / "source")
     page = book.build_html(source, out / profile / "html")
     book.check_html(page.parent)

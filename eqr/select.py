@@ -37,8 +37,10 @@ def converged(outcomes: Outcomes) -> np.ndarray:
 
 def majority(outcomes: Outcomes) -> np.ndarray:
     """The most frequent answer; of equally frequent ones, the one with the smaller residual."""
-    same = outcomes.answer[:, :, None] == outcomes.answer[:, None, :]
-    votes = same.sum(2)
+    votes = np.zeros(outcomes.answer.shape, int)
+    for row, answers in enumerate(outcomes.answer):  # a (P, B, B) comparison would be large
+        _, which, count = np.unique(answers, return_inverse=True, return_counts=True)
+        votes[row] = count[which]
     best = votes == votes.max(1, keepdims=True)
     return np.where(best, outcomes.residual, np.inf).argmin(1)
 

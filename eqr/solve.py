@@ -12,6 +12,8 @@ from eqr.model import Reasoner
 from eqr.rollout import rollout
 from eqr.task import Task
 
+WINDOW = 3  # iterations whose mean residual decides between restarts (paper §4)
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -22,7 +24,8 @@ class Solution:
     confidence: np.ndarray  # (D, S) probability the model gives its token in each cell
     residuals: np.ndarray  # (D,) root-mean-square change of the latents in each iteration
     all_residuals: np.ndarray  # (D, B) of every restart
-    restart: int  # which restart was chosen: the one with the smallest last residual
+    finals: np.ndarray  # (B, S) decoded tokens of every restart after the last iteration
+    restart: int  # which restart was chosen: the one with the smallest residual
     converged: bool  # its last residual is below the tolerance
     valid: bool  # the rule checker's verdict, unknown to the model
 
@@ -73,6 +76,7 @@ def solve(
         tolerance: residual below which a trajectory counts as converged.
     """
     residual = np.zeros((depth, breadth), np.float32)
+    finals = np.zeros((breadth, len(inputs)), np.uint8)
     best = 0
     kept: tuple[list, list] = ([], [])
     for it in rollout(
@@ -89,8 +93,10 @@ def solve(
         confidence.append(it.step.logits.softmax(-1).amax(-1).cpu().numpy())
         residual[it.depth - 1, it.restart] = it.residual.cpu().numpy()
         if it.depth == depth:
-            own = int(residual[-1, it.restart].argmin())
-            if not kept[0] or residual[-1, it.restart[own]] < residual[-1, best]:
+            finals[it.restart] = answers[-1]
+            settled = residual[-WINDOW:].mean(0)  # as top-1 converged, see eqr.select
+            own = int(settled[it.restart].argmin())
+            if not kept[0] or settled[it.restart[own]] < settled[best]:
                 best = int(it.restart[own])
                 kept = [a[own] for a in answers], [c[own] for c in confidence]
     path = np.stack(kept[0])  # (D, S)
@@ -100,6 +106,7 @@ def solve(
         confidence=np.stack(kept[1]),
         residuals=residual[:, best],
         all_residuals=residual,
+        finals=finals,
         restart=best,
         converged=bool(residual[-1, best] < tolerance),
         valid=bool(task.check(np.asarray(inputs)[None], path[-1][None])[0]),

@@ -112,6 +112,8 @@ class Store:
             began = time.time()
             if make(work) is False:
                 return None
+            for left in work.glob(".*.tmp"):  # of a process killed while it wrote
+                left.unlink()
             files = {p.name: file_sha256(p) for p in sorted(work.iterdir()) if p.is_file()}
             manifest = {
                 "id": run_id,

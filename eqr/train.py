@@ -209,8 +209,8 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Exact accuracy of the averaged weights at each power of two up to ``eval_depth``."""
         config = self.recipe.train
-        depths = sorted({2**k for k in range(config.eval_depth.bit_length())} | {config.eval_depth})
-        depths = tuple(depth for depth in depths if depth <= config.eval_depth)
+        powers = {2**k for k in range(config.eval_depth.bit_length())}
+        depths = tuple(sorted(powers | {config.eval_depth}))
         held = EvalConfig(depths, seed=self.recipe.seed, problems=config.eval_problems)
         kept = records(self.average, self.data.test.inputs, self.data.test.labels, held)
         exact = kept.exact.mean((1, 2))

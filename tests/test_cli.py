@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pandas as pd
@@ -277,3 +282,26 @@ def test_import_checkpoint_writes_a_model_once(eqr, shared, tmp_path):
     done = eqr(*words, "--config", source.with_suffix(".json"), "--json")
     assert json.loads(done.out)["sha256"] == load_model(out).sha256
     assert "exists already" in eqr(*words).err
+
+
+def test_training_stopped_by_ctrl_c_says_how_to_go_on(tmp_path):
+    """SIGINT in the middle of a run: exit 130, one line, and the checkpoint stays."""
+    command = [sys.executable, "-m", "eqr.cli", "train", "headroom", "--store", str(tmp_path)]
+    command += ["-s", "train.checkpoint_every=1", "-s", "train.batch=4"]
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list(tmp_path.rglob("resume.safetensors")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not out and "run the same command again" in err and "Traceback" not in err
+    assert list(tmp_path.rglob("resume.safetensors"))
+
+
+def test_overwrite_replaces_data_sets_only(tmp_path, eqr):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    done = eqr("data", "build", tmp_path / "thesis", "--overwrite")
+    assert done.code == 1 and "not a data set" in done.err
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"

@@ -118,7 +118,7 @@ def test_settings_from_the_command_line_are_toml_values_or_bare_words():
     recipe = load_recipe("sudoku6", "smoke", seed=7, overrides={"train.lr": 1})
     assert recipe.seed == 7 and recipe.train.lr == 1.0 and type(recipe.train.lr) is float
     for bad in ("train.steps", "=3"):
-        with pytest.raises(ConfigError, match=r"section\.key=value"):
+        with pytest.raises(ConfigError, match=r"name=value"):
             parse_overrides([bad])
 
 
