@@ -25,6 +25,8 @@ from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 __all__ = ["BookError", "assemble", "build_html", "check_html", "check_notebook"]
 
 SHOWN = 30  # problems listed in a message; the rest are counted
@@ -51,13 +53,16 @@ class BookError(RuntimeError):
 # --- the source tree and the build ------------------------------------------------------
 
 
-def assemble(book_dir: Path, chapters: Mapping[str, Path], out: Path) -> Path:
+def assemble(
+    book_dir: Path, chapters: Mapping[str, Path], out: Path, announcement: str = ""
+) -> Path:
     """Make a fresh source tree: `book_dir` plus executed notebooks under `chapters/`.
 
     Args:
         book_dir: the book's own pages, configuration and static files.
         chapters: name as in `_toc.yml` (`"attractor"`) -> executed notebook.
         out: the tree to make; an old one there is removed.
+        announcement: a line above every page, empty for none.
 
     Returns:
         `out`.
@@ -74,6 +79,12 @@ def assemble(book_dir: Path, chapters: Mapping[str, Path], out: Path) -> Path:
     (out / "chapters").mkdir(exist_ok=True)
     for name, path in chapters.items():
         shutil.copy(path, out / "chapters" / f"{name}.ipynb")
+    if announcement:
+        path = out / "_config.yml"
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        options = config["sphinx"]["config"].setdefault("html_theme_options", {})
+        options["announcement"] = announcement
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return out
 
 

@@ -72,7 +72,7 @@ def claims_table(claims: Sequence[Claim], profile: str) -> pd.DataFrame:
     """
 
     def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4g}"
+        return "–" if value is None else f"{value:.3f}"
 
     rows = []
     for claim in claims:
@@ -92,4 +92,4 @@ def claims_table(claims: Sequence[Claim], profile: str) -> pd.DataFrame:
                 "run": claim.run,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).set_index("claim").rename_axis(None)

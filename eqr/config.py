@@ -8,7 +8,6 @@ without inheritance, so that one file is the whole truth about one model.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from eqr.task import Task, task_from_dict, task_to_dict
+from eqr.task import Task, nearest, task_from_dict, task_to_dict
 
 #: Raised whenever a change to the code would change results; part of every run id.
 SEMANTICS = 1
@@ -207,10 +206,8 @@ def _require(condition: bool, name: str, rule: str) -> None:
 
 
 def near_miss(name: str, known: typing.Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest known name, or the list of what is known."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    """The tail of an error message: ``"; did you mean 'x'?"``, or the list of what is known."""
+    return f"; {nearest(name, sorted(known))}"
 
 
 def _check_type(value: Any, hint: Any, name: str) -> Any:

@@ -166,7 +166,7 @@ def save(dataset: Dataset, directory: Path, *, overwrite: bool = False) -> Path:
             for name in ARRAYS:
                 path = temporary / f"{split}_{name}.npy"
                 np.save(path, getattr(getattr(dataset, split), name), allow_pickle=False)
-                files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+                files[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         manifest = {
             "format": FORMAT,
             "task": task_to_dict(dataset.task),
@@ -214,7 +214,7 @@ def load(directory: Path) -> Dataset:
             file = directory / f"{split}_{name}.npy"
             if not file.is_file():
                 raise DataError(f"{file}: missing; build or import the data set anew")
-            if _sha256(file) != files.get(file.name, {}).get("sha256"):
+            if file_sha256(file) != files.get(file.name, {}).get("sha256"):
                 raise DataError(f"{file}: altered or truncated, its sha256 differs; restore it")
             arrays[name] = np.load(file, allow_pickle=False)
             if len(arrays[name]) != sizes.get(split):
@@ -288,5 +288,6 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
     return Dataset(dataset.task, train, test, dataset.origin)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -20,11 +20,13 @@ from typing import Any
 
 from eqr import book, vendor
 from eqr.config import ConfigError, load_recipe, near_miss, recipe_names
-from eqr.data import PROJECT
-from eqr.store import Store, file_sha256
+from eqr.data import PROJECT, file_sha256
+from eqr.store import Store
 
 NOTEBOOKS = PROJECT / "notebooks"
 BOOK = PROJECT / "book"
+
+SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
 
 Say = Callable[[str], None]
 
@@ -182,7 +184,9 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
     with ThreadPoolExecutor(jobs) as pool:
         executed = dict(pool.map(work, chapters()))
     say("[3/3] pages")
-    source = book.assemble(BOOK, executed, out / profile / "source")
+    source = book.assemble(
+        BOOK, executed, out / profile / "source", SMOKE if profile == "smoke" else ""
+    )
     page = book.build_html(source, out / profile / "html")
     book.check_html(page.parent)
     say(f"the book is ready after {time.monotonic() - began:.0f} s:")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 
 from eqr.config import SEMANTICS, digest
-from eqr.data import PROJECT
+from eqr.data import PROJECT, file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -140,11 +139,6 @@ class Store:
         with (locks / run_id).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # freed by the kernel when the process ends
             yield
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def commit() -> str:

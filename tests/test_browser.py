@@ -39,7 +39,8 @@ def html(tmp_path_factory) -> Path:
     files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
     names = [file.removeprefix("chapters/") for file in files if file.startswith("chapters/")]
     chapters = {name: chapter(work / f"{name}.ipynb", name) for name in names}
-    book.build_html(book.assemble(BOOK, chapters, work / "source"), work / "html")
+    source = book.assemble(BOOK, chapters, work / "source", "Only a rehearsal.")
+    book.build_html(source, work / "html")
     return work / "html"
 
 
@@ -68,6 +69,6 @@ def test_the_book_is_sound_and_typesets_its_equations_offline(html, tmp_path):
     book.check_html(html)
     dom, log = opened(html / "index.html", tmp_path)
     assert dom.count("<mjx-container") >= 4, "MathJax did not run"
-    assert "Equilibrium Reasoners" in dom
+    assert "Equilibrium Reasoners" in dom and "Only a rehearsal." in dom
     errors = [line for line in log.splitlines() if re.search(r"CONSOLE.*(Uncaught|ERR_)", line)]
     assert not errors
