@@ -154,7 +154,7 @@ def save_resume(
     path: Path, tensors: Mapping[str, Tensor], recipe: Recipe, data: str, meta: Mapping[str, Any]
 ) -> None:
     """Write the state of a training run (see ``Trainer.tensors``), atomically."""
-    head = {"kind": "resume", "recipe": digest(to_dict(recipe)), "data": data}
+    head = {"kind": "resume", "recipe": digest(to_dict(recipe, defaults=False)), "data": data}
     save_tensors(path, tensors, {**meta, **head})
 
 
@@ -165,7 +165,7 @@ def load_resume(path: Path, recipe: Recipe, data: str) -> tuple[dict[str, Tensor
         CheckpointError: damaged, or written by another recipe or on other data.
     """
     tensors, meta, _ = load_tensors(path)
-    wanted = {"kind": "resume", "recipe": digest(to_dict(recipe)), "data": data}
+    wanted = {"kind": "resume", "recipe": digest(to_dict(recipe, defaults=False)), "data": data}
     for key, value in wanted.items():
         if meta.get(key) != value:
             raise CheckpointError(

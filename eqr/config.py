@@ -256,21 +256,27 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**{k: _check_type(v, hints[k], f"{where}.{k}") for k, v in values.items()})
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A JSON-ready mapping of any configuration dataclass; the inverse of :func:`from_dict`."""
+def to_dict(config: Any, *, defaults: bool = True) -> dict[str, Any]:
+    """A JSON-ready mapping of any configuration dataclass; the inverse of :func:`from_dict`.
+
+    Args:
+        defaults: False leaves out the settings at their default. Run ids hash that form, so that
+            a setting added later leaves the ids of earlier runs alone. Changing a default changes
+            what an id means and has to raise :data:`SEMANTICS`.
+    """
     if isinstance(config, Recipe):
+        parts = {k: getattr(config, k) for k in ("data", "model", "train")}
         return {
             "name": config.name,
             "seed": config.seed,
             "task": task_to_dict(config.task),
-            "data": to_dict(config.data),
-            "model": to_dict(config.model),
-            "train": to_dict(config.train),
+            **{k: to_dict(part, defaults=defaults) for k, part in parts.items()},
         }
-    return {
-        f.name: list(v) if isinstance(v := getattr(config, f.name), tuple) else v
-        for f in dataclasses.fields(config)
-    }
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    if not defaults:
+        usual = {f.name: f.default for f in dataclasses.fields(config)}
+        values = {k: v for k, v in values.items() if v != usual[k]}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:

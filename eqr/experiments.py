@@ -90,7 +90,7 @@ def train_run(
                 on_event(event)
         return (directory / "model.safetensors").exists()
 
-    config = {"recipe": to_dict(recipe), "data": problems.digest}
+    config = {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
     return store.obtain("train", config, make, scratch=["resume.safetensors"])
 
 
@@ -130,7 +130,7 @@ def evaluated(
     named = {
         "weights": model.checkpoint.sha256,
         "data": model.data.digest,
-        "eval": to_dict(config),
+        "eval": to_dict(config, defaults=False),
     }
     run = (store or Store()).obtain("eval", named, make)
     with np.load(run.file("records.npz"), allow_pickle=False) as arrays:
