@@ -41,8 +41,8 @@ class Claim:
 
     @classmethod
     def of_share(cls, name: str, hits: np.ndarray, **rest) -> Claim:
-        """A claim about the share of ``hits`` (n,), with its Wilson interval."""
-        hits = np.asarray(hits, float)
+        """A claim about the share of ``hits`` (any shape), with its Wilson interval."""
+        hits = np.asarray(hits, float).ravel()
         low, high = wilson(float(hits.sum()), len(hits))
         return cls(name, float(hits.mean()) if len(hits) else None, low, high, len(hits), **rest)
 

@@ -47,6 +47,13 @@ class Records:
         return Outcomes(**{f.name: getattr(self, f.name)[found[0]] for f in fields(Outcomes)})
 
 
+def answer_hash(answer: torch.Tensor) -> torch.Tensor:
+    """One int64 a row for decoded tokens (R, S): equal answers, equal numbers."""
+    draw = stream(0, "answer hash")
+    code = torch.randint(-(2**62), 2**62, (answer.shape[1],), generator=draw)
+    return (answer * code.to(answer.device)).sum(1)
+
+
 def records(
     model: Reasoner,
     inputs: np.ndarray,
@@ -78,8 +85,6 @@ def records(
         token=np.zeros(shape, np.float32),
     )
     truth = torch.as_tensor(labels, device=model.device).long()
-    draw = stream(0, "answer hash")
-    code = torch.randint(-(2**62), 2**62, (inputs.shape[1],), generator=draw).to(model.device)
     window: deque[torch.Tensor] = deque(maxlen=config.window)
     done = 0
     for it in rollout(
@@ -107,7 +112,7 @@ def records(
         best = it.step.logits.topk(2, dim=-1).values
         values = {
             "residual": torch.stack(tuple(window)).mean(0),
-            "answer": (answer * code).sum(1),
+            "answer": answer_hash(answer),
             "margin": (best[..., 0] - best[..., 1]).amin(1),
             "halt": it.step.halt,
             "halted_at": halted_at,

@@ -7,9 +7,10 @@ another has already made. (``eqr eval`` computes anew and stores nothing.)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,3 +137,44 @@ def evaluated(
     with np.load(run.file("records.npz"), allow_pickle=False) as arrays:
         kept = evaluate.Records(**arrays)
     return Evaluated(run, kept, config, model.recipe.model.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Named arrays of a measurement on a trained model, and where they come from."""
+
+    run: Run
+    arrays: dict[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+
+def measured(
+    name: str,
+    model: Trained,
+    settings: Mapping[str, Any],
+    measure: Callable[[], Mapping[str, np.ndarray]],
+    store: Store | None = None,
+) -> Measured:
+    """A measurement on a trained model, made now or read from the store.
+
+    Args:
+        name: of the measurement; with ``settings``, the weights and the data it makes the run's id.
+        settings: JSON-ready values that the result depends on.
+        measure: called if the store has no such run; returns the arrays to keep.
+    """
+
+    def make(directory: Path) -> None:
+        kept = {key: np.asarray(value) for key, value in measure().items()}
+        np.savez_compressed(directory / "arrays.npz", **kept)
+
+    named = {
+        "measurement": name,
+        "weights": model.checkpoint.sha256,
+        "data": model.data.digest,
+        "settings": dict(settings),
+    }
+    run = (store or Store()).obtain("measure", named, make)
+    with np.load(run.file("arrays.npz"), allow_pickle=False) as arrays:
+        return Measured(run, dict(arrays))

@@ -6,7 +6,7 @@ figure was made from. Colours are never the only cue: lines differ in marker or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from eqr.experiments import Evaluated, Trained
+from eqr.experiments import Evaluated, Measured, Trained
 from eqr.solve import Solution
 from eqr.store import Run, commit
 from eqr.task import Task
@@ -46,7 +46,7 @@ def set_style() -> None:
 
 def finish(
     fig: Figure,
-    runs: Sequence[Run | Trained | Evaluated],
+    runs: Sequence[Run | Trained | Evaluated | Measured],
     *,
     profile: str,
     n: int | None = None,
@@ -189,3 +189,37 @@ def residual_accuracy(ax: Axes, table: pd.DataFrame, label: str, index: int = 0)
         )  # fmt: skip
     ax.set(xlabel="mean residual (last 3 iterations)", ylabel="exact accuracy", xscale="log")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def answer_colours(answer: np.ndarray, right: np.ndarray) -> list:
+    """A colour for each of (n,) answers: blue where ``right``, else darker the more frequent."""
+    wrong, counts = np.unique(answer[~right], return_counts=True)
+    order = wrong[np.argsort(-counts, kind="stable")].tolist()
+    others = sns.color_palette("YlOrBr", 8)[::-1]
+    return [
+        sns.color_palette(PALETTE)[0] if ok else others[min(order.index(number), 7)]
+        for number, ok in zip(answer.tolist(), right.tolist(), strict=True)
+    ]
+
+
+def basin_map(ax: Axes, found: Mapping[str, np.ndarray]) -> None:
+    """The answers of a latent slice as a map; ``found`` holds the fields of a ``Slice``."""
+    answer, exact = found["answer"], found["exact"]
+    colours = answer_colours(answer.ravel(), exact.ravel())
+    u, v = found["u"], found["v"]
+    image = np.array(colours).reshape(*answer.shape, 3)
+    extent = (u[0], u[-1], v[0], v[-1])
+    ax.imshow(image, origin="lower", extent=extent, interpolation="nearest", aspect="equal")
+    ax.grid(False)
+    ax.set(xlabel="along start 2 − start 1", ylabel="along start 3 − start 1")
+
+
+def final_from(answers: np.ndarray) -> np.ndarray:
+    """The iteration, from 1, from which on each token of (D, S) answers stays as it ends, (S,).
+
+    >>> final_from(np.array([[1, 5], [2, 5], [2, 5]]))
+    array([2, 1])
+    """
+    differs = answers != answers[-1]
+    last = len(answers) - np.argmax(differs[::-1], axis=0)
+    return np.where(differs.any(0), last + 1, 1)

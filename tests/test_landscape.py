@@ -1,0 +1,296 @@
+"""Ends of maps that rest, cycle and wander; clusters, modes and tables on arrays made by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from eqr import landscape as land
+from eqr.evaluate import answer_hash, paired_difference, wilson
+from eqr.experiments import measured
+from eqr.landscape import Ends, MapModel, ends, kinds
+from eqr.model import State
+from eqr.rollout import rollout
+from eqr.store import Store, StoreError
+
+NUMBERS = 12  # in a state: enough that chaos does not return by chance
+
+
+class Started(MapModel):
+    """A map with starts drawn from each row's own stream, uniform in (low, high)."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, function, low=0.0, high=1.0, numbers=NUMBERS, decode=None) -> None:
+        super().__init__(function, decode)
+        self.low, self.high, self.numbers = low, high, numbers
+
+    def initial_state(self, rows: int, generator) -> State:
+        draws = [torch.rand(self.numbers, generator=own, dtype=torch.float64) for own in generator]
+        return self.start(self.low + (self.high - self.low) * torch.stack(draws))
+
+
+def logistic(r: float) -> Started:
+    return Started(lambda z: r * z * (1 - z))
+
+
+def wells(numbers: int = 2) -> Started:
+    """tanh(2z) in each number: a well on either side of 0, and the basins are the orthants."""
+    return Started(lambda z: torch.tanh(2 * z), -1.0, 1.0, numbers)
+
+
+def run(model, problems: int = 3, tokens: int = NUMBERS, **settings) -> Ends:
+    """Ends with the all-ones label."""
+    return ends(model, np.zeros((problems, 1), int), np.ones((problems, tokens), int), **settings)
+
+
+# -------------------------------------------------------------------------------- how they end
+
+
+@pytest.mark.parametrize(
+    ("r", "kind", "period"),
+    [(2.8, "fixed point", None), (3.2, "cycle", 2), (3.83, "cycle", 3), (4.0, "wanders", None)],
+)
+def test_kinds_of_the_logistic_map(r, kind, period):
+    """r = 2.8 rests, 3.2 and 3.83 cycle with periods 2 and 3, 4 is chaotic."""
+    found = run(logistic(r), depth=700 if r == 3.83 else 150, breadth=4)
+    assert (kinds(found) == kind).all()
+    if period:
+        assert (found.period == period).all() and (found.recurrence < 1e-4).all()
+    if kind == "fixed point":
+        assert (found.residual[-1] < 1e-6).all() and (found.recurrence < 1e-6).all()
+    if kind == "wanders":
+        assert (found.recurrence > 0.1).all() and (found.residual[-1] > 0.1).all()
+
+
+def shift(numbers: int) -> Started:
+    """Turns the numbers around: every state has exactly this period."""
+    return Started(lambda z: z.roll(1, 1), numbers=numbers)
+
+
+@pytest.mark.parametrize("length", [2, 3, 7])
+def test_periods_and_the_window_they_are_seen_through(length):
+    found = run(shift(length), tokens=length, depth=20, breadth=2)
+    assert (found.period == length).all() and (found.recurrence == 0).all()
+    assert (kinds(found, 1e-6) == "cycle").all()
+    short = run(shift(length), tokens=length, depth=20, breadth=2, window=length)
+    np.testing.assert_array_equal(short.period, found.period)
+    if length > 2:
+        blind = run(shift(length), tokens=length, depth=20, breadth=2, window=length - 1)
+        assert (kinds(blind, 1e-6) == "wanders").all() and (blind.period < length).all()
+        early = run(shift(length), tokens=length, depth=length, breadth=2)
+        assert (kinds(early, 1e-6) == "wanders").all(), "the first image has not come back yet"
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_too_early_to_say_is_not_a_cycle(depth):
+    found = run(logistic(4.0), depth=depth, breadth=4)
+    assert (found.recurrence == math.inf).all() and (kinds(found) == "wanders").all()
+
+
+def test_recurrence_by_brute_force_and_independence_of_chunks():
+    """The nearest of the states 2..W before the last, whatever the number of rows in flight."""
+    model, settings = logistic(3.9), {"depth": 12, "breadth": 3, "seed": 5}
+    inputs = torch.zeros(5, 1)
+    found = run(model, problems=5, window=6, **settings)
+    steps = [it.step.state.flat().reshape(5, 3, -1) for it in rollout(model, inputs, **settings)]
+    back = [(steps[-1] - steps[-1 - k]).square().mean(-1).sqrt() for k in range(1, 7)]
+    gaps = torch.stack(back[1:])
+    np.testing.assert_allclose(found.recurrence, gaps.amin(0), rtol=1e-6)
+    np.testing.assert_array_equal(found.period, gaps.argmin(0) + 2)
+    np.testing.assert_allclose(found.residual[-1], back[0], rtol=1e-5)
+    for rows in (1, 6, 7):
+        parts = run(model, problems=5, window=6, rows=rows, **settings)
+        for name, values in found.arrays().items():
+            np.testing.assert_array_equal(getattr(parts, name), values, err_msg=name)
+
+
+# ----------------------------------------------------------------------------------- attractors
+
+
+def test_wells_have_the_basins_that_their_starts_say():
+    """Two numbers, four orthants: answers, attractors, masses and settling times are all known."""
+    model = wells()
+    found = run(model, problems=2, tokens=2, depth=40, breadth=200, seed=1)
+    first = next(rollout(model, torch.zeros(2, 1), depth=1, breadth=200, rows=400, seed=1))
+    signs = first.step.answer.numpy().reshape(2, 200, 2)  # tanh keeps the sign of the start
+    right = signs.all(-1)
+    np.testing.assert_array_equal(found.exact[-1], right)
+    np.testing.assert_array_equal(
+        found.answer, answer_hash(torch.from_numpy(signs.reshape(-1, 2))).reshape(2, 200)
+    )
+    for problem in range(2):
+        names, counts = np.unique(signs[problem], axis=0, return_counts=True)
+        order = np.argsort(-counts)
+        assert len(names) == 4 and len(set(counts)) == 4, "a seed without ties"
+        for rank, k in enumerate(order):
+            mine = (signs[problem] == names[k]).all(1)
+            np.testing.assert_array_equal(found.attractor[problem] == rank, mine)
+        table = land.attractors(found).query(f"problem == {problem}")
+        assert table.attractor.tolist() == [0, 1, 2, 3]
+        assert table.restarts.tolist() == counts[order].tolist()
+        np.testing.assert_allclose(table.mass, counts[order] / 200)
+        assert table.right.tolist() == [bool(names[k].all()) for k in order]
+        times = land.settling_time(found.residual)[problem]
+        means = [times[found.attractor[problem] == rank].mean() for rank in range(4)]
+        np.testing.assert_allclose(table.iterations, means)
+        assert (table.residual < 1e-6).all()
+    assert abs(right.mean() - 0.25) < 0.06, "each orthant has a quarter of the starts"
+
+
+def test_trajectories_that_do_not_settle_belong_to_no_attractor():
+    none = land.attractors(run(logistic(4.0), depth=30, breadth=4))
+    assert len(none) == 0 and {"problem", "attractor", "mass", "right"} <= set(none.columns)
+    found = run(wells(), problems=1, tokens=2, depth=40, breadth=50)
+    found.residual[-1, 0, :20] = 1.0
+    table = land.attractors(found)
+    assert table.restarts.sum() == 30 and table.mass.sum() == pytest.approx(0.6)
+
+
+def test_clusters_are_single_linkage_within_the_radius():
+    """Against connected components of the graph of near pairs; numbered by size, then by place."""
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        states = draw.random((30, 3))
+        near = np.sqrt(((states[:, None] - states[None]) ** 2).mean(-1)) <= 0.12
+        reach = near.copy()
+        for _ in range(30):
+            reach = reach @ near
+        parts = {tuple(row) for row in reach}
+        ordered = sorted(parts, key=lambda part: (-sum(part), part.index(True)))
+        wanted = np.full(30, -1)
+        for label, part in enumerate(ordered):
+            wanted[np.array(part)] = label
+        np.testing.assert_array_equal(land.cluster(states, 0.12), wanted)
+        assert 2 < len(parts) < 29
+
+
+def test_cluster_radius_is_a_root_mean_square():
+    for numbers in (1, 16, 400):  # the same two states, in any number of dimensions
+        pair = np.stack([np.zeros(numbers), np.full(numbers, 0.1)])
+        assert land.cluster(pair, 0.101).tolist() == [0, 0]
+        assert land.cluster(pair, 0.099).tolist() == [0, 1]
+    chain = np.arange(10.0)[:, None]
+    assert set(land.cluster(chain, 1.01)) == {0}, "a chain is one cluster"
+    assert land.cluster(np.array([[5.0], [1.0], [1.01], [5.01], [1.02]]), 0.1).tolist() == [
+        1, 0, 0, 1, 0,
+    ]  # fmt: skip
+    assert land.cluster(np.zeros((1, 3)), 0.1).tolist() == [0]
+
+
+# ------------------------------------------------------------------------------ modes and tables
+
+
+def test_modes_by_hand():
+    cases = {  # 10 restarts: (right and settled, right and not, wrong and settled, wrong and not)
+        (0, 0, 10, 0): "a", (0, 0, 0, 10): "a", (0, 0, 3, 7): "a",
+        (5, 0, 5, 0): "b", (0, 1, 1, 8): "b", (8, 1, 1, 0): "b",
+        (1, 0, 0, 9): "c", (0, 10, 0, 0): "c", (8, 2, 0, 0): "c",
+        (9, 0, 1, 0): "d", (9, 1, 0, 0): "d", (10, 0, 0, 0): "d",
+    }  # fmt: skip
+    kinds_of = np.array([[True, True], [True, False], [False, True], [False, False]])
+    grid = np.array([np.repeat(kinds_of, counts, axis=0) for counts in cases])
+    exact, settled = grid[..., 0], grid[..., 1]
+    assert land.modes(exact, settled).tolist() == list(cases.values())
+    assert set(cases.values()) == set(land.MODES)
+    order = np.random.default_rng(0).permutation(10)
+    assert land.modes(exact[:, order], settled[:, order]).tolist() == list(cases.values())
+    strict = land.modes(exact, settled, broad=1.0)
+    assert strict.tolist() == [*list(cases.values())[:9], "b", "c", "d"]
+
+
+def test_gains_are_paired_within_each_mode():
+    mode = np.array(list("aabbbd"))
+    base = np.array([0.0, 0.0, 0.2, 0.4, 0.6, 1.0])
+    deeper = base + np.array([0.0, 0.0, 0.1, 0.0, 0.2, 0.0])
+    wider = base + np.array([0.0, 0.1, 0.4, 0.3, 0.2, 0.0])
+    found = land.mode_gains(mode, base, deeper, wider)
+    assert found.index.tolist() == list("abcd") and found.n.tolist() == [2, 3, 0, 1]
+    assert found.base[["a", "b", "d"]].tolist() == pytest.approx([0, 0.4, 1])
+    assert found.breadth[["a", "b", "d"]].tolist() == pytest.approx([0.05, 0.3, 0])
+    wanted = paired_difference(deeper[2:5], base[2:5])
+    assert found.loc["b", ["depth", "depth_low", "depth_high"]].tolist() == [
+        wanted.mean, wanted.low, wanted.high,
+    ]  # fmt: skip
+    assert found.loc["c"].drop("n").isna().all()
+
+
+def test_settled_and_correct_is_a_two_by_two_table():
+    settled = np.array([[1, 1, 0], [0, 1, 1]], bool)
+    exact = np.array([[1, 0, 1], [0, 1, 1]], bool)
+    found = land.settled_correct(settled, exact)
+    assert found.loc["right", ["settled", "not settled", "n"]].tolist() == [3, 1, 4]
+    assert found.loc["wrong", ["settled", "not settled", "n"]].tolist() == [1, 1, 2]
+    assert found.share.tolist() == [0.75, 0.5]
+    assert (found.low["right"], found.high["right"]) == wilson(3, 4)
+    none = land.settled_correct(settled, np.ones_like(exact))
+    assert none.n["wrong"] == 0 and math.isnan(none.share["wrong"])
+    assert (none.low["wrong"], none.high["wrong"]) == (0, 1)
+
+
+def test_reliability_bins_hold_everything_once_in_order():
+    draw = np.random.default_rng(0)
+    size = draw.random((10, 5))
+    exact = draw.random((10, 5)) > size  # the smaller the residual, the likelier right
+    found = land.reliability(size, exact, bins=7)
+    assert found.n.sum() == 50 and found.n.max() - found.n.min() <= 1 and len(found) == 7
+    assert (found.n * found.exact).sum() == pytest.approx(exact.sum())
+    assert found.residual.is_monotonic_increasing
+    order = np.argsort(size.ravel())[: found.n[0]]
+    first = exact.ravel()[order]
+    assert found.exact[0] == first.mean() and found.residual[0] == np.median(size.ravel()[order])
+    assert (found.low[0], found.high[0]) == wilson(first.sum(), len(order))
+    assert len(land.reliability(size[0], exact[0], bins=8)) == 5, "no empty bin"
+
+
+def test_path_independence_is_its_definition():
+    exact = np.random.default_rng(0).random((40, 6)) < 0.5
+    wanted = [abs(sum(row) / 6 - row[0]) for row in exact.tolist()]
+    found = land.path_independence(exact)
+    assert found.mean == pytest.approx(np.mean(wanted)) and found.n == 40
+    assert found.low < found.mean < found.high
+    assert land.path_independence(exact[:, :1]).mean == 0
+    assert land.path_independence(np.tile(exact[:, :1], 5)).mean == 0, "all starts alike"
+    shuffled = land.path_independence(exact[:, [0, 5, 3, 1, 4, 2]])
+    assert shuffled.mean == pytest.approx(found.mean), "only the first restart is special"
+
+
+# ----------------------------------------------------------------------------------- the store
+
+
+def test_a_measurement_is_made_once_and_an_altered_one_is_refused(tmp_path):
+    model = SimpleNamespace(
+        checkpoint=SimpleNamespace(sha256="aa"), data=SimpleNamespace(digest="bb")
+    )
+    store, calls = Store(tmp_path), []
+
+    def measure() -> dict[str, np.ndarray]:
+        calls.append(1)
+        return run(wells(), problems=2, tokens=2, depth=5, breadth=3).arrays()
+
+    settings = {"depth": 5, "breadth": 3}
+    first = measured("ends", model, settings, measure, store)
+    again = measured("ends", model, dict(reversed(settings.items())), measure, store)
+    assert len(calls) == 1 and again.run == first.run
+    found, direct = Ends(**again.arrays), run(wells(), problems=2, tokens=2, depth=5, breadth=3)
+    for name, values in direct.arrays().items():
+        np.testing.assert_array_equal(getattr(found, name), values)
+        assert getattr(found, name).dtype == values.dtype
+    np.testing.assert_array_equal(again["residual"], direct.residual)
+    assert kinds(replace(found)).shape == (2, 3)
+
+    other = SimpleNamespace(checkpoint=SimpleNamespace(sha256="cc"), data=model.data)
+    for call in (("ends", other, settings), ("ends", model, {"depth": 6}), ("e", model, settings)):
+        assert measured(*call, measure, store).run.id != first.run.id
+    assert len(calls) == 4
+
+    file = first.run.file("arrays.npz")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(StoreError, match=r"arrays\.npz: altered; delete"):
+        measured("ends", model, settings, measure, store)
+    assert len(calls) == 4
