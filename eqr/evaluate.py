@@ -47,6 +47,11 @@ class Records:
         return Outcomes(**{f.name: getattr(self, f.name)[found[0]] for f in fields(Outcomes)})
 
 
+def answer_code(tokens: int) -> torch.Tensor:
+    """Random factors (tokens,): ``(answer * code).sum(1)`` is equal where answers are equal."""
+    return torch.randint(-(2**62), 2**62, (tokens,), generator=stream(0, "answer hash"))
+
+
 def records(
     model: Reasoner,
     inputs: np.ndarray,
@@ -78,8 +83,7 @@ def records(
         token=np.zeros(shape, np.float32),
     )
     truth = torch.as_tensor(labels, device=model.device).long()
-    draw = stream(0, "answer hash")
-    code = torch.randint(-(2**62), 2**62, (inputs.shape[1],), generator=draw).to(model.device)
+    code = answer_code(inputs.shape[1]).to(model.device)
     window: deque[torch.Tensor] = deque(maxlen=config.window)
     done = 0
     for it in rollout(
@@ -104,11 +108,10 @@ def records(
             continue
         answer = it.step.answer
         right = answer == truth[torch.from_numpy(it.problem).to(model.device)]
-        best = it.step.logits.topk(2, dim=-1).values
         values = {
             "residual": torch.stack(tuple(window)).mean(0),
             "answer": (answer * code).sum(1),
-            "margin": (best[..., 0] - best[..., 1]).amin(1),
+            "margin": it.step.margin,
             "halt": it.step.halt,
             "halted_at": halted_at,
             "exact": right.all(1),
