@@ -150,6 +150,7 @@ def halted(
     test = model.data.test
     config = replace(config, problems=min(config.problems or len(test), len(test)))
     parsed = {str(rule): rule for rule in map(parse_rule, rules)}
+    measures = [f.name for f in fields(Halted) if f.name != "outcomes"]
 
     def make(directory: Path) -> None:
         arrays = {}
@@ -158,7 +159,7 @@ def halted(
                 model.model, test.inputs, test.labels, config, rule, first_settled=first_settled
             )
             arrays |= {f"{text}/{f.name}": getattr(kept.outcomes, f.name) for f in fields(Outcomes)}
-            arrays |= {f"{text}/depth": kept.depth, f"{text}/seconds": kept.seconds}
+            arrays |= {f"{text}/{name}": getattr(kept, name) for name in measures}
         # npz members are files: a rule's text holds ":" and "," but never "/".
         np.savez_compressed(directory / "records.npz", **arrays)
 
@@ -174,8 +175,7 @@ def halted(
         kept = {
             text: Halted(
                 Outcomes(**{f.name: arrays[f"{text}/{f.name}"] for f in fields(Outcomes)}),
-                arrays[f"{text}/depth"],
-                float(arrays[f"{text}/seconds"]),
+                **{name: arrays[f"{text}/{name}"][()] for name in measures},
             )
             for text in parsed
         }
