@@ -142,6 +142,19 @@ def eval_command(
     ] = "average,converged,majority,oracle",
     noise: Annotated[float, typer.Option(min=0, help="The noise level (beta) of rollouts.")] = 0.0,
     window: Annotated[int, typer.Option(min=1, help="Iterations the residual averages.")] = 3,
+    halting: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let rows go once settled: residual:1e-3, stable:8, head:0, or fixed, each up to "
+            "the largest depth and breadth; repeatable. Prints accuracy, average NFE and seconds."
+        ),
+    ] = None,
+    first_settled: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="With --halting: no further restart once one settled below this residual."
+        ),
+    ] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="The first so many.")] = None,
     dataset: Annotated[
         Path | None, typer.Option("--data", help="A data set [default: the one trained with].")
@@ -156,8 +169,12 @@ def eval_command(
     """Accuracy against depth and breadth as one tidy table with 95 % Wilson intervals.
 
     Example: eqr eval -c MODEL --depth 1,2,4,8,16,32,64 --breadth 1,8,32 --noise 0.01
+
+    Example: eqr eval -c MODEL --depth 1024 --halting residual:1e-3 --halting fixed
     """
     from eqr import evaluate
+    from eqr.halting import parse_rule
+    from eqr.queue import halting_records, halting_table
 
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
     rules = [name.strip() for name in select.split(",")]
@@ -169,14 +186,27 @@ def eval_command(
             )
     if out and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    stops = {str(rule): rule for rule in map(parse_rule, halting or ())}
+    if first_settled is not None and not stops:
+        raise ConfigError("--first-settled needs a --halting rule, as in --halting residual:1e-3")
     loaded = checkpoint.load_model(model, pick_device(device))
     test = evaluation_data(loaded, model, dataset, Store(store)).test
+    runs = loaded.model, test.inputs, test.labels, config
     with progress("evaluating") as bar:
-        kept = evaluate.records(
-            loaded.model, test.inputs, test.labels, config, rows=rows, progress=bar
-        )
-    layers = loaded.model.config.layers
-    table = evaluate.table(kept, breadths=breadths, select=rules, layers=layers, noise=noise)
+        if stops:
+            halted = {
+                text: halting_records(
+                    *runs, rule, first_settled=first_settled, rows=rows, progress=bar
+                )
+                for text, rule in stops.items()
+            }
+            table = halting_table(halted, select=rules, limit=depths[-1], noise=noise)
+        else:
+            kept = evaluate.records(*runs, rows=rows, progress=bar)
+            layers = loaded.model.config.layers
+            table = evaluate.table(
+                kept, breadths=breadths, select=rules, layers=layers, noise=noise
+            )
     if out:
         temporary = out.with_name(f".{out.name}.tmp")
         table.to_csv(temporary, index=False)

@@ -109,11 +109,10 @@ def records(
             continue
         answer = it.step.answer
         right = answer == truth[torch.from_numpy(it.problem).to(model.device)]
-        best = it.step.logits.topk(2, dim=-1).values
         values = {
             "residual": torch.stack(tuple(window)).mean(0),
             "answer": answer_hash(answer),
-            "margin": (best[..., 0] - best[..., 1]).amin(1),
+            "margin": it.step.margin,
             "halt": it.step.halt,
             "halted_at": halted_at,
             "exact": right.all(1),

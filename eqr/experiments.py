@@ -18,6 +18,9 @@ import pandas as pd
 from eqr import checkpoint, data, evaluate
 from eqr.config import EvalConfig, Recipe, load_recipe, to_dict
 from eqr.data import Dataset
+from eqr.halting import parse_rule
+from eqr.queue import Halted, halting_records, halting_table
+from eqr.select import Outcomes
 from eqr.store import Run, Store
 from eqr.train import Event, train
 
@@ -67,6 +70,20 @@ class Evaluated:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class HaltingRun:
+    """What several halting rules did in one stored run, and where it comes from."""
+
+    run: Run
+    kept: dict[str, Halted]  # by the text of the rule
+    config: EvalConfig
+
+    def table(self, select: Sequence[str]) -> pd.DataFrame:
+        """The tidy table of :func:`eqr.queue.halting_table`."""
+        limit, noise = self.config.depths[-1], self.config.noise
+        return halting_table(self.kept, select=select, limit=limit, noise=noise)
+
+
 def dataset(recipe: Recipe, store: Store, progress: data.Progress | None = None) -> Dataset:
     """The data set of a recipe; generated ones are kept beside the store's runs."""
     return data.for_recipe(recipe, store.root / "data", progress)
@@ -111,6 +128,59 @@ def trained(
     run = train_run(recipe, store)
     loaded = checkpoint.load_model(run.file("model.safetensors"))
     return Trained(run, recipe, dataset(recipe, store), loaded)
+
+
+def halted(
+    model: Trained,
+    config: EvalConfig,
+    rules: Sequence[str],
+    store: Store | None = None,
+    *,
+    first_settled: float | None = None,
+) -> HaltingRun:
+    """Run halting rules on the recipe's test problems, or read the stored run.
+
+    Accuracy, compute and wall time of all rules come from one process, one after the other; name
+    ``"fixed"`` among them to have the fixed budget's beside.
+
+    Args:
+        config: its largest depth is the limit.
+        rules: as :func:`eqr.halting.parse_rule` reads them.
+        first_settled: as for :func:`eqr.queue.adaptive`.
+    """
+    test = model.data.test
+    config = replace(config, problems=min(config.problems or len(test), len(test)))
+    parsed = {str(rule): rule for rule in map(parse_rule, rules)}
+    measures = [f.name for f in fields(Halted) if f.name != "outcomes"]
+
+    def make(directory: Path) -> None:
+        arrays = {}
+        for text, rule in parsed.items():
+            kept = halting_records(
+                model.model, test.inputs, test.labels, config, rule, first_settled=first_settled
+            )
+            arrays |= {f"{text}/{f.name}": getattr(kept.outcomes, f.name) for f in fields(Outcomes)}
+            arrays |= {f"{text}/{name}": getattr(kept, name) for name in measures}
+        # npz members are files: a rule's text holds ":" and "," but never "/".
+        np.savez_compressed(directory / "records.npz", **arrays)
+
+    named = {
+        "weights": model.checkpoint.sha256,
+        "data": model.data.digest,
+        "eval": to_dict(config, defaults=False),
+        "rules": list(parsed),
+        "first_settled": first_settled,
+    }
+    run = (store or Store()).obtain("halting", named, make)
+    with np.load(run.file("records.npz"), allow_pickle=False) as arrays:
+        kept = {
+            text: Halted(
+                Outcomes(**{f.name: arrays[f"{text}/{f.name}"] for f in fields(Outcomes)}),
+                **{name: arrays[f"{text}/{name}"][()] for name in measures},
+            )
+            for text in parsed
+        }
+    return HaltingRun(run, kept, config)
 
 
 def evaluated(

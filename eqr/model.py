@@ -63,6 +63,12 @@ class Step:
         """The decoded tokens, (B, S)."""
         return self.logits.argmax(-1)
 
+    @property
+    def margin(self) -> Tensor:
+        """The smallest gap between a token's best and second logit, (B,) (paper A.1)."""
+        best = self.logits.topk(2, dim=-1).values
+        return (best[..., 0] - best[..., 1]).amin(1)
+
 
 def residual(before: State, after: State) -> Tensor:
     """Root-mean-square change of a latent element over one outer iteration, (B,).

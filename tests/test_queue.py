@@ -1,0 +1,318 @@
+"""The queue runs the trajectories of a rollout, each cut where its rule says, and wastes no row."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from eqr import experiments
+from eqr.checkpoint import load_model
+from eqr.config import ConfigError, EvalConfig
+from eqr.evaluate import NEVER, records
+from eqr.halting import RULES, Fixed, Head, Residual, Rule, Signs, Stable, parse_rule
+from eqr.model import Step
+from eqr.queue import adaptive, halting_records, halting_table
+from eqr.rollout import rollout
+from eqr.select import RULES as SELECT
+from eqr.select import Outcomes
+from eqr.store import Store
+
+DEPTH, BREADTH = 16, 3
+NOISES = [0.0, 0.02]
+HALTING = [
+    "head:3.8",
+    "head:3.7,patience=2",
+    "residual:0.1",
+    "residual:0.05,patience=3",
+    "residual:0.3,min_depth=3",
+    "stable:1",
+    "stable:4",
+    "fixed",
+]
+
+
+@pytest.fixture(scope="module")
+def model(learned):
+    return load_model(learned.path).model
+
+
+@pytest.fixture(scope="module")
+def inputs(problems) -> torch.Tensor:
+    return torch.as_tensor(problems.test.inputs[:8])
+
+
+@pytest.fixture(scope="module")
+def traces(model, inputs) -> dict[float, list]:
+    """Noise -> the iterations of a plain rollout, all rows in one chunk."""
+    settings = {"depth": DEPTH, "breadth": BREADTH, "seed": 3}
+    return {noise: list(rollout(model, inputs, noise=noise, **settings)) for noise in NOISES}
+
+
+def collect(model, inputs, **settings) -> dict[tuple[int, int], dict]:
+    """(problem, restart) -> what the queue reports about it."""
+    settings = {"depth": DEPTH, "breadth": BREADTH, "seed": 3} | settings
+    found = {}
+    for done in adaptive(model, inputs, **settings):
+        for k, pair in enumerate(zip(done.problem.tolist(), done.restart.tolist(), strict=True)):
+            assert pair not in found, "a pair finished twice"
+            found[pair] = {
+                "depth": int(done.depth[k]),
+                "settled": bool(done.settled[k]),
+                "answer": done.answer[k].tolist(),
+                "numbers": [v[k].item() for v in (done.residual, done.margin, done.halt)],
+                "latents": done.state.flat()[k].numpy(),
+            }
+    return found
+
+
+def agree(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for pair, seen in one.items():
+        for name in ("depth", "settled", "answer"):
+            assert seen[name] == other[pair][name], (pair, name)
+        for name in ("numbers", "latents"):
+            np.testing.assert_allclose(seen[name], other[pair][name], atol=1e-3, err_msg=str(pair))
+
+
+def expected(trace: list, rule: Rule) -> dict[tuple[int, int], dict]:
+    """The same from a plain rollout and the wording of the rules, row by row."""
+    found = {}
+    for row, pair in enumerate(zip(trace[0].problem, trace[0].restart, strict=True)):
+        answers = [it.step.answer[row].tolist() for it in trace]
+        residuals = [it.residual[row].item() for it in trace]
+        halts = [it.step.halt[row].item() for it in trace]
+        good = {
+            "head": [h > getattr(rule, "threshold", 0) for h in halts],
+            "residual": [r < getattr(rule, "tolerance", 0) for r in residuals],
+            "stable": [d > 0 and answers[d] == answers[d - 1] for d in range(DEPTH)],
+            "fixed": [False] * DEPTH,
+        }[rule.name]
+        ends = (
+            d
+            for d in range(max(rule.patience, rule.min_depth), DEPTH + 1)
+            if all(good[d - rule.patience : d])
+        )
+        end = next(ends, None)
+        depth = end or DEPTH
+        step = trace[depth - 1].step
+        best = step.logits[row].sort(-1, descending=True).values
+        found[tuple(map(int, pair))] = {
+            "depth": depth,
+            "settled": end is not None,
+            "answer": answers[depth - 1],
+            "numbers": [
+                np.mean(residuals[max(0, depth - 3) : depth]),
+                (best[:, 0] - best[:, 1]).min().item(),
+                halts[depth - 1],
+            ],
+            "latents": step.state.flat()[row].numpy(),
+        }
+    return found
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("text", HALTING)
+def test_rows_are_those_of_a_rollout_cut_where_the_rule_says(model, inputs, traces, text, noise):
+    rule = parse_rule(text)
+    wanted = expected(traces[noise], rule)
+    agree(wanted, collect(model, inputs, halting=rule, noise=noise, rows=7))
+    depths = {seen["depth"] for seen in wanted.values()}
+    assert (len(depths) > 1) == (text != "fixed"), "the case tests something"
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_rows_in_flight_do_not_change_a_trajectory(model, inputs, noise):
+    settings = {"halting": parse_rule("residual:0.1"), "noise": noise}
+    whole = collect(model, inputs, rows=1000, **settings)
+    assert len(whole) == len(inputs) * BREADTH
+    for rows in (1, 5):
+        agree(collect(model, inputs, rows=rows, **settings), whole)
+
+
+class Counted:
+    """A model that notes the rows of each step."""
+
+    def __init__(self, model) -> None:
+        self.model, self.rows = model, []
+        self.device, self.initial_state = model.device, model.initial_state
+
+    def step(self, state, x, **settings) -> Step:
+        self.rows.append(len(x))
+        return self.model.step(state, x, **settings)
+
+
+@pytest.mark.parametrize("first_settled", [None, 0.4])
+def test_the_batch_is_full_until_pairs_run_out_and_no_step_is_wasted(model, inputs, first_settled):
+    counted = Counted(model)
+    settings = {"halting": parse_rule("residual:0.1"), "first_settled": first_settled}
+    found = collect(counted, inputs, rows=6, **settings)
+    assert sum(counted.rows) == sum(seen["depth"] for seen in found.values())
+    assert max(counted.rows) == 6
+    tail = [r for r in counted.rows if r < 6]
+    assert counted.rows == [6] * (len(counted.rows) - len(tail)) + sorted(tail, reverse=True)
+    assert counted.rows[-1] > 0
+
+
+@pytest.mark.parametrize("text", HALTING)
+def test_no_row_passes_the_limit_and_no_problems_give_no_rows(model, inputs, text):
+    found = collect(model, inputs, halting=parse_rule(text), depth=3, rows=4)
+    assert len(found) == len(inputs) * BREADTH
+    assert max(seen["depth"] for seen in found.values()) <= 3
+    assert all(seen["settled"] or seen["depth"] == 3 for seen in found.values())
+    assert list(adaptive(model, inputs[:0], depth=3, halting=parse_rule(text))) == []
+    with pytest.raises(ValueError, match="must be at least 1"):
+        collect(model, inputs, halting=parse_rule(text), rows=0)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_first_settled_runs_restarts_up_to_the_first_confident_one_and_no_more(
+    model, inputs, noise
+):
+    settings = {"halting": parse_rule("residual:0.1"), "noise": noise, "breadth": 5}
+    whole = collect(model, inputs, **settings)
+    tolerance = float(np.median([seen["numbers"][0] for seen in whole.values()]))
+    needed = {}
+    for problem in range(len(inputs)):
+        for restart in range(5):
+            seen = needed[problem, restart] = whole[problem, restart]
+            if seen["settled"] and seen["numbers"][0] < tolerance:
+                break
+    counts = Counter(problem for problem, _ in needed)
+    assert len(set(counts.values())) > 1, "the case tests something"
+    for rows in (1, 4, 1000):
+        agree(needed, collect(model, inputs, rows=rows, first_settled=tolerance, **settings))
+
+
+# ------------------------------------------------------------------------------------------ rules
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("head", Head()),
+        ("head:-1.5", Head(-1.5)),
+        ("residual:1e-3", Residual(1e-3)),
+        ("residual:1e-3,patience=2,min_depth=4", Residual(1e-3, 2, 4)),
+        ("residual:tolerance=0.5", Residual(0.5)),
+        (" stable:3", Stable(3)),
+        ("fixed", Fixed()),
+    ],
+)
+def test_a_rule_is_read_from_text_and_written_back(text, rule):
+    assert parse_rule(text) == rule == parse_rule(str(rule))
+    assert RULES[rule.name] is type(rule)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("residul:1e-3", "halting rule 'residul' is not known; did you mean 'residual'"),
+        ("", "halting rule '' is not known; known: fixed, head, residual, stable"),
+        ("residual:1e-3,patient=2", "residual.patient is not a known setting; did you mean"),
+        ("residual:small", "halting residual.tolerance = 'small' must be float"),
+        ("residual:nan", "tolerance = nan must be a finite number"),
+        ("residual:1e-3,2", "'2' must look like name=value"),
+        ("residual:1e-3,tolerance=1e-4", "gives a setting twice"),
+        ("residual:0", "residual.tolerance must be positive"),
+        ("stable:0", "halting stable.patience must be at least 1"),
+        ("stable:2.5", "halting stable.patience = 2.5 must be int"),
+        ("head:0,min_depth=0", "halting head.min_depth must be at least 1"),
+        ("fixed:8", "fixed has no settings"),
+    ],
+)
+def test_a_bad_rule_is_refused_with_the_mend(text, said):
+    with pytest.raises(ConfigError) as error:
+        parse_rule(text)
+    assert said in str(error.value)
+
+
+def test_a_rule_sees_three_numbers_of_a_row_and_no_label(model, problems):
+    assert [f.name for f in fields(Signs)] == ["halt", "residual", "unchanged"]
+    config = EvalConfig((8,), problems=8)
+    inputs, labels = problems.test.inputs, problems.test.labels
+    runs = [
+        halting_records(model, inputs, y, config, Stable(2))
+        for y in (labels, np.roll(labels, 1, 0))
+    ]
+    np.testing.assert_array_equal(runs[0].depth, runs[1].depth)
+    assert runs[0].outcomes.exact.sum() > runs[1].outcomes.exact.sum()
+
+
+# ---------------------------------------------------------------------------------------- records
+
+
+def test_the_fixed_rule_gives_the_records_of_a_rollout(model, problems):
+    config = EvalConfig((2, 6), breadth=2, noise=0.02, problems=10)
+    test = problems.test
+    run = halting_records(model, test.inputs, test.labels, config, Fixed(), rows=7)
+    plain = records(model, test.inputs, test.labels, config).at(6)
+    for f in fields(Outcomes):
+        if f.name != "halted_at":
+            one, other = getattr(run.outcomes, f.name), getattr(plain, f.name)
+            np.testing.assert_allclose(one, other, atol=1e-3, err_msg=f.name)
+    assert (run.depth == 6).all() and (run.nfe == 12).all()
+    assert (run.outcomes.halted_at == NEVER).all() and min(run.seconds, run.cpu_seconds) > 0
+
+
+def test_rules_save_compute_and_keep_the_accuracy(model, problems):
+    test, config = problems.test, EvalConfig((64,))
+    kept = {
+        text: halting_records(model, test.inputs, test.labels, config, parse_rule(text))
+        for text in ("residual:0.001", "stable:6", "fixed")
+    }
+    table = halting_table(kept, select=["average"], limit=64, noise=0.0).set_index("halting")
+    fixed = table.loc["fixed"]
+    assert fixed.nfe == 64 and fixed.saving == 1 and fixed.exact > 0.2 and fixed.n == len(test)
+    assert (table.nfe <= 64).all() and (table.low <= table.exact).all()
+    assert (table.exact <= table.high).all()
+    assert table.loc["residual:0.001"].saving > 4
+    assert table.loc["residual:0.001"].exact >= fixed.exact - 0.02
+
+
+def test_restarts_that_never_started_are_never_chosen(model, problems):
+    test, config = problems.test, EvalConfig((16,), breadth=6)
+    rule = parse_rule("residual:0.1")
+    run = halting_records(model, test.inputs, test.labels, config, rule, first_settled=0.4)
+    ran = run.depth > 0
+    assert (~ran).sum() > 0 and ran[:, 0].all()
+    assert (np.diff(ran.astype(int), axis=1) <= 0).all(), "restarts start in order"
+    row = np.arange(len(ran))
+    for name, choose in SELECT.items():
+        assert ran[row, choose(run.outcomes)].all(), name
+    table = halting_table({"r": run}, select=["average", "oracle"], limit=16, noise=0.0)
+    average, oracle = table.exact
+    assert average == pytest.approx((run.outcomes.exact.sum(1) / ran.sum(1)).mean())
+    assert oracle == pytest.approx(run.outcomes.exact.any(1).mean())
+    with pytest.raises(ConfigError, match="did you mean 'majority'"):
+        halting_table({"r": run}, select=["majorty"], limit=16, noise=0.0)
+
+
+def test_a_halting_run_is_stored_with_its_wall_times(learned, problems, tmp_path):
+    model = experiments.Trained(None, learned.recipe, problems, load_model(learned.path))
+    store, config = Store(tmp_path), EvalConfig((12,), problems=6)
+    rules = ["residual:1e-1", "fixed"]
+    made = experiments.halted(model, config, rules, store)
+    again = experiments.halted(model, config, ["residual:0.1", "fixed"], store)
+    assert again.run.id == made.run.id and list(again.kept) == ["residual:0.1", "fixed"]
+    assert again.kept["fixed"].seconds == made.kept["fixed"].seconds > 0
+    assert experiments.halted(model, config, rules, store, first_settled=0.1).run.id != made.run.id
+    columns = (
+        "halting depth breadth select noise n exact low high settled nfe saving seconds cpu_seconds"
+    )
+    table = again.table(["average"])
+    assert list(table.columns) == columns.split() and table.nfe[0] < table.nfe[1] == 12
+
+
+def test_eval_compares_halting_rules(eqr, learned):
+    words = ("eval", "-c", learned.path, "--depth", 12, "--problems", 8, "--select", "average")
+    rules = ("--halting", "residual:0.1", "--halting", "fixed")
+    rows = json.loads(eqr(*words, *rules, "--json").out)
+    assert [row["halting"] for row in rows] == ["residual:0.1", "fixed"]
+    assert rows[0]["nfe"] < rows[1]["nfe"] == 12
+    assert "did you mean 'residual'" in eqr(*words, "--halting", "residul:1").err
+    assert "needs a --halting rule" in eqr(*words, "--first-settled", 0.1).err
