@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from eqr import checkpoint, data, evaluate
-from eqr.config import EvalConfig, Recipe, load_recipe, to_dict
+from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
-from eqr.store import Run, Store
+from eqr.store import MANIFEST, Run, Store
 from eqr.train import Event, train
 
 
@@ -116,13 +116,14 @@ def evaluated(
     model: Trained,
     config: EvalConfig,
     store: Store | None = None,
+    progress: data.Progress | None = None,
 ) -> Evaluated:
     """Evaluate on the recipe's test problems, or read the stored evaluation."""
     test = model.data.test
     config = replace(config, problems=min(config.problems or len(test), len(test)))
 
     def make(directory: Path) -> None:
-        kept = evaluate.records(model.model, test.inputs, test.labels, config)
+        kept = evaluate.records(model.model, test.inputs, test.labels, config, progress=progress)
         np.savez_compressed(
             directory / "records.npz", **{f.name: getattr(kept, f.name) for f in fields(kept)}
         )
@@ -133,6 +134,21 @@ def evaluated(
         "eval": to_dict(config, defaults=False),
     }
     run = (store or Store()).obtain("eval", named, make)
+    return Evaluated(run, read_records(run), config, model.recipe.model.layers)
+
+
+def read_records(run: Run) -> evaluate.Records:
+    """The records of a stored evaluation."""
     with np.load(run.file("records.npz"), allow_pickle=False) as arrays:
-        kept = evaluate.Records(**arrays)
-    return Evaluated(run, kept, config, model.recipe.model.layers)
+        return evaluate.Records(**arrays)
+
+
+def load_trained(run: Run, store: Store) -> Trained:
+    """A stored training with its recipe, data and model, rebuilt from its manifest.
+
+    Raises:
+        ConfigError: the recipe holds a setting that this version does not know.
+    """
+    recipe = recipe_from_dict(run.manifest["config"]["recipe"], f"{run.path / MANIFEST}: recipe")
+    loaded = checkpoint.load_model(run.file("model.safetensors"))
+    return Trained(run, recipe, dataset(recipe, store), loaded)
