@@ -24,6 +24,7 @@ from eqr.config import (
     recipe_names,
 )
 from eqr.console import Device, Json, Profile, Seed, Settings, StoreDir, emit, fail, progress, say
+from eqr.parallel import joined
 from eqr.store import Store, StoreError
 from eqr.task import ProblemError, task_to_dict
 from eqr.train import Event, TrainingError, best_device
@@ -98,12 +99,16 @@ def train_command(
 ) -> None:
     """Train a recipe, or go on with a killed run; prints the path of the model file.
 
+    Under torchrun the processes share each batch, and the result is that of one process up to
+    rounding: torchrun --nproc-per-node 2 -m eqr.cli train sudoku6
+
     Example: eqr train sudoku6 --set train.steps=200
     """
     from eqr.experiments import train_run
 
     found = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
-    with progress(f"training {found.name}") as bar:
+    where = pick_device(device)
+    with joined(where) as world, progress(f"training {found.name}", world.first) as bar:
 
         def show(event: Event) -> None:
             bar(event.step, found.train.steps)
@@ -116,14 +121,17 @@ def train_command(
             run = train_run(
                 found,
                 Store(store),
-                device=pick_device(device),
-                on_event=show,
+                device=where,
+                on_event=show if world.first else None,
                 on_data=bar,
                 stop_after_s=stop_after,
+                world=world,
             )
         except KeyboardInterrupt:
             say("stopped; run the same command again to go on from the last checkpoint")
             raise typer.Exit(130) from None
+    if not world.first:
+        return
     path = str(run.file("model.safetensors")) if run else None
     if as_json:
         emit({"run": run.id if run else None, "model": path, "complete": run is not None})
@@ -156,6 +164,9 @@ def eval_command(
 ) -> None:
     """Accuracy against depth and breadth as one tidy table with 95 % Wilson intervals.
 
+    Under torchrun the processes share the problems, and the table is that of one process to the
+    last bit: torchrun --nproc-per-node 2 -m eqr.cli eval -c MODEL
+
     Example: eqr eval -c MODEL --depth 1,2,4,8,16,32,64 --breadth 1,8,32 --noise 0.01
     """
     from eqr import evaluate
@@ -170,12 +181,15 @@ def eval_command(
             )
     if out and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
-    loaded = checkpoint.load_model(model, pick_device(device))
-    test = evaluation_data(loaded, model, dataset, Store(store)).test
-    with progress("evaluating") as bar:
+    where = pick_device(device)
+    with joined(where) as world, progress("evaluating", world.first) as bar:
+        loaded = checkpoint.load_model(model, where)
+        test = evaluation_data(loaded, model, dataset, Store(store)).test
         kept = evaluate.records(
-            loaded.model, test.inputs, test.labels, config, rows=rows, progress=bar
+            loaded.model, test.inputs, test.labels, config, rows=rows, progress=bar, world=world
         )
+    if not world.first:
+        return
     layers = loaded.model.config.layers
     table = evaluate.table(kept, breadths=breadths, select=rules, layers=layers, noise=noise)
     if out:

@@ -18,6 +18,7 @@ import torch
 
 from eqr.config import ConfigError, EvalConfig, near_miss
 from eqr.model import Reasoner
+from eqr.parallel import ALONE, World
 from eqr.rollout import rollout
 from eqr.select import RULES, SELECTIONS, Outcomes
 from eqr.streams import stream
@@ -55,6 +56,7 @@ def records(
     *,
     rows: int = 256,
     progress: Callable[[int, int], None] | None = None,
+    world: World = ALONE,
 ) -> Records:
     """Run ``config.breadth`` trajectories of every problem and record them at ``config.depths``.
 
@@ -63,6 +65,7 @@ def records(
         rows: trajectories in flight at a time; bounds the memory, and changes results by the
             rounding of matrix products of another size only.
         progress: called with (row-iterations done, of).
+        world: processes that share the work by chunks of ``rows``; each gets all records.
     """
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     problems, breadth, depths = len(inputs), config.breadth, list(config.depths)
@@ -73,7 +76,7 @@ def records(
         answer=np.zeros(shape, np.int64),
         margin=np.zeros(shape, np.float32),
         halt=np.zeros(shape, np.float32),
-        halted_at=np.full(shape, NEVER, np.int32),
+        halted_at=np.zeros(shape, np.int32),
         exact=np.zeros(shape, bool),
         token=np.zeros(shape, np.float32),
     )
@@ -81,7 +84,9 @@ def records(
     draw = stream(0, "answer hash")
     code = torch.randint(-(2**62), 2**62, (inputs.shape[1],), generator=draw).to(model.device)
     window: deque[torch.Tensor] = deque(maxlen=config.window)
-    done = 0
+    done, pairs = 0, problems * breadth
+    starts = range(world.rank * rows, pairs, world.size * rows)
+    work = sum(min(rows, pairs - first) for first in starts) * depths[-1]
     for it in rollout(
         model,
         torch.as_tensor(inputs),
@@ -90,6 +95,8 @@ def records(
         noise=config.noise,
         seed=config.seed,
         rows=rows,
+        part=world.rank,
+        parts=world.size,
     ):
         if it.depth == 1:
             window.clear()
@@ -99,7 +106,7 @@ def records(
         halted_at = torch.where(fired, it.depth, halted_at)
         done += len(it.problem)
         if progress:
-            progress(done, problems * breadth * depths[-1])
+            progress(done, work)
         if it.depth not in depths:
             continue
         answer = it.step.answer
@@ -117,6 +124,8 @@ def records(
         where = (depths.index(it.depth), it.problem, it.restart)
         for name, value in values.items():
             getattr(kept, name)[where] = value.cpu().numpy()
+    for name in (f.name for f in fields(kept) if f.name != "depths"):
+        world.add_(getattr(kept, name))  # zero where another process has run the trajectory
     return kept
 
 

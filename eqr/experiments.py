@@ -17,6 +17,7 @@ import pandas as pd
 from eqr import checkpoint, data, evaluate
 from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
+from eqr.parallel import ALONE, World
 from eqr.store import MANIFEST, Run, Store
 from eqr.train import Event, train
 
@@ -79,19 +80,39 @@ def train_run(
     on_event: Callable[[Event], None] | None = None,
     on_data: data.Progress | None = None,
     stop_after_s: float | None = None,
+    world: World = ALONE,
 ) -> Run | None:
-    """Train a recipe unless the store has it; None if ``stop_after_s`` ended it early."""
-    problems = dataset(recipe, store, on_data)
+    """Train a recipe unless the store has it; None if ``stop_after_s`` ended it early.
 
-    def make(directory: Path) -> bool:
-        events = train(recipe, problems, directory, device=device, stop_after_s=stop_after_s)
-        for event in events:
+    Of several processes the first keeps the store; the others only help it to train.
+    """
+
+    def run_in(directory: Path) -> None:
+        settings = {"device": device, "stop_after_s": stop_after_s, "world": world}
+        for event in train(recipe, dataset(recipe, store), directory, **settings):
             if on_event:
                 on_event(event)
+
+    if not world.first:
+        if directory := world.share():
+            run_in(directory)
+        done = world.share()
+        return store.get(done) if done else None
+
+    shared = []
+
+    def make(directory: Path) -> bool:
+        shared.append(world.share(directory))
+        run_in(directory)
         return (directory / "model.safetensors").exists()
 
+    problems = dataset(recipe, store, on_data)
     config = {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
-    return store.obtain("train", config, make, scratch=["resume.safetensors"])
+    run = store.obtain("train", config, make, scratch=["resume.safetensors"])
+    if not shared:
+        world.share(None)  # there was nothing to train
+    world.share(run and run.id)
+    return run
 
 
 def trained(

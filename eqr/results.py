@@ -283,7 +283,9 @@ def repeat(
     threads = torch.get_num_threads()
     torch.set_num_threads(then.get("threads", threads))
     try:
-        elsewhere = differences(then, provenance(), ("versions", "hardware", "threads"))
+        elsewhere = differences(
+            then, provenance(), ("versions", "hardware", "threads", "processes")
+        )
         with tempfile.TemporaryDirectory(prefix="eqr-repeat-") as folder:
             other = Store(Path(folder))
             if trained:

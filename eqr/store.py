@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from eqr.config import SEMANTICS, digest
 from eqr.data import PROJECT, file_sha256
@@ -177,7 +178,8 @@ class Store:
         ``make`` gets a directory that outlives a crash, so that it can resume; it returns False to
         say that it stopped early and wants to go on another time (then the result is None). Of two
         processes that want the same run, one makes it and the other waits. Files named in
-        ``scratch`` are not part of the run; they go once it is complete.
+        ``scratch``, and those whose names begin with a dot, are not part of the run; they go once
+        it is complete.
 
         A process killed at any moment leaves either no run or a whole one: the manifest is written
         when all files are on the disk, and the directory is renamed when the manifest is.
@@ -195,8 +197,9 @@ class Store:
                 began = time.time()
                 if make(work) is False:
                     return None
-                for left in work.glob(".*.tmp"):  # of a process killed while it wrote
-                    left.unlink()
+                for left in work.rglob(".*"):  # of a process killed while it wrote
+                    if left.is_file() and left.name != PENDING:
+                        left.unlink()
                 files = {k: p for k, p in files_of(work).items() if k not in scratch}
                 for path in files.values():
                     _sync(path)
@@ -270,6 +273,7 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "hardware": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
     }
 
 
