@@ -5,6 +5,7 @@ Bad input ends in one line on standard error and exit status 1; nothing half-wri
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from eqr.config import (
     recipe_names,
 )
 from eqr.console import Device, Json, Profile, Seed, Settings, StoreDir, emit, fail, progress, say
-from eqr.parallel import joined
+from eqr.parallel import WorldError, joined
 from eqr.store import Store, StoreError
 from eqr.task import ProblemError, task_to_dict
 from eqr.train import Event, TrainingError, best_device
@@ -48,6 +49,7 @@ ERRORS = (
     data.DataError,
     checkpoint.CheckpointError,
     VendorError,
+    WorldError,
     OSError,
 )
 
@@ -57,7 +59,9 @@ def main() -> None:
     try:
         app()
     except ERRORS as error:
-        say(f"error: {' '.join(str(error).split())}", "red")
+        rank = os.environ.get("RANK", "0")  # torchrun sets it
+        who = "error" if rank == "0" else f"error in process {rank}"
+        say(f"{who}: {' '.join(str(error).split())}", "red")
         sys.exit(1)
 
 

@@ -24,6 +24,29 @@ from torch import Tensor
 from eqr.config import ConfigError
 
 
+class WorldError(RuntimeError):
+    """The processes have lost each other."""
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Say what a failed exchange means: torch reports it as a RuntimeError of its backend."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).splitlines()[0].partition(". ")[0]
+        raise WorldError(
+            f"another process of this run has ended ({first}); start the same command again to go "
+            "on from the last checkpoint"
+        ) from error
+
+
+def _sum(values: Tensor) -> None:
+    """Sum over the processes, in place."""
+    with _together():
+        dist.all_reduce(values)
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """The processes that work on one result. Alone, every method leaves things as they are."""
@@ -56,7 +79,7 @@ class World:
         for dtype in dict.fromkeys(mean.dtype for mean in means):
             alike = [mean.detach() for mean in means if mean.dtype == dtype]
             flat = torch.cat([mean.flatten() for mean in alike]) * share
-            dist.all_reduce(flat)
+            _sum(flat)
             parts = flat.split([mean.numel() for mean in alike])
             for mean, part in zip(alike, parts, strict=True):
                 mean.copy_(part.view_as(mean))
@@ -67,22 +90,21 @@ class World:
             return rows
         whole = rows.new_zeros((total, *rows.shape[1:]))
         whole[self.own(total)] = rows
-        dist.all_reduce(whole)  # everything but one of the terms is zero
+        _sum(whole)  # everything but one of the terms is zero
         return whole
 
     def add_(self, array: np.ndarray) -> None:
         """Sum an array over the processes, in place; of booleans, the union."""
         if self.size > 1:
-            dist.all_reduce(
-                torch.from_numpy(array.view(np.uint8) if array.dtype == bool else array)
-            )
+            _sum(torch.from_numpy(array.view(np.uint8) if array.dtype == bool else array))
 
     def share(self, value: Any = None) -> Any:
         """The first process's value, on every process. All wait for it."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _together():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
 

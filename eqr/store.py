@@ -273,8 +273,13 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "hardware": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
-        "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        "processes": processes(),
     }
+
+
+def processes() -> int:
+    """How many processes work together (see :mod:`eqr.parallel`)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def processor() -> str:
