@@ -112,6 +112,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     return tensors, meta, sha256
 
 
+def stored_sha256(path: Path) -> str | None:
+    """The sha256 that a file's header gives for its tensors, unverified; None if there is none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})[FORMAT])["sha256"]
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def save_model(path: Path, model: Reasoner, recipe: Recipe, meta: Mapping[str, Any]) -> str:
     """Write a model that :func:`load_model` can run; returns the sha256 of its tensors."""
     return _save(path, model, recipe.task, {**meta, "recipe": to_dict(recipe)})

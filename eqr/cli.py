@@ -5,6 +5,7 @@ Bad input ends in one line on standard error and exit status 1; nothing half-wri
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from eqr import checkpoint, cli_data, data
+from eqr import checkpoint, cli_data, cli_results, data
 from eqr.config import (
     PROFILES,
     ConfigError,
@@ -24,6 +25,7 @@ from eqr.config import (
     recipe_names,
 )
 from eqr.console import Device, Json, Profile, Seed, Settings, StoreDir, emit, fail, progress, say
+from eqr.parallel import WorldError, joined
 from eqr.store import Store, StoreError
 from eqr.task import ProblemError, task_to_dict
 from eqr.train import Event, TrainingError, best_device
@@ -37,6 +39,7 @@ app = typer.Typer(
     help="Equilibrium Reasoners: build data, train, evaluate, solve, and make the book.",
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_results.app, name="results")
 
 ERRORS = (
     ConfigError,
@@ -46,6 +49,7 @@ ERRORS = (
     data.DataError,
     checkpoint.CheckpointError,
     VendorError,
+    WorldError,
     OSError,
 )
 
@@ -55,7 +59,9 @@ def main() -> None:
     try:
         app()
     except ERRORS as error:
-        say(f"error: {' '.join(str(error).split())}", "red")
+        rank = os.environ.get("RANK", "0")  # torchrun sets it
+        who = "error" if rank == "0" else f"error in process {rank}"
+        say(f"{who}: {' '.join(str(error).split())}", "red")
         sys.exit(1)
 
 
@@ -97,12 +103,16 @@ def train_command(
 ) -> None:
     """Train a recipe, or go on with a killed run; prints the path of the model file.
 
+    Under torchrun the processes share each batch, and the result is that of one process up to
+    rounding: torchrun --nproc-per-node 2 -m eqr.cli train sudoku6
+
     Example: eqr train sudoku6 --set train.steps=200
     """
     from eqr.experiments import train_run
 
     found = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
-    with progress(f"training {found.name}") as bar:
+    where = pick_device(device)
+    with joined(where) as world, progress(f"training {found.name}", world.first) as bar:
 
         def show(event: Event) -> None:
             bar(event.step, found.train.steps)
@@ -115,14 +125,17 @@ def train_command(
             run = train_run(
                 found,
                 Store(store),
-                device=pick_device(device),
-                on_event=show,
+                device=where,
+                on_event=show if world.first else None,
                 on_data=bar,
                 stop_after_s=stop_after,
+                world=world,
             )
         except KeyboardInterrupt:
             say("stopped; run the same command again to go on from the last checkpoint")
             raise typer.Exit(130) from None
+    if not world.first:
+        return
     path = str(run.file("model.safetensors")) if run else None
     if as_json:
         emit({"run": run.id if run else None, "model": path, "complete": run is not None})
@@ -168,6 +181,9 @@ def eval_command(
 ) -> None:
     """Accuracy against depth and breadth as one tidy table with 95 % Wilson intervals.
 
+    Under torchrun the processes share the problems, and the table is that of one process to the
+    last bit: torchrun --nproc-per-node 2 -m eqr.cli eval -c MODEL
+
     Example: eqr eval -c MODEL --depth 1,2,4,8,16,32,64 --breadth 1,8,32 --noise 0.01
 
     Example: eqr eval -c MODEL --depth 1024 --halting residual:1e-3 --halting fixed
@@ -189,10 +205,13 @@ def eval_command(
     stops = {str(rule): rule for rule in map(parse_rule, halting or ())}
     if first_settled is not None and not stops:
         raise ConfigError("--first-settled needs a --halting rule, as in --halting residual:1e-3")
-    loaded = checkpoint.load_model(model, pick_device(device))
-    test = evaluation_data(loaded, model, dataset, Store(store)).test
-    runs = loaded.model, test.inputs, test.labels, config
-    with progress("evaluating") as bar:
+    where = pick_device(device)
+    with joined(where) as world, progress("evaluating", world.first) as bar:
+        if stops and world.size > 1:
+            raise ConfigError("--halting runs in one process: leave torchrun out")
+        loaded = checkpoint.load_model(model, where)
+        test = evaluation_data(loaded, model, dataset, Store(store)).test
+        runs = loaded.model, test.inputs, test.labels, config
         if stops:
             halted = {
                 text: halting_records(
@@ -202,11 +221,13 @@ def eval_command(
             }
             table = halting_table(halted, select=rules, limit=depths[-1], noise=noise)
         else:
-            kept = evaluate.records(*runs, rows=rows, progress=bar)
+            kept = evaluate.records(*runs, rows=rows, progress=bar, world=world)
             layers = loaded.model.config.layers
             table = evaluate.table(
                 kept, breadths=breadths, select=rules, layers=layers, noise=noise
             )
+    if not world.first:
+        return
     if out:
         temporary = out.with_name(f".{out.name}.tmp")
         table.to_csv(temporary, index=False)

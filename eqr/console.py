@@ -44,7 +44,7 @@ def emit(values: Any) -> None:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error; call it with (done, of). Silent without a terminal."""
     columns = (
         TextColumn("{task.description}"),
@@ -52,6 +52,8 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(
+        *columns, console=err, transient=True, disable=not (shown and err.is_terminal)
+    ) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)

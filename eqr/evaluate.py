@@ -18,6 +18,7 @@ import torch
 
 from eqr.config import ConfigError, EvalConfig, near_miss
 from eqr.model import Reasoner
+from eqr.parallel import ALONE, World
 from eqr.rollout import rollout
 from eqr.select import RULES, SELECTIONS, Outcomes
 from eqr.streams import stream
@@ -62,6 +63,7 @@ def records(
     *,
     rows: int = 256,
     progress: Callable[[int, int], None] | None = None,
+    world: World = ALONE,
 ) -> Records:
     """Run ``config.breadth`` trajectories of every problem and record them at ``config.depths``.
 
@@ -70,6 +72,7 @@ def records(
         rows: trajectories in flight at a time; bounds the memory, and changes results by the
             rounding of matrix products of another size only.
         progress: called with (row-iterations done, of).
+        world: processes that share the work by chunks of ``rows``; each gets all records.
     """
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     problems, breadth, depths = len(inputs), config.breadth, list(config.depths)
@@ -80,13 +83,15 @@ def records(
         answer=np.zeros(shape, np.int64),
         margin=np.zeros(shape, np.float32),
         halt=np.zeros(shape, np.float32),
-        halted_at=np.full(shape, NEVER, np.int32),
+        halted_at=np.zeros(shape, np.int32),
         exact=np.zeros(shape, bool),
         token=np.zeros(shape, np.float32),
     )
     truth = torch.as_tensor(labels, device=model.device).long()
     window: deque[torch.Tensor] = deque(maxlen=config.window)
-    done = 0
+    done, pairs = 0, problems * breadth
+    starts = range(world.rank * rows, pairs, world.size * rows)
+    work = sum(min(rows, pairs - first) for first in starts) * depths[-1]
     for it in rollout(
         model,
         torch.as_tensor(inputs),
@@ -95,6 +100,8 @@ def records(
         noise=config.noise,
         seed=config.seed,
         rows=rows,
+        part=world.rank,
+        parts=world.size,
     ):
         if it.depth == 1:
             window.clear()
@@ -104,7 +111,7 @@ def records(
         halted_at = torch.where(fired, it.depth, halted_at)
         done += len(it.problem)
         if progress:
-            progress(done, problems * breadth * depths[-1])
+            progress(done, work)
         if it.depth not in depths:
             continue
         answer = it.step.answer
@@ -121,6 +128,8 @@ def records(
         where = (depths.index(it.depth), it.problem, it.restart)
         for name, value in values.items():
             getattr(kept, name)[where] = value.cpu().numpy()
+    for name in (f.name for f in fields(kept) if f.name != "depths"):
+        world.add_(getattr(kept, name))  # zero where another process has run the trajectory
     return kept
 
 

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from eqr import checkpoint, data, evaluate
-from eqr.config import EvalConfig, Recipe, load_recipe, to_dict
+from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
 from eqr.halting import parse_rule
+from eqr.parallel import ALONE, World
 from eqr.queue import Halted, halting_records, halting_table
 from eqr.select import Outcomes
-from eqr.store import Run, Store
+from eqr.store import MANIFEST, Run, Store
 from eqr.train import Event, train
 
 
@@ -97,19 +98,39 @@ def train_run(
     on_event: Callable[[Event], None] | None = None,
     on_data: data.Progress | None = None,
     stop_after_s: float | None = None,
+    world: World = ALONE,
 ) -> Run | None:
-    """Train a recipe unless the store has it; None if ``stop_after_s`` ended it early."""
-    problems = dataset(recipe, store, on_data)
+    """Train a recipe unless the store has it; None if ``stop_after_s`` ended it early.
 
-    def make(directory: Path) -> bool:
-        events = train(recipe, problems, directory, device=device, stop_after_s=stop_after_s)
-        for event in events:
+    Of several processes the first keeps the store; the others only help it to train.
+    """
+
+    def run_in(directory: Path) -> None:
+        settings = {"device": device, "stop_after_s": stop_after_s, "world": world}
+        for event in train(recipe, dataset(recipe, store), directory, **settings):
             if on_event:
                 on_event(event)
+
+    if not world.first:
+        if directory := world.share():
+            run_in(directory)
+        done = world.share()
+        return store.get(done) if done else None
+
+    shared = []
+
+    def make(directory: Path) -> bool:
+        shared.append(world.share(directory))
+        run_in(directory)
         return (directory / "model.safetensors").exists()
 
+    problems = dataset(recipe, store, on_data)
     config = {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
-    return store.obtain("train", config, make, scratch=["resume.safetensors"])
+    run = store.obtain("train", config, make, scratch=["resume.safetensors"])
+    if not shared:
+        world.share(None)  # there was nothing to train
+    world.share(run and run.id)
+    return run
 
 
 def trained(
@@ -187,13 +208,14 @@ def evaluated(
     model: Trained,
     config: EvalConfig,
     store: Store | None = None,
+    progress: data.Progress | None = None,
 ) -> Evaluated:
     """Evaluate on the recipe's test problems, or read the stored evaluation."""
     test = model.data.test
     config = replace(config, problems=min(config.problems or len(test), len(test)))
 
     def make(directory: Path) -> None:
-        kept = evaluate.records(model.model, test.inputs, test.labels, config)
+        kept = evaluate.records(model.model, test.inputs, test.labels, config, progress=progress)
         np.savez_compressed(
             directory / "records.npz", **{f.name: getattr(kept, f.name) for f in fields(kept)}
         )
@@ -204,9 +226,13 @@ def evaluated(
         "eval": to_dict(config, defaults=False),
     }
     run = (store or Store()).obtain("eval", named, make)
+    return Evaluated(run, read_records(run), config, model.recipe.model.layers)
+
+
+def read_records(run: Run) -> evaluate.Records:
+    """The records of a stored evaluation."""
     with np.load(run.file("records.npz"), allow_pickle=False) as arrays:
-        kept = evaluate.Records(**arrays)
-    return Evaluated(run, kept, config, model.recipe.model.layers)
+        return evaluate.Records(**arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,3 +274,14 @@ def measured(
     run = (store or Store()).obtain("measure", named, make)
     with np.load(run.file("arrays.npz"), allow_pickle=False) as arrays:
         return Measured(run, dict(arrays))
+
+
+def load_trained(run: Run, store: Store) -> Trained:
+    """A stored training with its recipe, data and model, rebuilt from its manifest.
+
+    Raises:
+        ConfigError: the recipe holds a setting that this version does not know.
+    """
+    recipe = recipe_from_dict(run.manifest["config"]["recipe"], f"{run.path / MANIFEST}: recipe")
+    loaded = checkpoint.load_model(run.file("model.safetensors"))
+    return Trained(run, recipe, dataset(recipe, store), loaded)

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
+from eqr.streams import Slots
 from eqr.task import Task
 
-#: One generator for all rows, or one for each row (then a row's draws do not depend on its batch).
-Generators = torch.Generator | Sequence[torch.Generator]
+#: One generator for all rows, or one for each row (then a row's draws do not depend on its batch),
+#: or one for a batch of which these are some rows.
+Generators = torch.Generator | Sequence[torch.Generator] | Slots
 
 RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
@@ -84,6 +86,9 @@ def residual(before: State, after: State) -> Tensor:
 
 def standard_normal(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
     """Normal draws of ``shape`` (B, ...) in the device and dtype of ``like``."""
+    if isinstance(generator, Slots):
+        whole = (generator.batch, *shape[1:])
+        return standard_normal(whole, generator.whole, like)[generator.own]
     if isinstance(generator, torch.Generator):
         draws = torch.randn(shape, generator=generator, device=generator.device)
     else:
@@ -101,6 +106,9 @@ def truncated_normal(
     Cutting a unit normal at ±2 leaves a standard deviation of 0.88; the draws are divided by it
     ("variance-compensated", paper §3).
     """
+    if isinstance(generator, Slots):
+        whole = (generator.batch, *shape[1:])
+        return truncated_normal(whole, std, generator.whole, like)[generator.own]
     if isinstance(generator, torch.Generator):
         uniform = torch.rand(shape, generator=generator, device=generator.device)
     else:

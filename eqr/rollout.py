@@ -39,6 +39,8 @@ def rollout(
     damping: float | None = None,
     seed: int = 0,
     rows: int = 256,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[Iteration]:
     """Run ``breadth`` trajectories of every problem for ``depth`` outer iterations.
 
@@ -54,6 +56,7 @@ def rollout(
         damping: λ; None takes the model's own.
         seed: of the evaluation stream.
         rows: the most (problem, restart) pairs in flight.
+        part, parts: run only every ``parts``-th chunk of rows, from the ``part``-th.
 
     Yields:
         Every iteration 1..depth of the first chunk of rows, then of the next chunk.
@@ -62,7 +65,7 @@ def rollout(
     pairs = np.stack(
         np.meshgrid(np.arange(len(inputs)), np.arange(breadth), indexing="ij"), -1
     ).reshape(-1, 2)
-    for first in range(0, len(pairs), rows):
+    for first in range(part * rows, len(pairs), parts * rows):
         problem, restart = pairs[first : first + rows].T
         x = inputs[torch.from_numpy(problem)].to(model.device)
         own = [stream(seed, "evaluation", p, r) for p, r in zip(problem, restart, strict=True)]

@@ -2,8 +2,9 @@
 
 A run is a directory ``<kind>-<id>`` with its files and ``manifest.json``. The id hashes the kind,
 the configuration (which names the data by its digest) and :data:`eqr.config.SEMANTICS`; commit,
-versions, hardware and time are recorded beside it. Work in progress lives under ``partial/`` and is
-resumed there; the directory is renamed into place as the last act.
+versions, hardware and time are recorded beside it, and a seal over all of the manifest shows when
+one of its lines was changed. Work in progress lives under ``partial/`` and is resumed there; the
+directory is renamed into place as the last act.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from eqr.config import SEMANTICS, digest
 from eqr.data import PROJECT, file_sha256
 
 MANIFEST = "manifest.json"
+PENDING = ".pending.json"  # kind and configuration of a run that is not complete
+RUN_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}")
+OTHER = ("data", "locks", "partial")  # folders of a store that are not runs
 
 
 class StoreError(ValueError):
@@ -53,6 +59,77 @@ def default_root() -> Path:
     return Path(os.environ.get("EQR_STORE") or PROJECT / "build" / "store")
 
 
+def run_id(kind: str, config: Mapping[str, Any], semantics: int) -> str:
+    """``<kind>-<16 hex digits>`` of a configuration under a version of the code's meaning."""
+    return f"{kind}-{digest({'config': config, 'semantics': semantics})}"
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with its seal, a digest of all the rest."""
+    rest = {k: v for k, v in manifest.items() if k != "seal"}
+    return rest | {"seal": digest(rest)}
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """The files below a run's directory by their relative names, its manifest left out."""
+    found = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+    return {name: p for name, p in found.items() if name not in (MANIFEST, PENDING)}
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found in a run's directory: each fault names file, field and mend."""
+
+    manifest: dict[str, Any] | None  # None where it cannot be read
+    faults: tuple[str, ...]  # the run cannot be used
+    strays: tuple[str, ...]  # files that do not belong to it
+
+
+def inspect_manifest(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The manifest of a run's directory and what is wrong with it; None if it cannot be read."""
+    anew = f"delete {path} to make it anew"
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        named, _ = manifest["id"], dict(manifest["files"].items())
+        computed = run_id(manifest["kind"], manifest["config"], manifest["semantics"])
+        seal, wanted = manifest.get("seal"), sealed(manifest)["seal"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+        return None, [f"{path / MANIFEST}: damaged ({reason}); {anew}"]
+    faults = []
+    if computed != named:
+        what = f"altered: kind, config and semantics hash to {computed}, and its id is {named}"
+        faults.append(f"{path / MANIFEST}: {what}; {anew}")
+    elif seal is None:
+        faults.append(f"{path / MANIFEST}: damaged (field seal is missing); {anew}")
+    elif seal != wanted:
+        faults.append(f"{path / MANIFEST}: altered, field seal does not match the rest; {anew}")
+    if named != path.name and computed == named:
+        faults.append(
+            f"{path / MANIFEST}: field id says that it belongs to {named}; rename {path} back"
+        )
+    return manifest, faults
+
+
+def inspect(path: Path) -> Inspection:
+    """Check a run's directory: manifest, id, seal, and every file of it."""
+    manifest, faults = inspect_manifest(path)
+    if manifest is None:
+        return Inspection(None, tuple(faults), ())
+    there, anew = files_of(path), f"delete {path} to make it anew"
+    for name, sha256 in manifest["files"].items():
+        if name not in there:
+            faults.append(f"{path / name}: missing; {anew}")
+        elif file_sha256(there[name]) != sha256:
+            faults.append(f"{path / name}: altered, its sha256 differs; {anew}")
+    strays = [
+        f"{path / name}: not part of the run (its manifest does not name it); move it elsewhere"
+        for name in there
+        if name not in manifest["files"]
+    ]
+    return Inspection(manifest, tuple(faults), tuple(strays))
+
+
 class Store:
     """The runs below one directory."""
 
@@ -61,32 +138,33 @@ class Store:
 
     def run_id(self, kind: str, config: Mapping[str, Any]) -> str:
         """``<kind>-<16 hex digits>`` of a configuration."""
-        return f"{kind}-{digest({'config': config, 'semantics': SEMANTICS})}"
+        return run_id(kind, config, SEMANTICS)
+
+    def paths(self) -> list[Path]:
+        """The directories of all complete runs, damaged and renamed ones too, by name."""
+        if not self.root.is_dir():
+            return []
+        below = [p for p in self.root.iterdir() if p.is_dir() and p.name not in OTHER]
+        return sorted(p for p in below if RUN_NAME.fullmatch(p.name) or (p / MANIFEST).exists())
+
+    def partial(self) -> list[Path]:
+        """The directories of runs that were begun and are not complete."""
+        folder = self.root / "partial"
+        return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
     def get(self, run_id: str) -> Run | None:
         """The run if it is complete, every file of it verified; None if there is none.
 
         Raises:
-            StoreError: a file of the run is missing or altered; the message names it.
+            StoreError: the manifest or a file of the run is missing or altered; it is named.
         """
         path = self.root / run_id
         if not path.is_dir():
             return None
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            files = dict(manifest["files"])
-            if manifest["id"] != run_id:
-                raise ValueError(f"it belongs to {manifest['id']}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{path / MANIFEST}: damaged ({error}); delete {path} to make it anew"
-            ) from error
-        for name, sha256 in files.items():
-            if not (path / name).is_file():
-                raise StoreError(f"{path / name}: missing; delete {path} to make the run anew")
-            if file_sha256(path / name) != sha256:
-                raise StoreError(f"{path / name}: altered; delete {path} to make the run anew")
-        return Run(run_id, path, manifest)
+        found = inspect(path)
+        if found.faults:
+            raise StoreError(found.faults[0])
+        return Run(run_id, path, found.manifest)
 
     def obtain(
         self,
@@ -100,7 +178,11 @@ class Store:
         ``make`` gets a directory that outlives a crash, so that it can resume; it returns False to
         say that it stopped early and wants to go on another time (then the result is None). Of two
         processes that want the same run, one makes it and the other waits. Files named in
-        ``scratch`` are not part of the run; they go once it is complete.
+        ``scratch``, and those whose names begin with a dot, are not part of the run; they go once
+        it is complete.
+
+        A process killed at any moment leaves either no run or a whole one: the manifest is written
+        when all files are on the disk, and the directory is renamed when the manifest is.
         """
         run_id = self.run_id(kind, config)
         with self._lock(run_id):
@@ -108,28 +190,35 @@ class Store:
                 return run
             work = self.root / "partial" / run_id
             work.mkdir(parents=True, exist_ok=True)
-            began = time.time()
-            if make(work) is False:
-                return None
-            for left in work.glob(".*.tmp"):  # of a process killed while it wrote
-                left.unlink()
-            files = {p.name: file_sha256(p) for p in sorted(work.iterdir()) if p.is_file()}
-            manifest = {
-                "id": run_id,
-                "kind": kind,
-                "config": dict(config),
-                "semantics": SEMANTICS,
-                "files": {k: v for k, v in files.items() if k not in (MANIFEST, *scratch)},
-                "provenance": provenance() | {"finished": _utc(), "seconds": time.time() - began},
-            }
-            (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            for path in [*work.iterdir(), work]:
-                descriptor = os.open(path, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
+            whole = inspect(work).faults == ()  # killed between the manifest and the renaming
+            if not whole:
+                (work / MANIFEST).unlink(missing_ok=True)
+                _write(work / PENDING, {"id": run_id, "kind": kind, "config": dict(config)})
+                began = time.time()
+                if make(work) is False:
+                    return None
+                for left in work.rglob(".*"):  # of a process killed while it wrote
+                    if left.is_file() and left.name != PENDING:
+                        left.unlink()
+                files = {k: p for k, p in files_of(work).items() if k not in scratch}
+                for path in files.values():
+                    _sync(path)
+                manifest = {
+                    "id": run_id,
+                    "kind": kind,
+                    "config": dict(config),
+                    "semantics": SEMANTICS,
+                    "files": {name: file_sha256(path) for name, path in files.items()},
+                    "provenance": provenance()
+                    | {"finished": _utc(), "seconds": time.time() - began},
+                }
+                _write(work / MANIFEST, sealed(manifest))
+            for name in (*scratch, PENDING):
+                (work / name).unlink(missing_ok=True)
+            for folder in [*(p for p in work.rglob("*") if p.is_dir()), work]:
+                _sync(folder)
             os.replace(work, self.root / run_id)
-            for name in scratch:
-                (self.root / run_id / name).unlink(missing_ok=True)
+            _sync(self.root)
             return self.get(run_id)
 
     @contextlib.contextmanager
@@ -139,6 +228,23 @@ class Store:
         with (locks / run_id).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # freed by the kernel when the process ends
             yield
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON; the file appears whole, and on the disk, or not at all."""
+    temporary = path.with_name(f".{path.name.lstrip('.')}.tmp")
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    _sync(temporary)
+    temporary.replace(path)
 
 
 def commit() -> str:
@@ -167,7 +273,13 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "hardware": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
+        "processes": processes(),
     }
+
+
+def processes() -> int:
+    """How many processes work together (see :mod:`eqr.parallel`)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def processor() -> str:

@@ -8,6 +8,7 @@ of (seed, problem, restart). Nothing here, or anywhere in the package, seeds a g
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,15 @@ def stream_seed(seed: int, name: str, *index: int) -> int:
     """
     words = (seed, zlib.crc32(name.encode()), *index)
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Draws for some rows of a batch, equal to those rows of a draw for the whole batch."""
+
+    whole: torch.Generator
+    batch: int
+    own: slice
 
 
 def stream(

@@ -31,7 +31,8 @@ from eqr.data import Dataset
 from eqr.evaluate import records
 from eqr.model import Reasoner, State, parameter_count
 from eqr.optim import build_optimizer, learning_rate, update_average
-from eqr.streams import stream
+from eqr.parallel import ALONE, World
+from eqr.streams import Slots, stream
 
 
 class TrainingError(RuntimeError):
@@ -49,7 +50,10 @@ class Event:
 
 @dataclass(slots=True)
 class Carry:
-    """The samples in the batch's slots and where their trajectories stand."""
+    """The samples in the batch's slots and where their trajectories stand.
+
+    Of several processes each knows all slots but holds the latents of its own ones only.
+    """
 
     state: State
     x: Tensor  # (B, S) problem tokens
@@ -97,8 +101,11 @@ SUMS = ("steps", *MEANS, "left", "left_steps")
 class Trainer:
     """Weights, optimizer, average and carry of one run, advanced one optimizer step at a time."""
 
-    def __init__(self, recipe: Recipe, data: Dataset, device: str = "cpu") -> None:
-        self.recipe, self.data, self.device = recipe, data, device
+    def __init__(
+        self, recipe: Recipe, data: Dataset, device: str = "cpu", world: World = ALONE
+    ) -> None:
+        self.recipe, self.data, self.device, self.world = recipe, data, device, world
+        self.own = world.own(recipe.train.batch)
         self.step = 0
         init = stream(recipe.seed, "init")
         self.model = Reasoner.for_task(recipe.task, recipe.model, init).to(device)
@@ -109,13 +116,19 @@ class Trainer:
         batch = recipe.train.batch
         blank = torch.zeros((batch, self.model.tokens), dtype=torch.uint8, device=device)
         self.carry = Carry(
-            state=self.model.initial_state(batch, stream(0, "unused", device=device)),
+            state=self.model.initial_state(
+                self.own.stop - self.own.start, self.slots(stream(0, "unused", device=device))
+            ),
             x=blank,
             y=blank.clone(),
             steps=torch.zeros(batch, dtype=torch.int64, device=device),
             halted=torch.ones(batch, dtype=torch.bool, device=device),
         )
         self.sums = torch.zeros(len(SUMS), dtype=widest(device), device=device)
+
+    def slots(self, draw: torch.Generator) -> torch.Generator | Slots:
+        """The draws for this process's slots, out of those for the batch."""
+        return Slots(draw, self.recipe.train.batch, self.own) if self.world.size > 1 else draw
 
     def fresh_samples(self) -> tuple[Tensor, Tensor]:
         """The new samples offered to the slots at this step: a function of (seed, step)."""
@@ -131,8 +144,8 @@ class Trainer:
     def refill(self, draw: torch.Generator) -> None:
         """Put a new sample, at a new start, into every slot whose sample has halted."""
         carry, (x, y) = self.carry, self.fresh_samples()
-        start = self.model.initial_state(len(x), draw)
-        carry.state = carry.state.replace_rows(carry.halted, start)
+        start = self.model.initial_state(len(x[self.own]), self.slots(draw))
+        carry.state = carry.state.replace_rows(carry.halted[self.own], start)
         carry.x = torch.where(carry.halted[:, None], x, carry.x)
         carry.y = torch.where(carry.halted[:, None], y, carry.y)
         carry.steps = torch.where(carry.halted, 0, carry.steps)
@@ -158,11 +171,14 @@ class Trainer:
         config, carry = self.recipe.train, self.carry
         draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
         self.refill(draw)
-        y = carry.y.long()
+        y = carry.y[self.own].long()
         half = config.dtype == "bfloat16"
         with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
             step = self.model.step(
-                carry.state, carry.x, noise=self.recipe.model.noise, generator=draw
+                carry.state,
+                carry.x[self.own],
+                noise=self.recipe.model.noise,
+                generator=self.slots(draw),
             )
         right = step.answer == y
         exact = right.all(1)
@@ -172,6 +188,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        token, solved = right.float().mean(), exact.float().mean()
+        means = [loss, tokens, halt, token, solved, *gradients]
+        self.world.average_(means, len(y) / config.batch)
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(loss + norm):
             raise TrainingError(
@@ -185,11 +204,11 @@ class Trainer:
 
         carry.state = step.state.detach()
         carry.steps = carry.steps + 1
-        carry.halted = self.halting(step.halt.detach(), draw)
+        carry.halted = self.halting(self.world.gather(step.halt.detach(), config.batch), draw)
         self.step += 1
         left = carry.halted
         values = (
-            1.0, loss, tokens, halt, norm, right.float().mean(), exact.float().mean(),
+            1.0, loss, tokens, halt, norm, token, solved,
             left.sum(), (carry.steps * left).sum(),
         )  # fmt: skip
         self.sums += torch.stack(
@@ -212,7 +231,8 @@ class Trainer:
         powers = {2**k for k in range(config.eval_depth.bit_length())}
         depths = tuple(sorted(powers | {config.eval_depth}))
         held = EvalConfig(depths, seed=self.recipe.seed, problems=config.eval_problems)
-        kept = records(self.average, self.data.test.inputs, self.data.test.labels, held)
+        test = self.data.test
+        kept = records(self.average, test.inputs, test.labels, held, world=self.world)
         exact = kept.exact.mean((1, 2))
         return {
             "problems": float(kept.exact.shape[1]),
@@ -221,14 +241,16 @@ class Trainer:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, by name."""
+        """All that a resumed run needs, by name; the same for any number of processes."""
         found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, p in self.model.named_parameters():
             for key, value in self.optimizer.state[p].items():
                 found[f"optimizer.{key}.{name}"] = value
         carry = self.carry
-        found |= {"carry.z_high": carry.state.z_high, "carry.z_low": carry.state.z_low}
+        for name in ("z_high", "z_low"):
+            own = getattr(carry.state, name)
+            found[f"carry.{name}"] = self.world.gather(own, self.recipe.train.batch)
         found |= {f"carry.{k}": getattr(carry, k) for k in ("x", "y", "steps", "halted")}
         return found | {"sums": self.sums.detach()}
 
@@ -247,7 +269,7 @@ class Trainer:
             device = "cpu" if value.ndim == 0 else self.device
             self.optimizer.state[parameters[name]][kind] = value.to(device)
         carry = {k: v.to(self.device) for k, v in part("carry.").items()}
-        state = State(carry.pop("z_high"), carry.pop("z_low"))
+        state = State(carry.pop("z_high")[self.own], carry.pop("z_low")[self.own])
         self.carry = Carry(state=state, **carry)
         self.sums = tensors["sums"].to(self.device)
         self.step = step
@@ -260,6 +282,7 @@ def train(
     *,
     device: str = "cpu",
     stop_after_s: float | None = None,
+    world: World = ALONE,
 ) -> Iterator[Event]:
     """Train ``recipe`` on ``data``; yields events as they happen.
 
@@ -270,23 +293,26 @@ def train(
             and ``timing.json`` go. A run found there is resumed, bitwise. None keeps nothing.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         stop_after_s: leave after about so many seconds with a checkpoint written, to be resumed.
+        world: processes that share the batch; each gets the events, the first one writes.
 
     Raises:
         TrainingError: a loss that is not finite.
         checkpoint.CheckpointError: what lies in ``directory`` is damaged or of another recipe.
     """
     config = recipe.train
-    trainer = Trainer(recipe, data, device)
-    log = RunLog(directory / "log.jsonl") if directory else None
+    trainer = Trainer(recipe, data, device, world)
+    log = RunLog(directory / "log.jsonl") if directory and world.first else None
     resume = directory / "resume.safetensors" if directory else None
     seconds = 0.0
     if resume and resume.exists():
         tensors, meta = checkpoint.load_resume(resume, recipe, data.digest)
         trainer.restore(tensors, meta["step"])
-        log.truncate(meta["log_bytes"])
+        if log:
+            log.truncate(meta["log_bytes"])
         seconds = meta["seconds"]
     elif log:
         log.truncate(0)
+    world.share()  # all have read the checkpoint before the first may replace it
     began = time.monotonic()
 
     def event(kind: str, metrics: dict[str, float]) -> Event:
@@ -302,14 +328,16 @@ def train(
         if trainer.step % config.eval_every == 0 or last:
             yield event("eval", trainer.evaluate())
         elapsed = time.monotonic() - began
-        pause = stop_after_s is not None and elapsed > stop_after_s
+        pause = stop_after_s is not None and world.share(elapsed > stop_after_s)
         if resume and (trainer.step % config.checkpoint_every == 0 or last or pause):
-            meta = {"step": trainer.step, "log_bytes": log.size(), "seconds": seconds + elapsed}
-            checkpoint.save_resume(resume, trainer.tensors(), recipe, data.digest, meta)
-            yield event("checkpoint", {"seconds": meta["seconds"]})
+            tensors, spent = trainer.tensors(), seconds + elapsed
+            if log:
+                meta = {"step": trainer.step, "log_bytes": log.size(), "seconds": spent}
+                checkpoint.save_resume(resume, tensors, recipe, data.digest, meta)
+            yield event("checkpoint", {"seconds": spent})
         if pause and not last:
             return
-    if directory:
+    if log:
         checkpoint.save_model(
             directory / "model.safetensors",
             trainer.average,

@@ -36,7 +36,14 @@ def files(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.parametrize("words", [*COMMANDS, "data build", "data import", "data verify"])
+GROUPS = {
+    "data": {"build", "import", "verify"},
+    "results": {"list", "show", "verify", "diff"},
+}
+GROUPED = [f"{group} {name}" for group, names in GROUPS.items() for name in sorted(names)]
+
+
+@pytest.mark.parametrize("words", [*COMMANDS, *GROUPED])
 def test_help_of_every_command_has_an_example_of_itself(eqr, words):
     done = eqr(*words.split(), "--help")
     assert done.code == 0 and "Example" in done.out
@@ -45,8 +52,9 @@ def test_help_of_every_command_has_an_example_of_itself(eqr, words):
 
 def test_the_commands_tested_are_all_there_are(eqr):
     group = typer.main.get_command(cli.app)
-    assert set(group.commands) == {*COMMANDS, "data"}
-    assert set(group.commands["data"].commands) == {"build", "import", "verify"}
+    assert set(group.commands) == {*COMMANDS, *GROUPS}
+    for name, commands in GROUPS.items():
+        assert set(group.commands[name].commands) == commands
 
 
 # ------------------------------------------------------------------------------------- bad input
@@ -85,6 +93,9 @@ BAD = {
     "the wrong weights": ("import-checkpoint file out --weights best", "must be ema or raw"),
     "no official file": ("import-checkpoint none.pth out", "none.pth: no such checkpoint"),
     "an unknown parameter": ("notebook NOTEBOOK out -p profil=smoke", "did you mean 'profile'"),
+    "an unknown run": ("results show train-1", "holds no runs"),
+    "an unknown run to verify": ("results verify train-1", "holds no runs"),
+    "runs to compare": ("results diff a b", "run 'a' is not known"),
     "an unknown book": ("book --profile smok", "did you mean 'smoke'"),
 }  # fmt: skip
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import time
 from pathlib import Path
 
 import pytest
 
 from eqr import store as stores
-from eqr.store import Store, StoreError
+from eqr.store import Store, StoreError, inspect
 
 CONFIG = {"x": 1, "y": [2, None]}
 
@@ -57,6 +58,7 @@ def test_the_id_depends_on_kind_configuration_and_semantics_alone(store, tmp_pat
 def test_a_crash_or_an_early_stop_leaves_no_run_and_is_taken_up_in_the_same_place(store):
     def crash(directory: Path) -> None:
         (directory / "progress").write_text("1")
+        (directory / ".tmpBxVrUS").write_text("half a file, as safetensors leaves it when killed")
         raise RuntimeError("power cut")
 
     def pause(directory: Path) -> bool:
@@ -78,6 +80,12 @@ def test_a_crash_or_an_early_stop_leaves_no_run_and_is_taken_up_in_the_same_plac
     assert not any((store.root / "partial").iterdir())
 
 
+def edit(run: Path, **values) -> None:
+    """Change fields of a manifest by hand."""
+    manifest = json.loads((run / "manifest.json").read_text()) | values
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -86,8 +94,17 @@ def test_a_crash_or_an_early_stop_leaves_no_run_and_is_taken_up_in_the_same_plac
         (lambda run: (run / "manifest.json").write_text("{"), r"manifest\.json: damaged"),
         (lambda run: (run / "manifest.json").write_text("[]"), r"manifest\.json: damaged"),
         (lambda run: (run / "manifest.json").unlink(), r"manifest\.json: damaged"),
+        (lambda run: edit(run, config={"x": 2}), r"manifest\.json: altered: kind, config and sem"),
+        (lambda run: edit(run, semantics=7), r"manifest\.json: altered: kind, config and semant"),
+        (lambda run: edit(run, files={}), r"manifest\.json: altered, field seal"),
+        (lambda run: edit(run, provenance={}), r"manifest\.json: altered, field seal"),
+        (lambda run: edit(run, seal=None), r"manifest\.json: damaged \(field seal is missing"),
+        (lambda run: edit(run, files=None), r"manifest\.json: damaged"),
     ],
-    ids=["altered", "missing", "cut manifest", "other manifest", "no manifest"],
+    ids=[
+        *("altered", "missing", "cut manifest", "other manifest", "no manifest", "other config"),
+        *("other semantics", "files left out", "no provenance", "no seal", "no files"),
+    ],
 )
 def test_harm_to_a_run_is_named_with_the_mend(store, harm, said):
     run = store.obtain("test", CONFIG, lambda d: (d / "a.txt").write_text("hello") and None)
@@ -96,6 +113,85 @@ def test_harm_to_a_run_is_named_with_the_mend(store, harm, said):
         store.get(run.id)
     with pytest.raises(StoreError, match=said):
         store.obtain("test", CONFIG, lambda d: pytest.fail("must not be made over"))
+
+
+def test_strays_and_a_renamed_run_are_seen(store):
+    run = store.obtain("test", CONFIG, lambda d: (d / "a.txt").write_text("hello") and None)
+    assert inspect(run.path).faults == inspect(run.path).strays == ()
+    (run.path / "sub").mkdir()
+    (run.path / "sub" / "note").write_text("mine")
+    (stray,) = inspect(run.path).strays
+    assert str(run.path / "sub" / "note") in stray
+    assert store.get(run.id), "a stray does not make the run useless"
+    other = run.path.with_name("test-0123456789abcdef")
+    run.path.rename(other)
+    (fault,) = inspect(other).faults
+    assert f"belongs to {run.id}; rename" in fault and store.paths() == [other]
+
+
+def test_a_run_killed_between_its_manifest_and_its_renaming_is_not_made_again(store, monkeypatch):
+    def make(directory: Path) -> None:
+        (directory / "a.txt").write_text("hello")
+        (directory / "resume").write_text("scratch")
+
+    real = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).parent == store.root:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(stores.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.obtain("test", CONFIG, make, scratch=["resume"])
+    monkeypatch.undo()
+    assert visible(store) == []
+    run = store.obtain("test", CONFIG, lambda d: pytest.fail("was complete"), scratch=["resume"])
+    assert sorted(p.name for p in run.path.iterdir()) == ["a.txt", "manifest.json"]
+    assert inspect(run.path).faults == inspect(run.path).strays == ()
+
+
+def produce(root: Path, count: int) -> None:
+    """Make runs of several files, bit by bit; each goes on where a killed process left it."""
+
+    def make_of(number: int):
+        def make(directory: Path) -> None:
+            for step in range(number % 4, 8):
+                name = f".tmp{random.randrange(10**6)}"
+                with (directory / name).open("w") as file:
+                    for _ in range(20):
+                        file.write(f"{number} {step}\n")
+                        file.flush()
+                        time.sleep(0.0002)
+                (directory / name).rename(directory / f"part{step % 3}")
+                (directory / "resume").write_text(str(step))
+
+        return make
+
+    for number in range(count):
+        Store(root).obtain("test", {"number": number}, make_of(number), scratch=["resume"])
+
+
+@pytest.mark.slow
+def test_every_visible_run_is_whole_after_kills_at_random_moments(store):
+    context, count = multiprocessing.get_context("fork"), 40
+    seed = random.randrange(2**32)
+    print(f"seed of the moments: {seed}")
+    moments = random.Random(seed)
+    for _ in range(5):
+        process = context.Process(target=produce, args=(store.root, count))
+        process.start()
+        time.sleep(moments.uniform(0.01, 0.6))
+        process.kill()
+        process.join(30)
+        for path in store.paths():
+            assert inspect(path).faults == inspect(path).strays == (), path
+    produce(store.root, count)
+    assert len(store.paths()) == count and not store.partial()
+    for path in store.paths():
+        number = store.get(path.name).manifest["config"]["number"]
+        assert (path / "part1").read_text() == f"{number} 7\n" * 20
+        assert {p.name for p in path.iterdir()} == {"manifest.json", "part0", "part1", "part2"}
 
 
 def contend(root: Path, start) -> None:
