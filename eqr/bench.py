@@ -72,7 +72,7 @@ def bench(recipe: Recipe, device: str = "cpu", seconds: float = 5.0) -> dict:
     flops = forward_flops(model)
     config = recipe.model
     with_gradient = config.grad_cycles / config.high_cycles
-    step_flops = flops * (1 + 2 * with_gradient) * train.batch
+    step_flops = flops * (1 + 2 * with_gradient) * train.batch * train.unroll
     iterations = passes * len(inputs) * 4
     if device == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
@@ -89,7 +89,7 @@ def bench(recipe: Recipe, device: str = "cpu", seconds: float = 5.0) -> dict:
         "matmul_gflops": peak / 1e9,
         "forward_gflop_per_iteration": flops / 1e9,
         "train_steps_per_s": steps,
-        "train_ms_per_puzzle_iteration": 1e3 / (steps * train.batch),
+        "train_ms_per_puzzle_iteration": 1e3 / (steps * train.batch * train.unroll),
         "train_share_of_matmul": steps * step_flops / peak,
         "eval_puzzles_per_s_at_depth_16": iterations / 16,
         "eval_ms_per_puzzle_iteration": 1e3 / iterations,

@@ -3,9 +3,10 @@
     for event in train(recipe, data, directory):
         print(event.kind, event.step, event.metrics)
 
-The optimizer steps after *every* outer iteration and the carry is detached. A sample leaves its
-slot when the halting head says so (ACT) and a new one takes it. A batch is a function of (seed,
-step); so is the noise, hence a run that was killed goes on bitwise as if nothing had happened.
+The optimizer steps after *every* outer iteration (or after ``unroll`` of them, back-propagated
+through together) and the carry is detached. A sample leaves its slot when the halting head says so
+(ACT) and a new one takes it. A batch is a function of (seed, step); so is the noise, hence a run
+that was killed goes on bitwise as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Trainer:
         batch = recipe.train.batch
         blank = torch.zeros((batch, self.model.tokens), dtype=torch.uint8, device=device)
         self.carry = Carry(
-            state=self.model.initial_state(batch, stream(0, "unused", device=device)),
+            state=self.model.initial_state(batch, stream(0, "unused", device=device)).detach(),
             x=blank,
             y=blank.clone(),
             steps=torch.zeros(batch, dtype=torch.int64, device=device),
@@ -137,20 +138,27 @@ class Trainer:
         carry.y = torch.where(carry.halted[:, None], y, carry.y)
         carry.steps = torch.where(carry.halted, 0, carry.steps)
 
-    def halting(self, halt_logit: Tensor, draw: torch.Generator) -> Tensor:
-        """Which samples leave: halting head or the limit, unless exploration keeps them (B,)."""
+    def wish(self, halt_logit: Tensor, exact: Tensor) -> Tensor:
+        """Positive where a sample would leave before the limit, (B,): see ``TrainConfig``."""
+        kind = self.recipe.train.halting
+        if kind == "learned":
+            return halt_logit
+        return exact.float() if kind == "oracle" else torch.zeros_like(halt_logit)
+
+    def halting(self, wish: Tensor, draw: torch.Generator) -> Tensor:
+        """Which samples leave: by wish or at the limit, unless exploration keeps them (B,)."""
         config, steps = self.recipe.train, self.carry.steps
-        if config.halt_max == 1:
+        if config.halt_max == config.unroll:
             return torch.ones_like(self.carry.halted)
         explore = torch.rand(steps.shape, generator=draw, device=self.device) < config.halt_explore
         least = torch.randint(
             2, config.halt_max + 1, steps.shape, generator=draw, device=self.device
         )
-        wants = (halt_logit > 0) | (steps >= config.halt_max)
+        wants = (wish > 0) | (steps >= config.halt_max)
         return wants & (steps >= torch.where(explore, least, 0))
 
     def advance(self) -> None:
-        """One outer iteration of the batch and one optimizer step.
+        """``unroll`` outer iterations of the batch and one optimizer step.
 
         Raises:
             TrainingError: the loss is not finite; nothing has been updated.
@@ -158,17 +166,22 @@ class Trainer:
         config, carry = self.recipe.train, self.carry
         draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
         self.refill(draw)
-        y = carry.y.long()
+        y, state = carry.y.long(), carry.state
         half = config.dtype == "bfloat16"
-        with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
-            step = self.model.step(
-                carry.state, carry.x, noise=self.recipe.model.noise, generator=draw
-            )
-        right = step.answer == y
-        exact = right.all(1)
-        tokens = token_loss(step.logits, y, config.loss).mean()
-        halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
-        loss = tokens + config.halt_weight * halt
+        losses = []  # (total, tokens, halting) of each supervised iteration
+        for iteration in range(1, config.unroll + 1):
+            with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
+                step = self.model.step(
+                    state, carry.x, noise=self.recipe.model.noise, generator=draw
+                )
+            state = step.state
+            right = step.answer == y
+            exact = right.all(1)
+            if iteration >= config.supervise_from:
+                tokens = token_loss(step.logits, y, config.loss).mean()
+                halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
+                losses.append((tokens + config.halt_weight * halt, tokens, halt))
+        loss, tokens, halt = (sum(part) / len(losses) for part in zip(*losses, strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -183,9 +196,9 @@ class Trainer:
         self.optimizer.step()
         update_average(self.average, self.model, config.ema)
 
-        carry.state = step.state.detach()
-        carry.steps = carry.steps + 1
-        carry.halted = self.halting(step.halt.detach(), draw)
+        carry.state = state.detach()
+        carry.steps = carry.steps + config.unroll
+        carry.halted = self.halting(self.wish(step.halt.detach(), exact), draw)
         self.step += 1
         left = carry.halted
         values = (
