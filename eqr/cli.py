@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
-from eqr import checkpoint, cli_data, data
+from eqr import checkpoint, cli_data, cli_run, data
 from eqr.config import (
     PROFILES,
     ConfigError,
@@ -37,6 +37,7 @@ app = typer.Typer(
     help="Equilibrium Reasoners: build data, train, evaluate, solve, and make the book.",
 )
 app.add_typer(cli_data.app, name="data")
+app.command("run")(cli_run.run_command)
 
 ERRORS = (
     ConfigError,

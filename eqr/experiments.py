@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,8 +91,13 @@ def train_run(
                 on_event(event)
         return (directory / "model.safetensors").exists()
 
-    config = {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
-    return store.obtain("train", config, make, scratch=["resume.safetensors"])
+    named = train_named(recipe, problems)
+    return store.obtain("train", named, make, scratch=["resume.safetensors"])
+
+
+def train_named(recipe: Recipe, problems: Dataset) -> dict[str, Any]:
+    """What the id of a training run hashes."""
+    return {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
 
 
 def trained(
@@ -107,9 +113,23 @@ def trained(
     """
     store = store or Store()
     recipe = load_recipe(name, profile, seed=seed)
-    run = train_run(recipe, store)
+    return of_run(train_run(recipe, store), recipe, store)
+
+
+def of_run(run: Run, recipe: Recipe, store: Store) -> Trained:
+    """The trained model in a complete training run of ``recipe``."""
     loaded = checkpoint.load_model(run.file("model.safetensors"))
     return Trained(run, recipe, dataset(recipe, store), loaded)
+
+
+def eval_named(model: Trained, config: EvalConfig) -> dict[str, Any]:
+    """What the id of an evaluation hashes; ``problems`` is cut to what there is."""
+    problems = min(config.problems or len(model.data.test), len(model.data.test))
+    return {
+        "weights": model.checkpoint.sha256,
+        "data": model.data.digest,
+        "eval": to_dict(replace(config, problems=problems), defaults=False),
+    }
 
 
 def evaluated(
@@ -119,7 +139,8 @@ def evaluated(
 ) -> Evaluated:
     """Evaluate on the recipe's test problems, or read the stored evaluation."""
     test = model.data.test
-    config = replace(config, problems=min(config.problems or len(test), len(test)))
+    named = eval_named(model, config)
+    config = replace(config, problems=named["eval"]["problems"])
 
     def make(directory: Path) -> None:
         kept = evaluate.records(model.model, test.inputs, test.labels, config)
@@ -127,11 +148,6 @@ def evaluated(
             directory / "records.npz", **{f.name: getattr(kept, f.name) for f in fields(kept)}
         )
 
-    named = {
-        "weights": model.checkpoint.sha256,
-        "data": model.data.digest,
-        "eval": to_dict(config, defaults=False),
-    }
     run = (store or Store()).obtain("eval", named, make)
     with np.load(run.file("records.npz"), allow_pickle=False) as arrays:
         kept = evaluate.Records(**arrays)
