@@ -31,7 +31,7 @@ from eqr.cost import Cost, cost
 from eqr.data import file_sha256
 from eqr.evaluate import selected
 from eqr.experiments import Evaluated, Trained
-from eqr.store import Run, Store, provenance
+from eqr.store import Store, provenance
 from eqr.studies import FORMAT, results_folder
 from eqr.study_rows import Evaluation, Study, study
 from eqr.train import Event, TrainingError
@@ -79,11 +79,9 @@ def work(cell: Cell, root: Path) -> str:
     row, began = study(cell.study).row(cell.row), time.monotonic()
     found = [experiments.evaluated(model, e.config, store) for e in cell.evaluations()]
     stored_cost(recipe, store)
-    seconds = time.monotonic() - began
     exact = found[0].records.at(row.depth).exact[:, 0].mean()
-    return f"{cell}: exact {exact:.1%} at D = {row.depth}; trained {model.seconds:.0f} s, " + (
-        f"evaluated {seconds:.0f} s"
-    )
+    seconds = f"trained {model.seconds:.0f} s, evaluated {time.monotonic() - began:.0f} s"
+    return f"{cell}: exact {exact:.1%} at D = {row.depth}; {seconds}"
 
 
 def stored_cost(recipe: Recipe, store: Store, *, make: bool = True) -> Cost | None:
@@ -110,6 +108,11 @@ class Done:
     model: Trained
     evaluated: tuple[tuple[Evaluation, Evaluated], ...]
     cost: Cost
+
+    def origins(self) -> list[dict[str, Any]]:
+        """Commit, hardware and time of the stored runs behind it."""
+        runs = [self.model.run, *(found.run for _, found in self.evaluated)]
+        return [run.manifest["provenance"] for run in runs]
 
 
 def finished(cell: Cell, store: Store) -> Done | None:
@@ -177,11 +180,6 @@ def outcomes(done: Done) -> dict[str, np.ndarray]:
     return kept
 
 
-def runs_of(done: Done) -> list[Run]:
-    """The stored runs behind a cell."""
-    return [done.model.run, *(found.run for _, found in done.evaluated)]
-
-
 def write(
     wanted: Study,
     profile: str,
@@ -205,7 +203,7 @@ def write(
     paths = {kind: out / f"{wanted.name}.{kind}" for kind in ("csv", "npz", "json")}
     replace_file(paths["csv"], table.to_csv(index=False).encode())
     replace_file(paths["npz"], packed.getvalue())
-    origins = [run.manifest["provenance"] for one in found for run in runs_of(one)]
+    origins = [origin for one in found for origin in one.origins()]
     kinds = {e.name: e for row in wanted.rows for e in row.evaluations(profile)}
     meta = {
         "format": FORMAT,
@@ -348,8 +346,8 @@ def run(
                     try:
                         line = future.result()
                     except TrainingError as error:
-                        line = failed[f"{futures[future]}"] = f"{error}"
-                        line = f"{futures[future]}: FAILED, {line}"
+                        failed[str(futures[future])] = str(error)
+                        line = f"{futures[future]}: FAILED, {error}"
                     tell(f"[{number}/{len(todo)}] {line}")
                     if time.monotonic() - wrote > PAUSE_S:
                         write(wanted, profile, every, store, out, failed)
