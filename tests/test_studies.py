@@ -79,11 +79,11 @@ def test_rows_of_a_study_differ_and_share_what_the_study_says(profile):
         kinds = {e.name: e for row in one.rows for e in row.evaluations(profile)}
         for row in one.rows:
             assert all(kinds[e.name] == e for e in row.evaluations(profile))
-    layers = {
-        r.train.steps * r.train.batch * r.train.unroll * r.model.layers
+    equal = {
+        (r.train.steps, r.train.batch * r.train.unroll * r.model.layers)
         for r in (row.build(profile, 0) for row in STUDIES["construction"].rows)
     }
-    assert len(layers) == 1, "the construction path is matched in layer evaluations"
+    assert len(equal) == 1, "the construction path is matched in steps and layer evaluations"
 
 
 def test_a_row_without_changes_is_the_recipe_itself():
