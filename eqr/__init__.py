@@ -2,7 +2,7 @@
 
 Read the modules in the order the data flows: ``task``, ``sudoku``, ``maze`` → ``data`` → ``model``
 → ``rollout`` → ``select``, ``evaluate`` → ``train`` → ``checkpoint`` → ``experiments``
-→ ``figures`` → ``runner``, ``book``.
+→ ``cost``, ``study_rows``, ``study_run``, ``studies`` → ``figures`` → ``runner``, ``book``.
 """
 
 __version__ = "0.1.0"

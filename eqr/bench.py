@@ -14,6 +14,7 @@ import torch
 
 from eqr import data
 from eqr.config import Recipe
+from eqr.cost import step_flops
 from eqr.model import forward_flops, parameter_count
 from eqr.rollout import rollout
 from eqr.store import processor
@@ -70,9 +71,7 @@ def bench(recipe: Recipe, device: str = "cpu", seconds: float = 5.0) -> dict:
     passes = rate(evaluate, seconds, device)
     peak = (peak + matmul_flops(device, seconds / 2, dtype)) / 2
     flops = forward_flops(model)
-    config = recipe.model
-    with_gradient = config.grad_cycles / config.high_cycles
-    step_flops = flops * (1 + 2 * with_gradient) * train.batch
+    operations = step_flops(recipe, model)
     iterations = passes * len(inputs) * 4
     if device == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
@@ -89,8 +88,8 @@ def bench(recipe: Recipe, device: str = "cpu", seconds: float = 5.0) -> dict:
         "matmul_gflops": peak / 1e9,
         "forward_gflop_per_iteration": flops / 1e9,
         "train_steps_per_s": steps,
-        "train_ms_per_puzzle_iteration": 1e3 / (steps * train.batch),
-        "train_share_of_matmul": steps * step_flops / peak,
+        "train_ms_per_puzzle_iteration": 1e3 / (steps * train.batch * train.unroll),
+        "train_share_of_matmul": steps * operations / peak,
         "eval_puzzles_per_s_at_depth_16": iterations / 16,
         "eval_ms_per_puzzle_iteration": 1e3 / iterations,
         "eval_share_of_matmul": iterations * flops / peak,

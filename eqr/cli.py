@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from eqr import checkpoint, cli_data, cli_results, data
+from eqr import checkpoint, cli_data, cli_results, cli_run, data
 from eqr.config import (
     PROFILES,
     ConfigError,
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_results.app, name="results")
+app.command("run")(cli_run.run_command)
 
 ERRORS = (
     ConfigError,

@@ -27,6 +27,10 @@ SEMANTICS = 1
 PROFILES = ("smoke", "laptop", "paper")
 RECIPES = Path(__file__).parent / "recipes"
 
+#: Marks a setting that came after the first published runs: it is written only where it differs
+#: from its default, so that a model trained again keeps its header, hence its hash.
+ADDED = types.MappingProxyType({"added": True})
+
 T = TypeVar("T")
 
 
@@ -44,6 +48,8 @@ class ModelConfig:
     single latent      ``hierarchical=False``; ``low_cycles`` updates of ``z_high`` a cycle
     weight-tied        ``hierarchical=False, high_cycles=1``, trained with ``halt_max=1``
     feedforward        as weight-tied with ``low_cycles=1`` and many ``blocks``
+    learned start      ``init="learned"``: one trained vector for each latent (paper Tables 10–12)
+    learned noise      ``learn_noise=True``: a trained gain on the noise of each channel
     =================  ==========================================================================
     """
 
@@ -58,11 +64,12 @@ class ModelConfig:
     rope: Literal["none", "1d", "2d"] = "none"
     expansion: float = 4.0
     width_multiple: int = 256  # SwiGLU widths are rounded up to a multiple of this
-    init: Literal["random", "fixed"] = "random"
+    init: Literal["random", "fixed", "learned"] = "random"
     init_std_high: float = 1.0
     init_std_low: float = 1.0
     damping: float = 0.05  # the paper's lambda
     noise: float = 0.01  # the paper's beta, while training
+    learn_noise: bool = field(default=False, metadata=ADDED)  # beta exp(g), g trained from 0
 
     def __post_init__(self) -> None:
         for name in ("hidden", "blocks", "high_cycles", "low_cycles", "heads", "width_multiple"):
@@ -74,6 +81,11 @@ class ModelConfig:
         )
         _require(0.0 <= self.damping < 1.0, "model.damping", "must lie in [0, 1)")
         _require(self.noise >= 0.0, "model.noise", "must not be negative")
+        _require(
+            self.noise > 0 or not self.learn_noise,
+            "model.noise",
+            "must be positive for model.learn_noise to have something to scale",
+        )
         _require(self.expansion > 0.0, "model.expansion", "must be positive")
         _require(min(self.init_std_high, self.init_std_low) > 0, "model.init_std_*", "must be > 0")
         if self.mixer == "attention":
@@ -120,9 +132,25 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Segmented online training (paper §3): one optimizer step after every outer iteration."""
+    """Segmented online training (paper §3): one optimizer step after every outer iteration.
 
-    steps: int
+    The variants of the paper's construction path (its Tables 6–9) are values of it:
+
+    ==================  ======================================================================
+    segmented online    ``unroll=1``: an optimizer step after every outer iteration
+    terminal loss       ``unroll=16, supervise_from=16``: back through 16, loss on the last
+    all anchors         ``unroll=16, supervise_from=1``: the mean of all 16 losses
+    late anchors        ``unroll=16, supervise_from=8`` or ``12``
+    oracle halting      ``halting="oracle"``: a sample leaves once its answer is exactly right
+    head, no halting    ``halting="limit"``: the head learns, every sample stays to the limit
+    no halting          ``halting="limit", halt_weight=0``
+    ==================  ======================================================================
+
+    ``model.grad_cycles`` cuts the gradient inside an outer iteration whatever ``unroll`` is: a loss
+    reaches back through earlier iterations only with ``grad_cycles = high_cycles``.
+    """
+
+    steps: int  # optimizer steps, each of `unroll` outer iterations
     batch: int = 768
     optimizer: Literal["adam_atan2", "adamw"] = "adam_atan2"
     lr: float = 1e-4
@@ -134,6 +162,9 @@ class TrainConfig:
     weight_decay: float = 1.0
     ema: float = 0.999
     loss: Literal["stablemax", "softmax"] = "stablemax"
+    unroll: int = field(default=1, metadata=ADDED)  # outer iterations in one optimizer step
+    supervise_from: int = field(default=1, metadata=ADDED)  # the first of them that has a loss
+    halting: Literal["learned", "oracle", "limit"] = field(default="learned", metadata=ADDED)
     halt_max: int = 16  # a sample leaves the batch at the latest after so many iterations
     halt_explore: float = 0.1  # with this probability it must first run a random 2..halt_max
     halt_weight: float = 0.5
@@ -147,7 +178,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "halt_max", "log_every", "eval_every", "eval_problems"):
             _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
-        for name in ("eval_depth", "checkpoint_every"):
+        for name in ("eval_depth", "checkpoint_every", "unroll"):
             _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
         for name in ("beta1", "beta2", "ema"):
             _require(0.0 <= getattr(self, name) < 1.0, f"train.{name}", "must lie in [0, 1)")
@@ -157,6 +188,17 @@ class TrainConfig:
         _require(self.warmup >= 0, "train.warmup", "must not be negative")
         _require(self.weight_decay >= 0, "train.weight_decay", "must not be negative")
         _require(self.halt_weight >= 0, "train.halt_weight", "must not be negative")
+        _require(
+            1 <= self.supervise_from <= self.unroll,
+            "train.supervise_from",
+            f"must lie between 1 and train.unroll = {self.unroll}",
+        )
+        _require(
+            self.halt_max % self.unroll == 0,
+            "train.halt_max",
+            f"must be a multiple of train.unroll = {self.unroll}, since a sample can leave only "
+            "between optimizer steps",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +304,8 @@ def to_dict(config: Any, *, defaults: bool = True) -> dict[str, Any]:
     Args:
         defaults: False leaves out the settings at their default. Run ids hash that form, so that
             a setting added later leaves the ids of earlier runs alone. Changing a default changes
-            what an id means and has to raise :data:`SEMANTICS`.
+            what an id means and has to raise :data:`SEMANTICS`. Settings marked :data:`ADDED` are
+            left out at their default in both forms.
     """
     if isinstance(config, Recipe):
         parts = {k: getattr(config, k) for k in ("data", "model", "train")}
@@ -272,11 +315,13 @@ def to_dict(config: Any, *, defaults: bool = True) -> dict[str, Any]:
             "task": task_to_dict(config.task),
             **{k: to_dict(part, defaults=defaults) for k, part in parts.items()},
         }
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    if not defaults:
-        usual = {f.name: f.default for f in dataclasses.fields(config)}
-        values = {k: v for k, v in values.items() if v != usual[k]}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    values = {}
+    for spec in dataclasses.fields(config):
+        value = getattr(config, spec.name)
+        silent = not defaults or "added" in spec.metadata
+        if not (silent and value == spec.default):
+            values[spec.name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:

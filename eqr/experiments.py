@@ -125,12 +125,17 @@ def train_run(
         return (directory / "model.safetensors").exists()
 
     problems = dataset(recipe, store, on_data)
-    config = {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
-    run = store.obtain("train", config, make, scratch=["resume.safetensors"])
+    named = train_named(recipe, problems)
+    run = store.obtain("train", named, make, scratch=["resume.safetensors"])
     if not shared:
         world.share(None)  # there was nothing to train
     world.share(run and run.id)
     return run
+
+
+def train_named(recipe: Recipe, problems: Dataset) -> dict[str, Any]:
+    """What the id of a training run hashes."""
+    return {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
 
 
 def trained(
@@ -146,7 +151,11 @@ def trained(
     """
     store = store or Store()
     recipe = load_recipe(name, profile, seed=seed)
-    run = train_run(recipe, store)
+    return of_run(train_run(recipe, store), recipe, store)
+
+
+def of_run(run: Run, recipe: Recipe, store: Store) -> Trained:
+    """The trained model in a complete training run of ``recipe``."""
     loaded = checkpoint.load_model(run.file("model.safetensors"))
     return Trained(run, recipe, dataset(recipe, store), loaded)
 
@@ -204,6 +213,16 @@ def halted(
     return HaltingRun(run, kept, config)
 
 
+def eval_named(model: Trained, config: EvalConfig) -> dict[str, Any]:
+    """What the id of an evaluation hashes; ``problems`` is cut to what there is."""
+    problems = min(config.problems or len(model.data.test), len(model.data.test))
+    return {
+        "weights": model.checkpoint.sha256,
+        "data": model.data.digest,
+        "eval": to_dict(replace(config, problems=problems), defaults=False),
+    }
+
+
 def evaluated(
     model: Trained,
     config: EvalConfig,
@@ -212,7 +231,8 @@ def evaluated(
 ) -> Evaluated:
     """Evaluate on the recipe's test problems, or read the stored evaluation."""
     test = model.data.test
-    config = replace(config, problems=min(config.problems or len(test), len(test)))
+    named = eval_named(model, config)
+    config = replace(config, problems=named["eval"]["problems"])
 
     def make(directory: Path) -> None:
         kept = evaluate.records(model.model, test.inputs, test.labels, config, progress=progress)
@@ -220,11 +240,6 @@ def evaluated(
             directory / "records.npz", **{f.name: getattr(kept, f.name) for f in fields(kept)}
         )
 
-    named = {
-        "weights": model.checkpoint.sha256,
-        "data": model.data.digest,
-        "eval": to_dict(config, defaults=False),
-    }
     run = (store or Store()).obtain("eval", named, make)
     return Evaluated(run, read_records(run), config, model.recipe.model.layers)
 

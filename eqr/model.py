@@ -9,8 +9,9 @@ Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels, ``V`` vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -252,9 +253,18 @@ class Reasoner(nn.Module):
         self.blocks = nn.ModuleList(Block(config, height, width) for _ in range(config.blocks))
         self.lm_head = nn.Linear(config.hidden, vocab_size, bias=False)
         self.halt_head = nn.Linear(config.hidden, 1)
-        # The start of `init="fixed"`: one vector for all tokens, drawn once and never trained.
-        self.register_buffer("fixed_high", torch.zeros(config.hidden))
-        self.register_buffer("fixed_low", torch.zeros(config.hidden))
+        # The start of `init="fixed"`: one vector for all tokens, drawn once and never trained;
+        # that of `init="learned"` is the same vector as a parameter.
+        learned = config.init == "learned"
+        for name in ("high", "low"):
+            vector = torch.zeros(config.hidden)
+            if not learned:
+                self.register_buffer(f"fixed_{name}", vector)
+            elif name == "high" or config.hierarchical:
+                self.register_parameter(f"start_{name}", nn.Parameter(vector))
+            if config.learn_noise and (name == "high" or config.hierarchical):
+                gain = nn.Parameter(torch.zeros(config.hidden))
+                self.register_parameter(f"noise_{name}", gain)
         if generator is not None:
             init_weights(self, generator)
 
@@ -272,14 +282,17 @@ class Reasoner(nn.Module):
     def initial_state(self, rows: int, generator: Generators) -> State:
         """Where trajectories start, for ``rows`` rows (paper: RI, or one fixed vector).
 
-        ``init="random"`` draws each row's latents from a truncated normal; ``"fixed"`` gives every
-        row the same state and draws nothing.
+        ``init="random"`` draws each row's latents from a truncated normal; ``"fixed"`` and
+        ``"learned"`` give every row the same state and draw nothing. A learned start carries a
+        gradient.
         """
         config, like = self.config, self.lm_head.weight
         tokens_low = self.tokens if config.hierarchical else 0
-        if config.init == "fixed":
-            high = self.fixed_high.expand(rows, self.tokens, -1)
-            return State(high.clone(), self.fixed_low.expand(rows, tokens_low, -1).clone())
+        if config.init != "random":
+            high, low = start_vectors(self)
+            low = high if low is None else low  # a single latent has no tokens for it
+            high = high.expand(rows, self.tokens, -1)
+            return State(high.clone(), low.expand(rows, tokens_low, -1).clone())
         shape = (rows, self.tokens, config.hidden)
         high = truncated_normal(shape, config.init_std_high, generator, like)
         if not tokens_low:
@@ -287,9 +300,18 @@ class Reasoner(nn.Module):
         return State(high, truncated_normal(shape, config.init_std_low, generator, like))
 
     def update(
-        self, z: Tensor, u: Tensor, noise: float, generator: Generators | None, damping: float
+        self,
+        z: Tensor,
+        u: Tensor,
+        noise: float,
+        generator: Generators | None,
+        damping: float,
+        log_gain: Tensor | None = None,
     ) -> Tensor:
-        """``λ z + (1 − λ) blocks(z + u) + β ε`` with λ the damping and β the noise (paper §3)."""
+        """``λ z + (1 − λ) blocks(z + u) + β ε`` with λ the damping and β the noise (paper §3).
+
+        ``log_gain`` (H,) is the ``g`` of ``learn_noise``: β becomes ``β exp(g)`` in each channel.
+        """
         h = z + u
         for block in self.blocks:
             h = block(h)
@@ -298,7 +320,8 @@ class Reasoner(nn.Module):
         if noise:
             if generator is None:
                 raise ValueError("noise > 0 needs a generator")
-            h = h + noise * standard_normal(z.shape, generator, z)
+            draws = noise * standard_normal(z.shape, generator, z)
+            h = h + (draws if log_gain is None else draws * log_gain.exp())
         return h
 
     def step(
@@ -319,26 +342,52 @@ class Reasoner(nn.Module):
             generator: source of the noise; needed when ``noise > 0``.
             damping: λ; None takes the configuration's.
 
-        Gradients flow through the last ``grad_cycles`` cycles only.
+        Gradients flow through the last ``grad_cycles`` cycles only. Cut there, none would ever
+        reach a learned start; with ``init="learned"`` the earlier cycles therefore hand the
+        gradient on to the state they began from, and still give none to the weights: the start
+        gets its exact gradient, and the weights the same truncated one as with any other start.
         """
         config = self.config
         damping = config.damping if damping is None else damping
         emb = self.embed(x.long()) * math.sqrt(config.hidden)  # (B, S, H)
         z_high, z_low = state.z_high, state.z_low
-        grad = torch.is_grad_enabled()
+        gains = (self.noise_high, getattr(self, "noise_low", None)) if config.learn_noise else ()
+        gain_high, gain_low = gains or (None, None)
+        through = config.init == "learned" and torch.is_grad_enabled()
+        early = self._state_gradient_only if through else torch.no_grad
         for cycle in range(config.high_cycles):
-            last = cycle >= config.high_cycles - config.grad_cycles
-            with torch.set_grad_enabled(grad and last):
+            cut = cycle < config.high_cycles - config.grad_cycles
+            u = emb.detach() if cut else emb
+            with early() if cut else contextlib.nullcontext():
                 if config.hierarchical:
                     for _ in range(config.low_cycles):
-                        z_low = self.update(z_low, z_high + emb, noise, generator, damping)
-                    z_high = self.update(z_high, z_low, noise, generator, damping)
+                        z_low = self.update(z_low, z_high + u, noise, generator, damping, gain_low)
+                    z_high = self.update(z_high, z_low, noise, generator, damping, gain_high)
                 else:
                     for _ in range(config.low_cycles):
-                        z_high = self.update(z_high, emb, noise, generator, damping)
+                        z_high = self.update(z_high, u, noise, generator, damping, gain_high)
         return Step(
             State(z_high, z_low), self.lm_head(z_high), self.halt_head(z_high[:, 0]).squeeze(-1)
         )
+
+    @contextlib.contextmanager
+    def _state_gradient_only(self) -> Iterator[None]:
+        """What is computed inside passes gradients to the latents and none to the weights."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        for p in trained:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+
+
+def start_vectors(model: Reasoner) -> tuple[Tensor, Tensor | None]:
+    """The fixed or the learned start of ``z_high`` and ``z_low``, each (H,)."""
+    if model.config.init == "learned":
+        return model.start_high, getattr(model, "start_low", None)
+    return model.fixed_high, model.fixed_low
 
 
 @torch.no_grad()
@@ -350,6 +399,8 @@ def init_weights(model: Reasoner, generator: torch.Generator) -> None:
     every linear map    truncated normal, std 1/√fan_in
     halting head        weight 0, bias −5: nothing halts before it has learned to
     fixed start         truncated normal, std ``init_std_high`` and ``init_std_low``
+    learned start       the same draws as the fixed one
+    log noise gain      0: the noise is β in every channel
     ==================  ==================================================================
     """
     config = model.config
@@ -363,8 +414,11 @@ def init_weights(model: Reasoner, generator: torch.Generator) -> None:
             fill(module.weight, 1 / math.sqrt(module.in_features))
     model.halt_head.weight.zero_()
     model.halt_head.bias.fill_(-5.0)
-    fill(model.fixed_high, config.init_std_high)
-    fill(model.fixed_low, config.init_std_low)
+    for start, std in zip(
+        start_vectors(model), (config.init_std_high, config.init_std_low), strict=True
+    ):
+        if start is not None:
+            fill(start, std)
 
 
 def parameter_count(model: nn.Module) -> int:

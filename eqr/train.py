@@ -3,9 +3,10 @@
     for event in train(recipe, data, directory):
         print(event.kind, event.step, event.metrics)
 
-The optimizer steps after *every* outer iteration and the carry is detached. A sample leaves its
-slot when the halting head says so (ACT) and a new one takes it. A batch is a function of (seed,
-step); so is the noise, hence a run that was killed goes on bitwise as if nothing had happened.
+The optimizer steps after *every* outer iteration (or after ``unroll`` of them, back-propagated
+through together) and the carry is detached. A sample leaves its slot when the halting head says so
+(ACT) and a new one takes it. A batch is a function of (seed, step); so is the noise, hence a run
+that was killed goes on bitwise as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Trainer:
         self.carry = Carry(
             state=self.model.initial_state(
                 self.own.stop - self.own.start, self.slots(stream(0, "unused", device=device))
-            ),
+            ).detach(),
             x=blank,
             y=blank.clone(),
             steps=torch.zeros(batch, dtype=torch.int64, device=device),
@@ -150,20 +151,27 @@ class Trainer:
         carry.y = torch.where(carry.halted[:, None], y, carry.y)
         carry.steps = torch.where(carry.halted, 0, carry.steps)
 
-    def halting(self, halt_logit: Tensor, draw: torch.Generator) -> Tensor:
-        """Which samples leave: halting head or the limit, unless exploration keeps them (B,)."""
+    def wish(self, halt_logit: Tensor, exact: Tensor) -> Tensor:
+        """Positive where a sample would leave before the limit, (B,): see ``TrainConfig``."""
+        kind = self.recipe.train.halting
+        if kind == "learned":
+            return halt_logit
+        return exact.float() if kind == "oracle" else torch.zeros_like(halt_logit)
+
+    def halting(self, wish: Tensor, draw: torch.Generator) -> Tensor:
+        """Which samples leave: by wish or at the limit, unless exploration keeps them (B,)."""
         config, steps = self.recipe.train, self.carry.steps
-        if config.halt_max == 1:
+        if config.halt_max == config.unroll:
             return torch.ones_like(self.carry.halted)
         explore = torch.rand(steps.shape, generator=draw, device=self.device) < config.halt_explore
         least = torch.randint(
             2, config.halt_max + 1, steps.shape, generator=draw, device=self.device
         )
-        wants = (halt_logit > 0) | (steps >= config.halt_max)
+        wants = (wish > 0) | (steps >= config.halt_max)
         return wants & (steps >= torch.where(explore, least, 0))
 
     def advance(self) -> None:
-        """One outer iteration of the batch and one optimizer step.
+        """``unroll`` outer iterations of the batch and one optimizer step.
 
         Raises:
             TrainingError: the loss is not finite; nothing has been updated.
@@ -171,20 +179,21 @@ class Trainer:
         config, carry = self.recipe.train, self.carry
         draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
         self.refill(draw)
-        y = carry.y[self.own].long()
+        x, y, state = carry.x[self.own], carry.y[self.own].long(), carry.state
+        draws = self.slots(draw)
         half = config.dtype == "bfloat16"
-        with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
-            step = self.model.step(
-                carry.state,
-                carry.x[self.own],
-                noise=self.recipe.model.noise,
-                generator=self.slots(draw),
-            )
-        right = step.answer == y
-        exact = right.all(1)
-        tokens = token_loss(step.logits, y, config.loss).mean()
-        halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
-        loss = tokens + config.halt_weight * halt
+        losses = []  # (total, tokens, halting) of each supervised iteration
+        for iteration in range(1, config.unroll + 1):
+            with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
+                step = self.model.step(state, x, noise=self.recipe.model.noise, generator=draws)
+            state = step.state
+            right = step.answer == y
+            exact = right.all(1)
+            if iteration >= config.supervise_from:
+                tokens = token_loss(step.logits, y, config.loss).mean()
+                halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
+                losses.append((tokens + config.halt_weight * halt, tokens, halt))
+        loss, tokens, halt = (sum(part) / len(losses) for part in zip(*losses, strict=True))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -202,9 +211,10 @@ class Trainer:
         self.optimizer.step()
         update_average(self.average, self.model, config.ema)
 
-        carry.state = step.state.detach()
-        carry.steps = carry.steps + 1
-        carry.halted = self.halting(self.world.gather(step.halt.detach(), config.batch), draw)
+        carry.state = state.detach()
+        carry.steps = carry.steps + config.unroll
+        wish = self.wish(step.halt.detach(), exact)
+        carry.halted = self.halting(self.world.gather(wish, config.batch), draw)
         self.step += 1
         left = carry.halted
         values = (

@@ -23,7 +23,8 @@ from eqr.model import Reasoner
 from eqr.streams import stream
 from eqr.sudoku import Sudoku
 
-COMMANDS = ["train", "eval", "solve", "bench", "recipes", "notebook", "book", "import-checkpoint"]
+COMMANDS = ["train", "eval", "solve", "bench", "run", "recipes", "notebook", "book"]
+COMMANDS += ["import-checkpoint"]
 
 
 @pytest.fixture(scope="module")

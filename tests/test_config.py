@@ -44,6 +44,28 @@ def test_every_shipped_recipe_loads_says_everything_and_survives_the_round_trip(
     assert needed <= written["model"].keys()
 
 
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"train.unroll": 4}, "train"),
+        ({"train.unroll": 4, "train.supervise_from": 3}, "train"),
+        ({"train.halting": "oracle"}, "train"),
+        ({"model.learn_noise": True}, "model"),
+    ],
+    ids=str,
+)
+def test_a_setting_added_later_is_written_only_where_it_is_used(settings, where):
+    """So that what was trained before it existed keeps its id and its header."""
+    plain = load_recipe("headroom", "smoke")
+    recipe = load_recipe("headroom", "smoke", overrides=settings)
+    for defaults in (True, False):
+        new = to_dict(recipe, defaults=defaults)[where]
+        old = to_dict(plain, defaults=defaults)[where]
+        added = {key.removeprefix(f"{where}."): value for key, value in settings.items()}
+        assert new == old | added and not old.keys() & added.keys()
+    assert recipe_from_dict(to_dict(recipe)) == recipe
+
+
 def test_evaluation_settings_survive_the_round_trip():
     config = EvalConfig(depths=(1, 4), breadth=3, noise=0.5, problems=7)
     assert from_dict(EvalConfig, to_dict(config), "eval") == config
@@ -70,6 +92,11 @@ def test_evaluation_settings_survive_the_round_trip():
         ({"train.batch": 0}, r"train\.batch must be at least 1"),
         ({"train.lr": float("nan")}, r"train\.lr = nan must be a finite number"),
         ({"train.lr": float("inf")}, r"train\.lr"),
+        ({"train.unroll": 0}, r"train\.unroll must be at least 1"),
+        ({"train.unroll": 4, "train.supervise_from": 5}, r"supervise_from .* train\.unroll = 4"),
+        ({"train.unroll": 3}, r"train\.halt_max must be a multiple of train\.unroll = 3"),
+        ({"train.halting": "orakle"}, r"'orakle' must be one of 'learned', 'oracle', 'limit'"),
+        ({"model.learn_noise": True, "model.noise": 0}, r"model\.noise must be positive for"),
         ({"seed": -1}, "seed"),
         ({"data.seed": -1}, r"data\.seed"),
         ({"train": 5}, "train"),

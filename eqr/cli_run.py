@@ -1,0 +1,127 @@
+"""``eqr run``: the many-seed studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eqr.config import ConfigError
+from eqr.console import Json, Profile, StoreDir, emit, say
+from eqr.store import Store
+
+
+def seed_list(text: str | None) -> list[int] | None:
+    """``"0-2,7"`` to ``[0, 1, 2, 7]``; None stays None.
+
+    >>> seed_list("0-2,7")
+    [0, 1, 2, 7]
+    """
+    if text is None:
+        return None
+    seeds: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds |= set(range(int(first), int(last if dash else first) + 1))
+    except ValueError:
+        seeds = set()
+    if not seeds:
+        raise ConfigError(f"--seeds {text!r} must be whole numbers from 0, as in --seeds 0-4")
+    return sorted(seeds)
+
+
+def run_command(
+    name: Annotated[str | None, typer.Argument(help="A study; see --list.")] = None,
+    profile: Profile = "laptop",
+    rows: Annotated[str | None, typer.Option(help="Only these, as in a,b [default: all].")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="As in 0-4 or 0,2 [default: each row's own number].")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes of one thread side by side.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the files [default: data/results/PROFILE].")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Give up written results that the store has not got.")
+    ] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Studies, rows, what is done.")] = False,
+    store: StoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate what is missing of a study, then write its table; prints its path.
+
+    Killed, it goes on where it was when run again. A study of which only some rows or seeds are
+    complete is written too, and says which are missing.
+
+    Example: eqr run construction --rows feedforward,act --seeds 0-2 --jobs 2
+    """
+    from eqr import study_run
+    from eqr.studies import results_folder
+    from eqr.study_rows import STUDIES, study
+
+    if show_list:
+        names = [name] if name else list(STUDIES)
+        show(names, profile, Store(store), as_json)
+        return
+    if name is None:
+        raise ConfigError(f"which study? One of {', '.join(STUDIES)}; see eqr run --list")
+    wanted = study(name)
+    chosen = [row.strip() for row in rows.split(",")] if rows is not None else None
+    for row in chosen or ():
+        wanted.row(row)
+    out = out or results_folder(profile)
+    try:
+        meta = study_run.run(
+            name,
+            profile,
+            rows=chosen,
+            seeds=seed_list(seeds),
+            jobs=jobs,
+            store=Store(store),
+            out=out,
+            overwrite=overwrite,
+        )
+    except KeyboardInterrupt:
+        say("stopped; run the same command again to go on")
+        raise typer.Exit(130) from None
+    path = out / f"{name}.csv"
+    missing: dict[str, list[str]] = {}
+    for row, seed in meta["missing"]:
+        missing.setdefault(row, []).append(str(seed))
+    if missing:
+        text = "; ".join(f"{row} {' '.join(numbers)}" for row, numbers in missing.items())
+        say(f"{len(meta['cells'])} cells written; missing (row and seeds): {text}")
+    if as_json:
+        emit({"table": str(path), **{k: meta[k] for k in ("cells", "missing", "failed")}})
+    else:
+        print(path)
+    if meta["failed"]:
+        raise typer.Exit(1)
+
+
+def show(names: list[str], profile: str, store: Store, as_json: bool) -> None:
+    """List studies and their rows with the seeds that the store has."""
+    from eqr import study_run
+    from eqr.studies import results_folder
+    from eqr.study_rows import study
+
+    results_folder(profile)  # refuses a profile without studies
+    listed = []
+    for one in map(study, names):
+        rows = []
+        for row in one.rows:
+            cells = study_run.cells_of(one, profile, [row.name], None)
+            done = [cell.seed for cell in cells if study_run.finished(cell, store)]
+            paper = {p.table: p.value for p in row.paper}
+            about = {"row": row.name, "title": row.title, "recipe": row.recipe, "paper": paper}
+            rows.append(about | {"seeds": len(cells), "done": done})
+        listed.append({"study": one.name, "title": one.title, "tables": one.tables, "rows": rows})
+    if as_json:
+        emit(listed)
+        return
+    for one in listed:
+        print(f"{one['study']}: {one['title']} ({one['tables']})")
+        for row in one["rows"]:
+            print(f"  {row['row']:18s} {len(row['done'])}/{row['seeds']} seeds  {row['title']}")

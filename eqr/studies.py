@@ -1,0 +1,229 @@
+"""Results of the many-seed studies: read, verified, and compared (chapters *Construction*,
+*Shaping*, *Depth and breadth*).
+
+    results = studies.load("construction", "laptop")
+    results.summary()
+    results.compare(Pick("act"), Pick("head"))
+
+A study lies in three files: ``<study>.csv`` (a tidy row for each row, seed and way to evaluate),
+``<study>.npz`` (which problems were solved, as bits) and ``<study>.json`` (where it comes from, and
+the hashes of the other two). :mod:`eqr.study_run` writes them; :mod:`eqr.study_rows` says what the
+rows are.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eqr.config import SEMANTICS, ConfigError, near_miss
+from eqr.data import PROJECT, file_sha256
+from eqr.evaluate import Difference, paired_difference
+from eqr.study_rows import PROFILES, Study, study
+
+FORMAT = "eqr-study-1"
+
+
+class StudyError(ValueError):
+    """Results of a study that cannot be used; the message names the file and the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One way to run one row of a study."""
+
+    row: str
+    depth: int = 16
+    breadth: int = 1
+    select: str = "average"
+    evaluation: str = "depth"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A mean difference in exact accuracy, with two intervals that answer two questions."""
+
+    seeds: Difference  # would it hold with other seeds? t interval over the seeds' differences
+    problems: Difference  # with other problems, for these very models? paired over problems
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A loaded study."""
+
+    study: Study
+    rows: pd.DataFrame
+    bits: dict[str, np.ndarray]  # packed outcomes by "row/seed/evaluation[/select]"
+    meta: dict[str, Any]
+
+    @property
+    def missing(self) -> list[tuple[str, int]]:
+        """Rows and seeds that the study wants and has not got."""
+        return [(row, seed) for row, seed in self.meta["missing"]]
+
+    def seeds(self, row: str) -> list[int]:
+        """The seeds there are of a row."""
+        self.study.row(row)
+        return sorted(self.rows.seed[self.rows.row == row].unique().tolist())
+
+    def outcomes(self, pick: Pick, seed: int) -> np.ndarray:
+        """Exactness of each problem under ``pick``, (P,) in [0, 1]: a share for the average.
+
+        Raises:
+            StudyError: there is no such outcome; the message says what there is.
+        """
+        key = f"{pick.row}/{seed}/{pick.evaluation}"
+        if key not in self.bits:
+            self.study.row(pick.row)
+            there = [k for k in self.bits if k.startswith(f"{pick.row}/") and k.count("/") == 2]
+            raise StudyError(f"no outcomes of {key}; of this row there are: {', '.join(there)}")
+        kind = self.meta["evaluations"][pick.evaluation]
+        for name, have in (("depth", "depths"), ("breadth", "breadths"), ("select", "select")):
+            if getattr(pick, name) not in kind[have]:
+                raise StudyError(f"{key}: {name} {getattr(pick, name)!r} is not in {kind[have]}")
+        k = kind["depths"].index(pick.depth)
+        if pick.select in ("average", "oracle"):
+            exact = self._unpack(key)[k, :, : pick.breadth].astype(float)
+            return exact.mean(1) if pick.select == "average" else exact.max(1)
+        return self._unpack(f"{key}/{pick.select}")[k, kind["breadths"].index(pick.breadth)] * 1.0
+
+    def _unpack(self, key: str) -> np.ndarray:
+        shape = self.meta["shapes"][key]
+        return np.unpackbits(self.bits[key], count=math.prod(shape)).reshape(shape)
+
+    def accuracy(self, pick: Pick) -> Difference:
+        """Mean exact accuracy over the seeds, with its 95 % t interval."""
+        return over_seeds([self.outcomes(pick, s).mean() for s in self.seeds(pick.row)])
+
+    def compare(self, ours: Pick, other: Pick) -> Comparison:
+        """``ours − other`` over the seeds that both have, on the same problems.
+
+        Equal seeds share data, and starts and noise of the evaluation, so they are paired.
+
+        Raises:
+            StudyError: no seed in common, or not the same problems.
+        """
+        seeds = sorted(set(self.seeds(ours.row)) & set(self.seeds(other.row)))
+        if not seeds:
+            raise StudyError(f"{ours.row} and {other.row} have no seed in common")
+        one, two = (np.stack([self.outcomes(p, s) for s in seeds]) for p in (ours, other))
+        if one.shape != two.shape:
+            raise StudyError(
+                f"{ours.evaluation} has {one.shape[1]} problems and {other.evaluation} "
+                f"{two.shape[1]}; compare evaluations on the same problems"
+            )
+        return Comparison(
+            over_seeds(one.mean(1) - two.mean(1)), paired_difference(one.mean(0), two.mean(0))
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One line a row: accuracy at its own depth and breadth 1, beside the paper's figure."""
+        lines = []
+        for row in self.study.rows:
+            mine = self.rows[(self.rows.row == row.name) & (self.rows.evaluation == "depth")]
+            mine = mine[mine.depth == row.depth]
+            found = over_seeds(mine.exact.tolist())
+            paper = "; ".join(f"{p.value:g} ({p.table})" for p in row.paper)
+            lines.append(
+                {
+                    "row": row.name,
+                    "title": row.title,
+                    "depth": row.depth,
+                    "seeds": found.n,
+                    "exact": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "paper": paper or "–",
+                    "parameters": mine.parameters.max(),
+                    "train_layers": mine.train_layers.max(),
+                    "train_flops": mine.train_flops.max(),
+                    "saved_mib": mine.saved_bytes.max() / 2**20,
+                    "train_seconds": mine.train_seconds.mean(),
+                }
+            )
+        return pd.DataFrame(lines)
+
+
+def results_folder(profile: str) -> Path:
+    """Where the results of a profile are shipped."""
+    if profile not in PROFILES:
+        raise ConfigError(f"profile {profile!r} has no studies{near_miss(profile, PROFILES)}")
+    return PROJECT / "data" / "results" / profile
+
+
+def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Results:
+    """Read a study and verify it.
+
+    Args:
+        name: of the study.
+        profile: ``smoke`` or ``laptop``.
+        folder: where its files lie; None takes the shipped ones.
+
+    Raises:
+        StudyError: a file is absent, altered, or of another study; the message names it.
+    """
+    wanted, folder = study(name), Path(folder or results_folder(profile))
+    mend = f"run `eqr run {name} --profile {profile}` to make it anew"
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise StudyError(f"{path}: absent; {mend}")
+    try:
+        meta = json.loads(path.read_text())
+        hashes = {kind: meta["sha256"][kind] for kind in ("csv", "npz")}
+        told = (meta["format"], meta["study"], meta["profile"], meta["semantics"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path}: damaged ({error}); {mend}") from error
+    if told != (FORMAT, name, profile, SEMANTICS):
+        raise StudyError(f"{path}: is of {told}, not {(FORMAT, name, profile, SEMANTICS)}; {mend}")
+    content = {}
+    for kind, sha256 in hashes.items():
+        part = folder / f"{name}.{kind}"
+        if not part.is_file():
+            raise StudyError(f"{part}: absent; {mend}")
+        if file_sha256(part) != sha256:
+            raise StudyError(f"{part}: altered, its sha256 is not that of {path.name}; {mend}")
+        content[kind] = part.read_bytes()
+    with np.load(io.BytesIO(content["npz"]), allow_pickle=False) as arrays:
+        bits = dict(arrays)
+    # This engine reads numbers as Python does: as they were written, to the last bit.
+    rows = pd.read_csv(io.BytesIO(content["csv"]), engine="python")
+    return Results(wanted, rows, bits, meta)
+
+
+def over_seeds(values: Sequence[float]) -> Difference:
+    """Mean over seeds with its 95 % t interval: NaN bounds for a single seed.
+
+    Seeds are few and their spread is estimated from them, hence Student's t and not the normal.
+
+    >>> found = over_seeds([0.8, 0.9, 1.0])
+    >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3), found.n
+    (0.9, 0.652, 1.148, 3)
+    """
+    n = len(values)
+    mean = float(np.mean(values)) if n else math.nan
+    if n < 2:
+        return Difference(mean, math.nan, math.nan, n)
+    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t with ``freedom`` degrees of freedom.
+
+    With ``t = √f tan θ`` its density is ``∝ cos^(f−1) θ`` on (−π/2, π/2), integrated numerically.
+
+    >>> [round(t_quantile(f), 3) for f in (1, 2, 4, 30)]
+    [12.706, 4.303, 2.776, 2.042]
+    """
+    angle = np.linspace(0.0, math.pi / 2, 100_001)
+    density = np.cos(angle) ** (freedom - 1)
+    mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
+    return math.sqrt(freedom) * math.tan(np.interp(0.95, mass / mass[-1], angle))

@@ -1,0 +1,306 @@
+"""The studies as data: which rows, with which settings, beside which figures of the paper.
+
+A row is a recipe with some settings replaced, and the evaluations it needs; nothing here runs. The
+paper's figures are exact accuracies in per cent at its own scale (9×9 Sudoku-Extreme, 5 M
+parameters): they stand beside a row for the order of the rows, not as a target for their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from eqr.config import ConfigError, EvalConfig, Recipe, load_recipe, near_miss
+
+PROFILES = ("smoke", "laptop")  # whose recipes the rows build on
+DEPTHS = (1, 2, 4, 8, 16, 32, 64)
+RULES = ("average", "converged", "majority", "oracle")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluation of a trained model; its name tells rows of equal depth and breadth apart."""
+
+    name: str
+    config: EvalConfig
+    breadths: tuple[int, ...] = (1,)
+    select: tuple[str, ...] = ("average",)
+
+    def within(self, profile: str) -> Evaluation:
+        """As it is run in ``profile``: smoke tests stop at depth 64 and breadth 8."""
+        if profile != "smoke":
+            return self
+        depths = tuple(d for d in self.config.depths if d <= 64)
+        breadth = min(self.config.breadth, 8)
+        breadths = tuple(b for b in self.breadths if b <= breadth)
+        return replace(
+            self, config=replace(self.config, depths=depths, breadth=breadth), breadths=breadths
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A figure of the paper: exact accuracy in per cent."""
+
+    table: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model of a study."""
+
+    name: str
+    title: str
+    recipe: str
+    evaluate: tuple[Evaluation, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted, as load_recipe takes
+    scale: Mapping[str, float] = field(default_factory=dict)  # dotted: times the recipe's own value
+    paper: tuple[Published, ...] = ()
+    depth: int = 16  # the depth that is compared with the paper's figure
+    seeds: int = 3
+
+    def build(self, profile: str, seed: int) -> Recipe:
+        """The recipe of this row."""
+        base = load_recipe(self.recipe, profile)
+        scaled = {}
+        for dotted, factor in self.scale.items():
+            section, _, key = dotted.rpartition(".")
+            scaled[dotted] = max(1, round(factor * getattr(getattr(base, section), key)))
+        return load_recipe(self.recipe, profile, seed=seed, overrides={**self.overrides, **scaled})
+
+    def evaluations(self, profile: str) -> tuple[Evaluation, ...]:
+        """The evaluations as they are run in ``profile``."""
+        return tuple(e.within(profile) for e in self.evaluate)
+
+    def seed_range(self, profile: str) -> range:
+        """The seeds it is run with unless others are asked for."""
+        return range(min(self.seeds, 2) if profile == "smoke" else self.seeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Rows that are read together."""
+
+    name: str
+    title: str
+    tables: str  # what of the paper it redoes
+    matched: str  # what is held equal between the rows
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row:
+        """A row by name; ConfigError with the near miss where there is none."""
+        known = {row.name: row for row in self.rows}
+        if name not in known:
+            raise ConfigError(f"study {self.name!r} has no row {name!r}{near_miss(name, known)}")
+        return known[name]
+
+
+def study(name: str) -> Study:
+    """A study by name; ConfigError with the near miss where there is none."""
+    if name not in STUDIES:
+        raise ConfigError(f"study {name!r} is not known{near_miss(name, STUDIES)}")
+    return STUDIES[name]
+
+
+# ----------------------------------------------------------------------------------- construction
+
+DEPTH = Evaluation("depth", EvalConfig(DEPTHS))
+ONE_LATENT = {"model.hierarchical": False, "model.grad_cycles": 2, "model.low_cycles": 3}
+NO_HALTING = {"train.halting": "limit", "train.halt_weight": 0.0}
+ONE_PASS = {
+    "model.hierarchical": False,
+    "model.high_cycles": 1,
+    "model.low_cycles": 6,
+    "train.halt_max": 1,
+    **NO_HALTING,
+}
+# Sixteen outer iterations a step on a sixteenth of the batch: steps, layers and puzzles are equal.
+# (A quarter of the batch with a quarter of the steps had learned nothing in its 500 steps.)
+UNROLLED = ONE_LATENT | NO_HALTING | {"train.unroll": 16}
+
+
+def _step(name: str, title: str, overrides: dict, *paper: tuple[str, float], **rest: Any) -> Row:
+    published = tuple(Published(*one) for one in paper)
+    return Row(name, title, "headroom-trm", (DEPTH,), overrides, paper=published, **rest)
+
+
+def _unrolled(name: str, title: str, first: int, value: float) -> Row:
+    overrides = UNROLLED | {"train.supervise_from": first}
+    return _step(name, title, overrides, ("Table 7", value), scale={"train.batch": 1 / 16})
+
+
+CONSTRUCTION = Study(
+    "construction",
+    "The construction path: from a feedforward network to the TRM-style baseline",
+    "Tables 2, 6–9",
+    "Every row takes the same number of optimizer steps and evaluates the same number of layers "
+    "forward in training (steps × batch × unrolled iterations × layers of an outer iteration): the "
+    "unrolled rows have a sixteenth of the batch, and so see as many puzzles as the segmented ones "
+    "without halting. Backward passes are not matched: rows whose gradient passes all cycles cost "
+    "more, see train_flops. Fixed start, no damping, no noise.",
+    (
+        _step(
+            "feedforward",
+            "Feedforward: 6 blocks, one pass",
+            ONE_PASS | {"model.low_cycles": 1, "model.blocks": 6},
+            ("Table 2", 2.6),
+            depth=1,
+            seeds=5,
+        ),
+        _step(
+            "weight-tied",
+            "Weight-tied: one block 6 times",
+            ONE_PASS,
+            ("Table 2", 32.6),
+            depth=1,
+            seeds=5,
+        ),
+        _step(
+            "deeper",
+            "Weight-tied, twice as deep: one block 12 times, half the batch",
+            ONE_PASS | {"model.low_cycles": 12},
+            ("Table 8", 51.3),
+            depth=1,
+            scale={"train.batch": 1 / 2},
+        ),
+        _unrolled("terminal", "Unrolled ×16, loss on the last iteration", 16, 51.8),
+        _unrolled("all-anchors", "Unrolled ×16, loss on all iterations", 1, 47.1),
+        _unrolled("late-8", "Unrolled ×16, loss on iterations 8–16", 8, 51.4),
+        _unrolled("late-12", "Unrolled ×16, loss on iterations 12–16", 12, 57.5),
+        _step(
+            "segmented",
+            "Segmented online training ×16, no halting, single latent",
+            ONE_LATENT | NO_HALTING,
+            ("Table 2", 74.7),
+            ("Table 8", 74.7),
+            seeds=5,
+        ),
+        _step(
+            "segmented-cut",
+            "… gradient through the last cycle only",
+            ONE_LATENT | NO_HALTING | {"model.grad_cycles": 1},
+            ("Table 8", 67.2),
+        ),
+        _step(
+            "hierarchy",
+            "Two latents, gradient through all cycles, no halting",
+            NO_HALTING | {"model.grad_cycles": 2},
+            ("Table 8", 69.8),
+        ),
+        _step(
+            "hierarchy-cut",
+            "… gradient through the last cycle only",
+            NO_HALTING,
+            ("Table 8", 75.4),
+            ("Table 2", 76.5),
+            seeds=5,
+        ),
+        _step(
+            "act",
+            "ACT: samples leave when the halting head says so (the TRM-style baseline)",
+            {},
+            ("Table 2", 84.8),
+            ("Table 8", 84.8),
+            seeds=5,
+        ),
+        _step("oracle", "Samples leave when exactly right", {"train.halting": "oracle"},
+              ("Table 8", 13.6)),
+        _step("head", "Halting head trained, nobody leaves early", {"train.halting": "limit"}),
+        _step(
+            "act-single",
+            "ACT, single latent, gradient through the last cycle only",
+            ONE_LATENT | {"model.grad_cycles": 1},
+            ("Table 8", 73.9),
+        ),
+    ),
+)  # fmt: skip
+
+# ---------------------------------------------------------------------------------------- shaping
+
+RESTARTS = EvalConfig((4, 16), breadth=8, problems=256)
+SHAPED = (
+    DEPTH,
+    Evaluation("breadth", RESTARTS, (1, 2, 4, 8), RULES),
+    Evaluation("breadth-noisy", replace(RESTARTS, noise=0.1), (1, 2, 4, 8), RULES),
+)
+
+
+def _shape(name: str, title: str, recipe: str, overrides: dict | None = None, **rest: Any) -> Row:
+    paper = tuple(Published(*one) for one in rest.pop("paper", ()))
+    return Row(name, title, recipe, SHAPED, overrides or {}, paper=paper, **rest)
+
+
+def _spread(high: float, low: float, paper: tuple = ()) -> Row:
+    overrides = {"model.init_std_high": high, "model.init_std_low": low}
+    title = f"RI with σ_H = {high:g}, σ_L = {low:g}"
+    return _shape(f"sigma-{high:g}-{low:g}", title, "headroom-ri", overrides, paper=paper)
+
+
+ATTENTION = {"model.mixer": "attention", "model.heads": 2, "model.rope": "2d"}
+
+SHAPING = Study(
+    "shaping",
+    "Attractor shaping: random starts, noise, and their settings",
+    "Tables 3, 10–13; A.5 (attention); A.6 (seeds)",
+    "Optimizer steps, batch, data and size of the model. σ varies under RI alone, β and λ under "
+    "RI and NI together.",
+    (
+        _shape("trm", "TRM-style baseline: fixed start, no damping, no noise", "headroom-trm",
+               paper=(("Table 3", 84.8), ("Tables 10–12", 84.06), ("A.6", 84.33)), seeds=5),
+        _shape("ri", "Random start (RI)", "headroom-ri",
+               paper=(("Table 3", 86.0), ("Tables 10–12", 86.03)), seeds=5),
+        _shape("ni", "Damping and noise (NI)", "headroom-ni", seeds=5),
+        _shape("ri-ni", "Both (EqR)", "headroom",
+               paper=(("Table 3", 86.4), ("A.6", 86.18)), seeds=5),
+        _spread(0.25, 0.25),
+        _spread(4, 4),
+        _spread(1, 8, (("Tables 10–12", 87.30),)),
+        _spread(8, 1),
+        _shape("beta-0", "RI and damping, no noise", "headroom", {"model.noise": 0.0}),
+        _shape("beta-0.1", "RI and NI with β = 0.1", "headroom", {"model.noise": 0.1}),
+        _shape("beta-0.5", "RI and NI with β = 0.5", "headroom", {"model.noise": 0.5}),
+        _shape("lambda-0", "RI and noise, no damping", "headroom", {"model.damping": 0.0}),
+        _shape("lambda-0.2", "RI and NI with λ = 0.2", "headroom", {"model.damping": 0.2}),
+        _shape("lambda-0.5", "RI and NI with λ = 0.5", "headroom", {"model.damping": 0.5}),
+        _shape("learned-start", "Learned start, no damping, no noise", "headroom-trm",
+               {"model.init": "learned"}, paper=(("Tables 10–12", 83.99),)),
+        _shape("learned-noise", "RI and NI, learned gain of the noise", "headroom",
+               {"model.learn_noise": True}),
+        _shape("attention-trm", "Attention: TRM-style baseline", "headroom-trm", ATTENTION,
+               paper=(("A.5", 72.0),)),
+        _shape("attention-ri", "Attention: RI", "headroom-ri", ATTENTION, paper=(("A.5", 74.7),)),
+        _shape("attention-ri-ni", "Attention: RI and NI", "headroom", ATTENTION,
+               paper=(("A.5", 95.9),)),
+    ),
+)  # fmt: skip
+
+# ---------------------------------------------------------------------------------- depth-breadth
+
+
+def _grid(noise: float, suffix: str) -> tuple[Evaluation, Evaluation]:
+    deep = EvalConfig((*DEPTHS, 128, 256, 512, 1024), noise=noise, problems=256)
+    wide = EvalConfig(DEPTHS, breadth=64, noise=noise, problems=128)
+    return (
+        Evaluation(f"depth{suffix}", deep),
+        Evaluation(f"grid{suffix}", wide, (1, 2, 4, 8, 16, 32, 64), RULES),
+    )
+
+
+GRIDS = (*_grid(0.0, ""), *_grid(0.1, "-noisy"))
+
+DEPTH_BREADTH = Study(
+    "depth-breadth",
+    "Depth and breadth of the main models, without and with noise in the rollouts",
+    "Table 4; Figures 1, 3, 8",
+    "The problems of each evaluation; compute is NFE = depth × breadth.",
+    (
+        Row("eqr", "EqR: RI and NI", "headroom", GRIDS,
+            paper=(Published("Table 4", 86.4),), seeds=5),
+        Row("trm", "TRM-style baseline", "headroom-trm", GRIDS,
+            paper=(Published("Table 4", 84.8),), seeds=5),
+    ),
+)  # fmt: skip
+
+STUDIES = {one.name: one for one in (CONSTRUCTION, SHAPING, DEPTH_BREADTH)}

@@ -1,0 +1,389 @@
+"""Studies: rows that build, runs that resume, files that verify, comparisons that are paired."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from eqr import experiments, studies, study_run
+from eqr.config import ConfigError, recipe_from_dict, to_dict
+from eqr.cost import cost
+from eqr.evaluate import paired_difference
+from eqr.model import Reasoner
+from eqr.store import Store
+from eqr.studies import Pick, StudyError, over_seeds, t_quantile
+from eqr.study_rows import STUDIES, Evaluation, Row, Study, study
+from eqr.train import Trainer
+
+ROWS = [(name, row.name) for name, one in STUDIES.items() for row in one.rows]
+CHOSEN = ["act", "late-12"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def written(store, tmp_path_factory) -> Path:
+    """Two rows of the smoke profile with two seeds, run in two processes."""
+    out = tmp_path_factory.mktemp("results")
+    lines: list[str] = []
+    meta = study_run.run(
+        "construction", "smoke", rows=CHOSEN, jobs=2, store=store, out=out, tell=lines.append
+    )
+    assert lines[0].endswith("0 of 4 cells are in the store") and len(lines) == 5
+    assert meta["cells"] == [["late-12", 0], ["late-12", 1], ["act", 0], ["act", 1]]
+    return out
+
+
+@pytest.fixture
+def results(written) -> studies.Results:
+    return studies.load("construction", "smoke", written)
+
+
+# -------------------------------------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_every_row_builds_a_valid_recipe_and_a_model(name, row, profile):
+    found = study(name).row(row)
+    recipe = found.build(profile, seed=3)
+    assert recipe.seed == 3 and recipe_from_dict(to_dict(recipe)) == recipe
+    with torch.device("meta"):
+        Reasoner.for_task(recipe.task, recipe.model)
+    for one in found.evaluations(profile):
+        assert max(one.breadths) <= one.config.breadth
+    assert found.depth in found.evaluations(profile)[0].config.depths
+    assert found.evaluate[0].name == "depth", "the summary reads it"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+def test_rows_of_a_study_differ_and_share_what_the_study_says(profile):
+    for one in STUDIES.values():
+        recipes = [to_dict(row.build(profile, 0)) for row in one.rows]
+        assert len({json.dumps(r) for r in recipes}) == len(recipes)
+        assert len({row.name for row in one.rows}) == len(one.rows)
+        kinds = {e.name: e for row in one.rows for e in row.evaluations(profile)}
+        for row in one.rows:
+            assert all(kinds[e.name] == e for e in row.evaluations(profile))
+    equal = {
+        (r.train.steps, r.train.batch * r.train.unroll * r.model.layers)
+        for r in (row.build(profile, 0) for row in STUDIES["construction"].rows)
+    }
+    assert len(equal) == 1, "the construction path is matched in steps and layer evaluations"
+
+
+def test_a_row_without_changes_is_the_recipe_itself():
+    """So that a study shares the runs of the chapters."""
+    assert study("construction").row("act").build("laptop", 0) == study("shaping").row("trm").build(
+        "laptop", 0
+    )
+
+
+@pytest.mark.parametrize("row", ["act", "hierarchy", "terminal", "deeper", "feedforward"])
+def test_activation_memory_is_its_formula(row, store):
+    recipe = study("construction").row(row).build("smoke", 0)
+    found = cost(recipe, experiments.dataset(recipe, store))
+    assert found.saved_bytes == pytest.approx(found.activation_bytes, rel=0.04)
+
+
+@pytest.mark.parametrize("row", ["learned-start", "attention-trm", "attention-ri-ni"])
+def test_activation_memory_of_other_operators_is_its_formula(row, store):
+    recipe = study("shaping").row(row).build("smoke", 0)
+    found = cost(recipe, experiments.dataset(recipe, store))
+    assert found.saved_bytes == pytest.approx(found.activation_bytes, rel=0.06)
+
+
+def test_memory_grows_with_unrolling_and_not_with_segments(store):
+    kept = {}
+    for row in ("segmented", "terminal"):
+        recipe = study("construction").row(row).build("smoke", 0)
+        data = experiments.dataset(recipe, store)
+        kept[row] = cost(recipe, data).saved_bytes / recipe.train.batch
+        one, trainer = [], Trainer(recipe, data)
+        for _ in range(2):
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda value, one=one: one.append(1) or value, lambda value: value
+            ):
+                trainer.advance()
+            one.append(0)
+        first = one.index(0)
+        assert len(one) == 2 * (first + 1), "the second step keeps as much as the first"
+    assert kept["terminal"] / kept["segmented"] == pytest.approx(16, rel=0.03)
+
+
+# ------------------------------------------------------------------------------------ files, resume
+
+
+def test_the_table_is_tidy_and_traces_to_its_runs(results, store):
+    keys = ["row", "seed", "evaluation", "depth", "breadth", "select"]
+    assert not results.rows.duplicated(keys).any() and len(results.rows) == 2 * 2 * 7
+    for run in {*results.rows.train_run, *results.rows.eval_run}:
+        assert store.get(run), run
+    line = results.rows[(results.rows.row == "late-12") & (results.rows.depth == 16)].iloc[0]
+    assert (line.n, line.nfe, line.layers, line.train_unroll) == (32, 16, 96, 16)
+    assert len(results.missing) == 2 * (len(results.study.rows) - len(CHOSEN))
+    assert results.seeds("act") == [0, 1] and results.seeds("oracle") == []
+    summary = results.summary().set_index("row")
+    assert summary.loc["act", "seeds"] == 2 and summary.loc["oracle", "seeds"] == 0
+    assert summary.loc["late-12", "paper"] == "57.5 (Table 7)"
+
+
+def test_running_again_makes_nothing_and_writes_the_same(written, store, monkeypatch):
+    def refuse(*_):
+        pytest.fail("nothing is to be trained")
+
+    monkeypatch.setattr(study_run, "ProcessPoolExecutor", refuse)
+    before = {kind: (written / f"construction.{kind}").read_bytes() for kind in ("csv", "npz")}
+    study_run.run("construction", "smoke", rows=["act"], store=store, out=written, tell=str)
+    for kind, content in before.items():
+        assert (written / f"construction.{kind}").read_bytes() == content, kind
+
+
+def test_results_that_the_store_has_not_got_are_not_overwritten(written, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(written, out)
+    empty, files = Store(tmp_path / "store"), sorted(p.read_bytes() for p in out.iterdir())
+    with pytest.raises(ConfigError, match=r"4 cells that this store lacks .*--overwrite"):
+        study_run.run("construction", "smoke", rows=[], store=empty, out=out)
+    assert sorted(p.read_bytes() for p in out.iterdir()) == files
+    meta = study_run.run(
+        "construction", "smoke", rows=[], store=empty, out=out, overwrite=True, tell=str
+    )
+    assert meta["cells"] == [] and len(meta["missing"]) == 30
+    assert len(studies.load("construction", "smoke", out).rows) == 0
+
+
+def test_outcomes_are_those_of_the_records_and_agree_with_the_table(results, store):
+    for seed in (0, 1):
+        for depth in (1, 16):
+            outcome = results.outcomes(Pick("act", depth), seed)
+            line = results.rows.query(f"row == 'act' and seed == {seed} and depth == {depth}")
+            assert outcome.mean() == line.exact.item() and len(outcome) == line.n.item()
+    with pytest.raises(StudyError, match=r"depth 3 is not in \[1, 2, 4"):
+        results.outcomes(Pick("act", 3), 0)
+    with pytest.raises(StudyError, match=r"no outcomes of act/9/depth; .* act/0/depth, act/1"):
+        results.outcomes(Pick("act"), 9)
+    with pytest.raises(ConfigError, match="no row 'akt'; did you mean 'act'"):
+        results.outcomes(Pick("akt"), 0)
+
+
+def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
+    make_recipe, problems, learned, tmp_path, monkeypatch
+):
+    """On a model that has learned, with starts and noise that make restarts differ."""
+    from eqr import checkpoint
+    from eqr.config import EvalConfig
+    from eqr.store import Run
+
+    rules = ("average", "converged", "majority", "oracle")
+    config = EvalConfig((1, 2, 4), breadth=4, noise=0.3)
+    row = Row("tiny", "Tiny", "x", (Evaluation("depth", config, (1, 3), rules),), depth=4)
+    monkeypatch.setitem(STUDIES, "tiny", Study("tiny", "Tiny", "–", "–", (row,)))
+    monkeypatch.setattr(study_run.Cell, "recipe", lambda self: learned.recipe)
+    store = Store(tmp_path)
+    origin = {"commit": "c", "hardware": "h", "finished": "t", "seconds": 1.0}
+    (learned.path.parent / "timing.json").write_text('{"seconds": 1.0}')
+    names = {"timing.json": "", "model.safetensors": ""}
+    run = Run("train-0", learned.path.parent, {"files": names, "provenance": origin})
+    model = experiments.Trained(run, learned.recipe, problems, checkpoint.load_model(learned.path))
+    cell = study_run.Cell("tiny", "smoke", "tiny", 0)
+    found = ((row.evaluate[0], experiments.evaluated(model, config, store)),)
+    price = study_run.stored_cost(learned.recipe, store)
+    done = study_run.Done(cell, model, found, price)
+    monkeypatch.setattr(study_run, "finished", lambda *_: done)
+    study_run.write(study("tiny"), "smoke", [cell], store, tmp_path / "out", {})
+    results = studies.load("tiny", "smoke", tmp_path / "out")
+    assert len(results.rows) == 3 * 2 * 4 and 0 < results.rows.exact.max() < 1
+    for line in results.rows.itertuples():
+        pick = Pick("tiny", line.depth, line.breadth, line.select)
+        assert results.outcomes(pick, 0).mean() == pytest.approx(line.exact, abs=1e-12), pick
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz", "json"])
+def test_an_altered_or_absent_file_is_named(written, tmp_path, kind):
+    for path in written.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    bad = tmp_path / f"construction.{kind}"
+    bad.write_bytes(bad.read_bytes()[:-20] + b"x" * 20)
+    with pytest.raises(StudyError, match=rf"construction\.{kind}: (altered|damaged).*eqr run"):
+        studies.load("construction", "smoke", tmp_path)
+    bad.unlink()
+    with pytest.raises(StudyError, match=rf"construction\.{kind}: absent.*eqr run constr"):
+        studies.load("construction", "smoke", tmp_path)
+    with pytest.raises(ConfigError, match="profile 'lapdog' has no studies; did you mean"):
+        studies.load("construction", "lapdog")
+
+
+def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_path):
+    """SIGKILL while a worker trains: no orphan works on, and the results are the same."""
+    words = ["run", "construction", "--profile", "smoke", "--rows", "act", "--seeds", "0"]
+    words += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "eqr.cli", *words]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "store").glob("partial/train-*/log.jsonl")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    run = study_run.run(
+        "construction", "smoke", rows=["act"], seeds=[0], store=Store(tmp_path / "store"),
+        out=tmp_path / "out", tell=str,
+    )  # fmt: skip
+    assert run["cells"] == [["act", 0]] and len(run["missing"]) == 29
+    new, old = (studies.load("construction", "smoke", p) for p in (tmp_path / "out", written))
+    assert np.array_equal(new.outcomes(Pick("act"), 0), old.outcomes(Pick("act"), 0))
+    columns = [c for c in new.rows if not c.endswith("seconds")]
+    same = old.rows.query("row == 'act' and seed == 0").reset_index(drop=True)
+    assert new.rows[columns].equals(same[columns])
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet reaped does not."""
+    try:
+        os.kill(pid, 0)
+        state = subprocess.run(
+            ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+        )
+    except ProcessLookupError:
+        return False
+    return state.stdout.strip()[:1] not in ("", "Z")
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    """Killed without a chance to tell them, the parent leaves no process behind."""
+    code = (
+        "import multiprocessing, os, time\n"
+        "from eqr import study_run\n"
+        "if __name__ == '__main__':\n"
+        "    pool = study_run.ProcessPoolExecutor(\n"
+        "        1, multiprocessing.get_context('spawn'), study_run.begin)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 60)\n"
+        "    time.sleep(60)\n"
+    )
+    file = tmp_path / "parent.py"
+    file.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(studies.__file__).parents[1])}
+    parent = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, env=environment)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if not alive(worker):
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker lives on")
+
+
+# ----------------------------------------------------------------------------------- comparisons
+
+
+def test_the_interval_over_seeds_is_students(results):
+    for freedom in (1, 2, 4, 9, 40):
+        assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
+    values = [0.8, 0.85, 0.7, 0.9, 0.81]
+    found = over_seeds(values)
+    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+    assert np.isnan(over_seeds([0.5]).low) and over_seeds([]).n == 0
+
+
+def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatch):
+    rng = np.random.default_rng(0)
+    fake = {(r, s): (rng.random(32) < 0.6) * 1.0 for r in ("act", "late-12") for s in (0, 1)}
+    monkeypatch.setattr(studies.Results, "outcomes", lambda self, pick, seed: fake[pick.row, seed])
+    found = results.compare(Pick("act"), Pick("late-12"))
+    gaps = [fake["act", s].mean() - fake["late-12", s].mean() for s in (0, 1)]
+    assert found.seeds == over_seeds(gaps) and found.seeds.n == 2
+    means = [np.mean([fake[r, s] for s in (0, 1)], axis=0) for r in ("act", "late-12")]
+    assert found.problems == paired_difference(*means)
+    with pytest.raises(StudyError, match="no seed in common"):
+        results.compare(Pick("act"), Pick("oracle"))
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
+    done = eqr("run", "--list", "--profile", "smoke", "--store", store.root)
+    assert done.code == 0 and "  act                2/2 seeds" in done.out
+    assert "shaping: " in done.out and "depth-breadth: " in done.out
+    listed = json.loads(eqr("run", "shaping", "--list", "--profile", "smoke", "--json").out)
+    first = listed[0]["rows"][0]
+    assert first["row"] == "trm" and first["seeds"] == 2 and first["done"] == []
+    for words, said in (
+        ("run construktion", "did you mean 'construction'"),
+        ("run construction --rows act,orakle", "no row 'orakle'; did you mean 'oracle'"),
+        ("run construction --seeds 0-x", "--seeds '0-x' must be whole numbers from 0"),
+        ("run construction --seeds=-1", "must be whole numbers"),
+        ("run construction --profile lapdog", "'lapdog' has no studies; did you mean 'laptop'"),
+        ("run", "which study? One of construction"),
+    ):
+        done = eqr(*words.split())
+        assert done.code == 1 and said in done.err and done.out == "", words
+    words = ["run", "construction", "--profile", "smoke", "--rows", "act", "--store", store.root]
+    done = eqr(*words, "--out", tmp_path / "out", "--json")
+    values = json.loads(done.out)
+    assert done.code == 0 and Path(values["table"]).is_file() and len(values["cells"]) == 4
+    assert "oracle 0 1" in done.err, "what is missing is said"
+
+
+def test_a_training_that_diverges_is_told_and_does_not_stop_the_others(
+    store, tmp_path, monkeypatch
+):
+    class Now:
+        """An executor that works at once, in this process."""
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *words):
+            from concurrent.futures import Future
+
+            future = Future()
+            try:
+                future.set_result(function(*words))
+            except study_run.TrainingError as error:
+                future.set_exception(error)
+            return future
+
+    real = study_run.experiments.train_run
+
+    def diverge(recipe, *words, **rest):
+        if recipe.train.halting == "oracle":
+            raise study_run.TrainingError("the loss is nan")
+        return real(recipe, *words, **rest)
+
+    monkeypatch.setattr(study_run, "ProcessPoolExecutor", Now)
+    monkeypatch.setattr(study_run.experiments, "train_run", diverge)
+    lines: list[str] = []
+    meta = study_run.run(
+        "construction", "smoke", rows=["oracle", "head"], seeds=[0], store=store,
+        out=tmp_path, tell=lines.append,
+    )  # fmt: skip
+    assert meta["failed"] == {"oracle seed 0": "the loss is nan"}
+    assert ["head", 0] in meta["cells"] and ["oracle", 0] in meta["missing"]
+    assert any("FAILED" in line for line in lines)

@@ -1,0 +1,219 @@
+"""Training variants: unrolled steps, ways to halt, learned starts and noise, and the baselines."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eqr import checkpoint
+from eqr.model import Reasoner, State
+from eqr.streams import stream
+from eqr.train import Trainer, token_loss, train
+
+FULL = {"grad_cycles": 2}  # all cycles of the tiny recipe
+
+
+def by_hand(trainer: Trainer) -> tuple[dict[str, torch.Tensor | None], State]:
+    """Gradients and last state of the step ``trainer`` is about to take, written out plainly."""
+    config, model = trainer.recipe.train, copy.deepcopy(trainer.model)
+    carry, x, y = trainer.carry, *trainer.fresh_samples()
+    draw = stream(trainer.recipe.seed, "noise", trainer.step)
+    start = model.initial_state(len(x), draw)
+    state = carry.state.replace_rows(carry.halted, start)
+    x = torch.where(carry.halted[:, None], x, carry.x)
+    y = torch.where(carry.halted[:, None], y, carry.y).long()
+    total, terms = 0.0, config.unroll - config.supervise_from + 1
+    for k in range(1, config.unroll + 1):
+        step = model.step(state, x, noise=trainer.recipe.model.noise, generator=draw)
+        state = step.state
+        exact = (step.answer == y).all(1).float()
+        if k >= config.supervise_from:
+            halt = F.binary_cross_entropy_with_logits(step.halt, exact)
+            tokens = token_loss(step.logits, y, config.loss).mean()
+            total = total + (tokens + config.halt_weight * halt)
+    model.zero_grad(set_to_none=True)
+    (total / terms).backward()
+    return {name: p.grad for name, p in model.named_parameters()}, state.detach()
+
+
+@pytest.mark.parametrize(
+    ("unroll", "supervise_from", "model"),
+    [(1, 1, {}), (1, 1, FULL), (4, 1, FULL), (4, 3, FULL), (4, 4, FULL), (4, 4, {})],
+)
+def test_a_step_is_the_loop_written_out(make_recipe, problems, unroll, supervise_from, model):
+    recipe = make_recipe(
+        model=model, train={"unroll": unroll, "supervise_from": supervise_from, "halt_max": 8}
+    )
+    trainer = Trainer(recipe, problems)
+    for done in range(1, 4):
+        gradients, state = by_hand(trainer)
+        trainer.advance()
+        assert torch.equal(trainer.carry.state.z_high, state.z_high)
+        for name, p in trainer.model.named_parameters():
+            assert torch.equal(p.grad, gradients[name]), name
+        assert trainer.carry.steps.max() <= done * unroll
+        assert not trainer.carry.state.z_high.requires_grad, "the carry is detached"
+
+
+def test_an_unrolled_gradient_reaches_back_only_through_untruncated_cycles(make_recipe, problems):
+    """Loss on the last of two iterations: the first one matters for it, if no cycle is cut."""
+    kept = {}
+    for name, model in (("full", FULL), ("cut", {})):
+        settings = {"unroll": 2, "supervise_from": 2}
+        trainer = Trainer(make_recipe(model=model | {"noise": 0.0}, train=settings), problems)
+        before = copy.deepcopy(trainer.model)
+        trainer.advance()
+        with torch.no_grad():  # the same last iteration, from a state that hides the first
+            start = before.initial_state(16, stream(0, "noise", 0))
+            middle = before.step(start, trainer.carry.x, noise=0.0).state
+        step = before.step(middle, trainer.carry.x, noise=0.0)
+        y = trainer.carry.y.long()
+        exact = (step.answer == y).all(1).float()
+        loss = token_loss(step.logits, y, "softmax").mean()
+        (loss + 0.5 * F.binary_cross_entropy_with_logits(step.halt, exact)).backward()
+        kept[name] = torch.equal(before.embed.weight.grad, trainer.model.embed.weight.grad)
+    assert kept == {"full": False, "cut": True}
+
+
+# ----------------------------------------------------------------------------------------- halting
+
+
+def test_oracle_halting_leaves_exactly_when_exact(make_recipe, problems, learned):
+    weights = checkpoint.load_model(learned.path).model.state_dict()
+    left = 0
+    for settings in ({}, {"unroll": 2}):
+        train_ = {"batch": 32, "halting": "oracle", "halt_explore": 0.0} | settings
+        trainer = Trainer(make_recipe(model={"noise": 0.0}, train=train_), problems)
+        trainer.model.load_state_dict(weights)
+        for _ in range(8):
+            head = copy.deepcopy(trainer.model.lm_head)
+            trainer.advance()
+            carry = trainer.carry
+            exact = (head(carry.state.z_high).argmax(-1) == carry.y).all(1)
+            assert torch.equal(carry.halted, exact | (carry.steps == 8))
+            assert (carry.steps % trainer.recipe.train.unroll == 0).all()
+            left += (exact & (carry.steps < 8)).sum()
+    assert left > 10, "the model solves some problems early"
+
+
+def test_with_the_limit_alone_everyone_stays_and_the_head_still_learns(make_recipe, problems):
+    recipe = make_recipe(train={"halting": "limit", "halt_max": 4})
+    trainer = Trainer(recipe, problems)
+    trainer.model.halt_head.bias.data.fill_(9.0)  # it would send everyone away
+    for step in range(1, 9):
+        trainer.advance()
+        assert trainer.carry.halted.all() == trainer.carry.halted.any() == (step % 4 == 0)
+    assert trainer.model.halt_head.bias < 9.0
+    silent = Trainer(make_recipe(train={"halting": "limit", "halt_weight": 0.0}), problems)
+    silent.advance()
+    assert (silent.model.halt_head.weight.grad == 0).all()
+
+
+# ------------------------------------------------------------------------- learned start and noise
+
+
+@pytest.mark.parametrize("hierarchical", [True, False])
+def test_a_learned_start_gets_its_exact_gradient_and_changes_no_other(
+    make_recipe, problems, hierarchical
+):
+    """Its gradient is that of the uncut operator, the weights' that of the cut one."""
+    shared = {"hierarchical": hierarchical, "noise": 0.0}
+    cut, full, fixed = (
+        Trainer(make_recipe(model=shared | settings), problems).model
+        for settings in ({"init": "learned"}, {"init": "learned", **FULL}, {"init": "fixed"})
+    )
+    x = torch.as_tensor(problems.train.inputs[:5])
+    for model in (cut, full, fixed):
+        step = model.step(model.initial_state(5, stream(0, "unused")), x, noise=0.0)
+        (step.logits.square().mean() + step.halt.mean()).backward()
+    names = ["start_high", "start_low"] if hierarchical else ["start_high"]
+    assert [n for n, _ in cut.named_parameters() if n.startswith("start")] == names
+    for name in names:
+        found = getattr(cut, name)
+        assert torch.equal(found, getattr(fixed, name.replace("start", "fixed")))
+        assert found.grad.norm() > 0
+        torch.testing.assert_close(found.grad, getattr(full, name).grad)
+    for name, p in fixed.named_parameters():
+        torch.testing.assert_close(p.grad, dict(cut.named_parameters())[name].grad)
+        assert p.requires_grad and dict(cut.named_parameters())[name].requires_grad
+
+
+def test_a_learned_start_moves_with_the_samples_that_begin(make_recipe, problems, tmp_path):
+    settings = {"halting": "limit", "halt_max": 3}
+    recipe = make_recipe(model={"init": "learned"}, train=settings)
+    trainer = Trainer(recipe, problems)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    for step in range(7):
+        trainer.advance()
+        for start in (trainer.model.start_high, trainer.model.start_low):
+            assert (start.grad.abs().sum() > 0) == (step % 3 == 0), "steps 0, 3 and 6 begin"
+    for name in ("start_high", "start_low"):
+        assert not torch.equal(before[name], getattr(trainer.model, name))
+        assert not torch.equal(before[name], getattr(trainer.average, name))
+    checkpoint.save_model(tmp_path / "model.safetensors", trainer.average, recipe, {})
+    loaded = checkpoint.load_model(tmp_path / "model.safetensors").model
+    found, wanted = loaded.initial_state(2, None), trainer.average.initial_state(2, None)
+    assert torch.equal(found.z_high, wanted.z_high) and torch.equal(found.z_low, wanted.z_low)
+    assert not found.z_high.requires_grad
+
+
+def test_learned_noise_scales_each_channel_and_is_trained(make_recipe, problems):
+    plain = Trainer(make_recipe(), problems)
+    trainer = Trainer(make_recipe(model={"learn_noise": True}), problems)
+    names = {n for n, _ in trainer.model.named_parameters()}
+    assert names - {n for n, _ in plain.model.named_parameters()} == {"noise_high", "noise_low"}
+    for one in (plain, trainer):
+        one.advance()
+    assert torch.equal(plain.carry.state.z_high, trainer.carry.state.z_high), "the gain starts at 1"
+    for _ in range(3):
+        trainer.advance()
+    assert trainer.model.noise_high.abs().min() > 0 and trainer.model.noise_low.abs().min() > 0
+    model: Reasoner = trainer.model.requires_grad_(False)
+    gain = torch.linspace(-1, 1, 24)
+    z = torch.zeros(500, 16, 24)
+    still = model.update(z, z, 0.0, None, 0.0)
+    spread = (model.update(z, z, 0.2, stream(0, "n"), 0.0, gain) - still).std((0, 1))
+    torch.testing.assert_close(spread, 0.2 * gain.exp(), rtol=0.05, atol=0)
+
+
+# ------------------------------------------------------------------------------ resume, baselines
+
+
+def test_variants_resume_bitwise(make_recipe, problems, tmp_path):
+    recipe = make_recipe(
+        model={"init": "learned", "learn_noise": True},
+        train={"unroll": 4, "supervise_from": 2, "halting": "oracle", "steps": 6},
+    )
+    for _ in range(6):
+        list(train(recipe, problems, tmp_path / "broken", stop_after_s=0.0))
+    list(train(recipe, problems, tmp_path / "whole"))
+    for name in ("log.jsonl", "model.safetensors"):
+        files = [(tmp_path / folder / name).read_bytes() for folder in ("broken", "whole")]
+        assert files[0] == files[1], name
+
+
+BASELINES = {
+    "feedforward": {"hierarchical": False, "high_cycles": 1, "low_cycles": 1, "blocks": 4},
+    "weight-tied": {"hierarchical": False, "high_cycles": 1, "low_cycles": 4},
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_feedforward_and_weight_tied_baselines_train(make_recipe, problems, name):
+    """One pass and no halting, as the first rows of the paper's Table 2."""
+    recipe = make_recipe(
+        model=BASELINES[name] | {"init": "fixed", "noise": 0.0, "damping": 0.0},
+        train={"halt_max": 1, "halting": "limit", "halt_weight": 0.0, "batch": 32},
+    )
+    trainer = Trainer(recipe, problems)
+    losses = []
+    for _ in range(2):
+        for _ in range(30):
+            trainer.advance()
+            assert trainer.carry.halted.all()
+        losses.append(trainer.read_sums()["loss"])
+    assert losses[1] < 0.9 * losses[0]
+    assert all(p.grad is not None for p in trainer.model.parameters())
