@@ -112,7 +112,7 @@ class Basins:
     """Basin entropy of a slice (Daza et al. 2016)."""
 
     entropy: float  # mean Gibbs entropy of a box, nats
-    boundary: float  # the same over boxes that hold two basins or more; > ln 2 proves fractality
+    boundary: float  # the same over mixed boxes; above ln 2, as boxes shrink: fractal
     mixed: float  # share of boxes that hold two basins or more
     boxes: int
 

@@ -166,7 +166,7 @@ class FixedPoint:
     """Where iteration came to rest, if it did."""
 
     z: Tensor  # (B, N) the last states
-    residual: Tensor  # (B,) Euclidean ‖f(z) − z‖ there
+    residual: Tensor  # (B,) Euclidean length of the last step, the one that led to z
     iterations: int
     settled: Tensor  # (B,) bool: the residual is below the tolerance
 
@@ -270,8 +270,8 @@ def local_lipschitz(
 ) -> Tensor:
     """Estimate of the Lipschitz constant on the ball of RMS ``radius`` around ``z``, (B,).
 
-    The largest Jacobian norm at ``z`` and at ``samples`` random points of the ball; an estimate
-    from below, as any finite sample must be.
+    The largest Jacobian norm at ``z`` and at ``samples`` random points of the ball's surface; an
+    estimate from below, as any finite sample must be.
     """
     best = jacobian_norm(dynamics, z, iterations=iterations, seed=seed)
     for k in range(samples):

@@ -49,7 +49,7 @@ def finish(
     runs: Sequence[Run | Trained | Evaluated | Measured],
     *,
     profile: str,
-    n: int | None = None,
+    n: int | str | None = None,
     noise: float | None = None,
     seed: int | None = None,
     data: str | None = None,

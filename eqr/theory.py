@@ -251,6 +251,8 @@ def selection_success(p: float, right: np.ndarray, wrong: np.ndarray, breadth: i
     >>> round(selection_success(0.5, np.array([2.0]), np.array([1.0]), 2), 4)  # p ** 2
     0.25
     """
+    if (p > 0 and not len(right)) or (p < 1 and not len(wrong)):
+        raise ValueError(f"with p = {p:g} both kinds of trajectory need residuals")
     values = np.concatenate([right, wrong])
     mass = np.concatenate(
         [

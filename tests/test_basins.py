@@ -77,6 +77,9 @@ def test_a_slice_knows_its_axes_answers_and_labels():
     np.testing.assert_array_equal(plain.answer, found.answer)
     np.testing.assert_array_equal(plain.settled_at, found.settled_at)
     assert not plain.exact.any()
+    tall = latent_slice(wells, corners, depth=5, size=8, span=(-0.9, 0), span_v=(1, 3))
+    assert tall.u[[0, -1]].tolist() == [-0.9, 0] and tall.v[[0, -1]].tolist() == [1, 3]
+    assert (tall.answer == 0).all(), "u < 0 < v: one basin"
 
 
 def test_half_planes_settle_when_they_should():
@@ -156,6 +159,11 @@ def test_basin_entropy_of_a_straight_border_and_of_noise():
     wanted = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
     assert found.boundary == pytest.approx(wanted) and found.entropy == pytest.approx(wanted / 4)
     assert found.mixed == 0.25
+    speck = np.zeros((20, 20), int)
+    speck[0, 0] = 1
+    rare = basin_entropy(speck, 10)
+    assert (rare.mixed, rare.boxes) == (0.25, 4), "one point in a hundred is a second basin"
+    assert rare.boundary == pytest.approx(4 * rare.entropy) and rare.boundary < 0.1
     noise = np.random.default_rng(0).integers(0, 3, (200, 200))
     assert basin_entropy(noise, 20).entropy == pytest.approx(math.log(3), rel=0.01)
     assert basin_entropy(noise * 7 - 3, 20) == basin_entropy(noise, 20), "names do not matter"

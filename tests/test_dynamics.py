@@ -132,7 +132,7 @@ def test_damping_mixes_the_state_with_its_update():
     torch.testing.assert_close(own(z), 0.05 * z + 0.95 * bare(z))
 
 
-@pytest.mark.parametrize("init", ["random", "fixed"])
+@pytest.mark.parametrize("init", ["random", "fixed", "learned"])
 @pytest.mark.parametrize("hierarchical", [True, False])
 def test_starts_and_orbits_are_those_of_a_rollout(init, hierarchical):
     model = reasoner(init=init, hierarchical=hierarchical)
@@ -145,7 +145,9 @@ def test_starts_and_orbits_are_those_of_a_rollout(init, hierarchical):
     torch.testing.assert_close(later.starts(3, 1, first=1), starts[1:], rtol=0, atol=0)
     double = Dynamics.of(model, X).starts(3, 1)
     torch.testing.assert_close(double, starts.double(), rtol=0, atol=0)
-    assert (init == "fixed") == bool(torch.equal(starts, own.starts(4, restart=1)))
+    assert not double.requires_grad and (init != "random") == bool(
+        torch.equal(starts, own.starts(4, restart=1))
+    )
 
 
 # ------------------------------------------------------------------------------- norms and spectra
@@ -155,12 +157,15 @@ def test_starts_and_orbits_are_those_of_a_rollout(init, hierarchical):
 def test_spectrum_and_norms_of_a_linear_map(matrix):
     own, z = linear(matrix)
     norm = np.linalg.norm(matrix, 2)
-    found = dyn.jacobian_norm(own, z)
+    found = dyn.jacobian_norm(own, z, iterations=25)
     np.testing.assert_allclose(found, norm, rtol=1e-6)
     assert (found <= norm * (1 + 1e-9)).all(), "power iteration converges from below"
     several = np.linalg.norm(np.linalg.matrix_power(matrix, 5), 2)
-    np.testing.assert_allclose(dyn.jacobian_norm(own, z, power=5), several, rtol=1e-6)
-    np.testing.assert_allclose(dyn.local_lipschitz(own, z, radius=3.0), norm, rtol=1e-3)
+    np.testing.assert_allclose(
+        dyn.jacobian_norm(own, z, power=5, iterations=10), several, rtol=1e-6
+    )
+    ball = dyn.local_lipschitz(own, z, radius=3.0, samples=1)
+    np.testing.assert_allclose(ball, norm, rtol=1e-3)
     # A skewed complex pair leaves the mean growth off by its condition number over 50 steps.
     radius = abs(np.linalg.eigvals(matrix)).max()
     np.testing.assert_allclose(dyn.spectral_radius(own, z), radius, rtol=0.03)
@@ -181,8 +186,8 @@ def test_lyapunov_exponents_of_a_linear_map_are_the_logarithms_of_its_eigenvalue
 def test_lyapunov_exponent_of_the_logistic_map():
     """ln 2 at r = 4; half the logarithm of the multiplier 4 + 2r − r² on the 2-cycle."""
     z = torch.rand(64, 1, generator=stream(0, "test"), dtype=torch.float64)
-    chaos = dyn.lyapunov(on(lambda z: 4 * z * (1 - z), z), z, 400, skip=10)
-    assert float(chaos.mean()) == pytest.approx(math.log(2), abs=0.003)
+    chaos = dyn.lyapunov(on(lambda z: 4 * z * (1 - z), z), z, 250, skip=10)
+    assert float(chaos.mean()) == pytest.approx(math.log(2), abs=0.005)
     np.testing.assert_allclose(chaos, math.log(2), atol=0.1)
     r = 3.2
     cycle = dyn.lyapunov(on(lambda z: r * z * (1 - z), z), z, 50, skip=100)
@@ -296,7 +301,7 @@ def test_adjoint_solve_agrees_with_a_dense_solve():
 
 
 def test_adjoint_solve_of_a_reasoner():
-    own = Dynamics.of(reasoner(hidden=4), X)
+    own = Dynamics.of(reasoner(hidden=4), X[:1])
     z = own.starts(0)
     g = torch.randn(z.shape, generator=stream(1, "test"), dtype=z.dtype)
     w = dyn.adjoint_solve(own, z, g)
