@@ -2,11 +2,13 @@
 
 A claim compares a measured value and its 95 % interval with a bound that was chosen beforehand. The
 verdict follows from the interval alone: *reproduced* if all of it satisfies the bound, *not
-reproduced* if none of it does, *undecided* if the bound lies inside.
+reproduced* if none of it does, *undecided* if the bound lies inside. With two bounds a claim says
+that the value lies between them, as that a prediction is met to within a tolerance.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 from eqr.evaluate import paired_difference, wilson
+from eqr.studies import Pick, Results, over_seeds
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One line of a claims table; exactly one of ``at_least`` and ``at_most`` is set.
+    """One line of a claims table, with ``at_least``, ``at_most``, or both.
 
     ``value``, ``low`` and ``high`` are None where the claim was not run.
     """
@@ -36,8 +39,8 @@ class Claim:
     run: str = "–"  # id of the stored run
 
     def __post_init__(self) -> None:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError(f"claim {self.name!r}: set one of at_least and at_most")
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"claim {self.name!r}: set at_least, at_most or both")
 
     @classmethod
     def of_share(cls, name: str, hits: np.ndarray, **rest) -> Claim:
@@ -52,15 +55,50 @@ class Claim:
         found = paired_difference(ours, other)
         return cls(name, found.mean, found.low, found.high, found.n, **rest)
 
+    @classmethod
+    def of_mean(cls, name: str, values: np.ndarray, **rest) -> Claim:
+        """A claim about the mean of ``values`` (n,), with its t interval; n < 2: not run."""
+        values = np.asarray(values, float).ravel()
+        if len(values) < 2:
+            return cls(name, None, None, None, len(values), **rest)
+        found = over_seeds(values)
+        return cls(name, found.mean, found.low, found.high, found.n, **rest)
+
+    @classmethod
+    def of_ratio(cls, name: str, ours: np.ndarray, other: np.ndarray, **rest) -> Claim:
+        """A claim about ``mean(ours) / mean(other)`` over the same problems (n,).
+
+        The interval comes from 2,000 resamples of the problems (percentile bootstrap).
+        """
+        ours, other = np.asarray(ours, float), np.asarray(other, float)
+        rows = np.random.default_rng(0).integers(len(ours), size=(2000, len(ours)))
+        ratios = ours[rows].mean(1) / other[rows].mean(1)
+        low, high = np.quantile(ratios, (0.025, 0.975))
+        return cls(name, ours.mean() / other.mean(), float(low), float(high), len(ours), **rest)
+
+    @classmethod
+    def of_study(cls, name: str, study: Results, ours: Pick, other: Pick, **rest) -> Claim:
+        """A claim about ``ours − other`` in a many-seed study: paired by seed, t interval.
+
+        Not run, where a row has fewer than two seeds in common with the other.
+        """
+        shared = set(study.seeds(ours.row)) & set(study.seeds(other.row))
+        if len(shared) < 2:
+            return cls(name, None, None, None, 0, seeds=len(shared), **rest)
+        found = study.compare(ours, other)
+        rest = {"seeds": found.seeds.n, "run": study.meta["sha256"]["csv"][:12], **rest}
+        gap = found.seeds
+        return cls(name, gap.mean, gap.low, gap.high, found.problems.n, **rest)
+
     @property
     def verdict(self) -> str:
         """``reproduced``, ``not reproduced``, ``undecided`` or ``not run``."""
         if self.value is None or self.low is None or self.high is None:
             return "not run"
-        if self.at_least is not None:
-            holds, fails = self.low >= self.at_least, self.high < self.at_least
-        else:
-            holds, fails = self.high <= self.at_most, self.low > self.at_most
+        least = -math.inf if self.at_least is None else self.at_least
+        most = math.inf if self.at_most is None else self.at_most
+        holds = self.low >= least and self.high <= most
+        fails = self.high < least or self.low > most
         return "reproduced" if holds else "not reproduced" if fails else "undecided"
 
 
@@ -76,20 +114,23 @@ def claims_table(claims: Sequence[Claim], profile: str) -> pd.DataFrame:
 
     rows = []
     for claim in claims:
-        rule = f"≥ {claim.at_least:g}" if claim.at_least is not None else f"≤ {claim.at_most:g}"
+        if claim.at_least is None or claim.at_most is None:
+            most = claim.at_least is None
+            rule = f"≤ {claim.at_most:g}" if most else f"≥ {claim.at_least:g}"
+        else:
+            rule = f"{claim.at_least:g} to {claim.at_most:g}"
         rows.append(
             {
                 "claim": claim.name,
-                "measured": number(claim.value),
-                "95 % interval": f"[{number(claim.low)}, {number(claim.high)}]",
+                "measured [95 %]": (
+                    f"{number(claim.value)} [{number(claim.low)}, {number(claim.high)}]"
+                ),
                 "bound": rule,
                 "verdict": claim.verdict,
                 "paper": claim.paper,
                 "n": claim.n,
-                "seeds": claim.seeds,
-                "β": f"{claim.noise:g}",
-                "profile": profile,
-                "run": claim.run,
+                "made from": f"{profile}, {claim.seeds} seed{'s' * (claim.seeds != 1)}, "
+                f"β = {claim.noise:g}, {claim.run}",
             }
         )
     return pd.DataFrame(rows).set_index("claim").rename_axis(None)

@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from eqr.experiments import Evaluated, Measured, Trained
 from eqr.solve import Solution
 from eqr.store import Run, commit
+from eqr.studies import Pick, Results
 from eqr.task import Task
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -223,3 +224,21 @@ def final_from(answers: np.ndarray) -> np.ndarray:
     differs = answers != answers[-1]
     last = len(answers) - np.argmax(differs[::-1], axis=0)
     return np.where(differs.any(0), last + 1, 1)
+
+
+def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
+    """Accuracy of rows of a study, one line a row: seeds, mean with t interval, paper's value."""
+    for place, name in enumerate(rows):
+        row = study.study.row(name)
+        pick = Pick(name, row.depth)
+        values = [study.outcomes(pick, seed).mean() for seed in study.seeds(name)]
+        ax.plot(values, [place] * len(values), "o", color="C0", alpha=0.5, markersize=5)
+        found = study.accuracy(pick)
+        half = np.nan_to_num(found.high - found.mean)
+        ax.errorbar(found.mean, place, xerr=half, fmt="k|", markersize=12, capsize=3)
+        for figure in row.paper[:1]:
+            ax.plot(figure.value / 100, place, "D", color="C1", markerfacecolor="none")
+    ax.set_yticks(range(len(rows)), [study.study.row(name).title for name in rows], fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="exact accuracy", xlim=(-0.02, 1.02))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

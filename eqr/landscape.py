@@ -213,24 +213,28 @@ def path_independence(exact: np.ndarray) -> Difference:
 #: The four landscapes of the paper (§1), as this classifier decides them.
 MODES: Mapping[str, str] = {
     "a": "no correct attractor: no restart ends right",
-    "b": "correct and spurious: some end right, and one settles at a wrong answer",
-    "c": "correct but narrow or weak: some end right, none settles at a wrong answer",
+    "b": "correct and spurious: some end right, and others settle at a wrong answer",
+    "c": "correct but narrow or weak: few end right, or none settles at a wrong answer",
     "d": "broad and stable: nearly all end right, and settled",
 }
 
 
-def modes(exact: np.ndarray, settled: np.ndarray, *, broad: float = 0.9) -> np.ndarray:
+def modes(
+    exact: np.ndarray, settled: np.ndarray, *, broad: float = 0.9, narrow: float = 0.25
+) -> np.ndarray:
     """The mode of each problem, (P,) of ``"a"`` to ``"d"``, from restarts of it.
 
     Args:
         exact, settled: (P, B) bool at the last iteration.
         broad: share of restarts that must end right and settled for ``"d"``.
+        narrow: share of restarts that end right below which a basin counts as narrow, ``"c"``.
     """
     exact, settled = np.asarray(exact, bool), np.asarray(settled, bool)
     some = exact.any(1)
     spurious = (settled & ~exact).any(1)
     stable = (exact & settled).mean(1) >= broad
-    return np.select([~some, stable, spurious], ["a", "d", "b"], "c")
+    few = exact.mean(1) < narrow
+    return np.select([~some, stable, few | ~spurious], ["a", "d", "c"], "b")
 
 
 def mode_gains(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqr.dynamics import Dynamics, adjoint_solve, fixed_point, jacobian_norm, norm
+from eqr.dynamics import Dynamics, adjoint_solve, fixed_point, norm
 from eqr.streams import stream
 
 Loss = Callable[[Tensor], Tensor]  # states (B, N) to a scalar
@@ -102,12 +102,13 @@ class Tracking:
     error: np.ndarray  # (S + 1, B) e_s = ‖z_s − z*_s‖
     moved: np.ndarray  # (S, B) ‖z*_{s+1} − z*_s‖, measured
     response: np.ndarray  # (S, B) ‖(I − J)^{-1} J_θ Δθ‖, its first-order prediction
-    rho: np.ndarray  # (S, B) ‖J‖ at the fixed point
+    rho: np.ndarray  # (S, B) ‖f(z_s) − z*_s‖ / e_s: the contraction that this step had
+    frozen: np.ndarray  # (S + 1, B) distance to the first fixed point with the weights left alone
     settled: np.ndarray  # (S + 1, B) bool: there was a fixed point to compare with
 
     @property
     def bound(self) -> np.ndarray:
-        """(S, B): ρ e_s + κ ‖Δθ‖, which should not be below ``error[1:]``."""
+        """(S, B): ρ e_s plus the predicted move, which should not be below ``error[1:]``."""
         return self.rho * self.error[:-1] + self.response
 
 
@@ -133,14 +134,16 @@ def track(
     """
     optimizer, short = torch.optim.Adam(parameters, lr=lr), truncated(dynamics)
     rest = fixed_point(dynamics, z, tolerance=1e-6, limit=limit)
+    still = [z, *dynamics.iterate(z, steps)]
+    frozen = [norm(state - rest.z) for state in still]
     error, moved, response, rho, settled = [norm(z - rest.z)], [], [], [], [rest.settled]
     for _ in range(steps):
-        rho.append(jacobian_norm(dynamics, rest.z, iterations=20))
         with torch.enable_grad():
             z = short(z.detach())
             optimizer.zero_grad()
             loss(z).backward()
         z = z.detach()
+        rho.append(norm(z - rest.z) / error[-1].clamp_min(1e-300))
         before = replace(dynamics, model=copy.deepcopy(dynamics.model))
         optimizer.step()
         with torch.no_grad():
@@ -151,8 +154,8 @@ def track(
         rest = after
         error.append(norm(z - rest.z))
         settled.append(rest.settled)
-    stacks = (torch.stack(part).numpy() for part in (error, moved, response, rho, settled))
-    return Tracking(*stacks)
+    parts = (error, moved, response, rho, frozen, settled)
+    return Tracking(*(torch.stack(part).numpy() for part in parts))
 
 
 # --- noise -------------------------------------------------------------------------------
@@ -206,6 +209,23 @@ def simulated_spread(
 
 
 # --- breadth -----------------------------------------------------------------------------
+
+
+def usable_power(norms: np.ndarray, limit: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """For each problem the first iterate that contracts well enough for the m-step bound.
+
+    Args:
+        norms: (M, P) norms of J^m by rising m.
+        limit: the largest ‖J^m‖ that will do.
+
+    Returns:
+        Index (P,) into the M powers, and (P,) bool, False where no power will do.
+
+    >>> usable_power(np.array([[3.0, 0.4], [0.2, 0.1]]))
+    (array([1, 0]), array([ True,  True]))
+    """
+    good = np.asarray(norms) <= limit
+    return good.argmax(0), good.any(0)
 
 
 def coverage(p: np.ndarray, breadth: int) -> np.ndarray:

@@ -191,8 +191,8 @@ def test_cluster_radius_is_a_root_mean_square():
 def test_modes_by_hand():
     cases = {  # 10 restarts: (right and settled, right and not, wrong and settled, wrong and not)
         (0, 0, 10, 0): "a", (0, 0, 0, 10): "a", (0, 0, 3, 7): "a",
-        (5, 0, 5, 0): "b", (0, 1, 1, 8): "b", (8, 1, 1, 0): "b",
-        (1, 0, 0, 9): "c", (0, 10, 0, 0): "c", (8, 2, 0, 0): "c",
+        (5, 0, 5, 0): "b", (0, 3, 1, 6): "b", (8, 1, 1, 0): "b",
+        (2, 0, 8, 0): "c", (0, 10, 0, 0): "c", (8, 2, 0, 0): "c",
         (9, 0, 1, 0): "d", (9, 1, 0, 0): "d", (10, 0, 0, 0): "d",
     }  # fmt: skip
     kinds_of = np.array([[True, True], [True, False], [False, True], [False, False]])

@@ -170,7 +170,7 @@ def test_tracking_a_linear_map_obeys_its_bound():
     )
     assert found.error.shape == found.settled.shape == (7, 5) and found.settled.all()
     assert found.moved.shape == found.response.shape == found.rho.shape == (6, 5)
-    np.testing.assert_allclose(found.rho, torch.linalg.matrix_norm(SKEW, 2).item(), rtol=1e-6)
+    assert (found.rho <= torch.linalg.matrix_norm(SKEW, 2).item() * (1 + 1e-6)).all()
     np.testing.assert_allclose(found.response, found.moved, rtol=1e-3, atol=1e-5)
     assert (found.error[1:] <= found.bound * (1 + 1e-6)).all() and (found.moved > 0.01).all()
     np.testing.assert_allclose(found.bound, found.rho * found.error[:-1] + found.response)

@@ -1,0 +1,160 @@
+"""The paper's figures beside ours: one table, made from the stored studies (paper §5).
+
+The scales differ (5 M parameters on 9×9 Sudoku-Extreme there, 15 thousand on minimal 6×6 Sudoku
+here), so values are not expected to agree. What can be reproduced is the *direction* of each step:
+a row against its table's first row. The verdict compares the sign of the paper's difference with
+the 95 % interval of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from eqr.studies import Pick, Results, StudyError, load
+from eqr.study_rows import STUDIES
+
+SUDOKU, MAZE, ARC = "Sudoku-Extreme", "Maze-Unique", "Mini-ARC"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One figure of the paper, and where ours would come from."""
+
+    table: str
+    name: str
+    value: float  # exact accuracy in per cent
+    task: str = SUDOKU
+    study: str | None = None  # None: no experiment at this scale stands for it
+    pick: Pick | None = None
+
+
+#: The row that the others of a table are compared with.
+BASE = {
+    "Table 2": ("construction", Pick("feedforward", 1)),
+    "Table 3": ("shaping", Pick("trm")),
+    "Table 4": ("depth-breadth", Pick("trm")),
+    "Table 7": ("construction", Pick("terminal")),
+    "Table 8": ("construction", Pick("segmented")),
+    "Tables 10–12": ("shaping", Pick("trm")),
+    "A.5": ("shaping", Pick("attention-trm")),
+    "A.6": ("shaping", Pick("trm")),
+}
+
+#: Figures that no row of a study carries.
+OTHERS = (
+    Entry("Table 4", "EqR, D = 64, B = 1", 93.0, study="depth-breadth", pick=Pick("eqr", 64)),
+    Entry("Table 4", "EqR, D = 64, B = 128", 99.8),
+    *(
+        Entry("Table 4", name, value, MAZE)
+        for name, value in (
+            ("Feedforward", 0.0),
+            ("TRM", 44.9),
+            ("EqR, D = 16, B = 1", 82.2),
+            ("EqR, D = 64, B = 1", 88.9),
+            ("EqR, D = 64, B = 128", 93.0),
+        )
+    ),
+    *(
+        Entry("Table 3", name, value, MAZE)
+        for name, value in (("Baseline", 44.9), ("+ RI", 68.6), ("+ RI + NI", 82.2))
+    ),
+    Entry("Table 5", "D = 1024, fixed", 96.1),
+    Entry("Table 5", "D = 1024, halting head (58.7 iterations)", 95.3),
+    Entry("A.5", "EqR", 55.28, ARC),
+    Entry("A.5", "TRM", 48.35, ARC),
+)
+
+
+def entries() -> list[Entry]:
+    """All figures of the paper that the book knows, by table."""
+    found = [
+        Entry(
+            figure.table, row.title, figure.value, study=study.name, pick=Pick(row.name, row.depth)
+        )
+        for study in STUDIES.values()
+        for row in study.rows
+        for figure in row.paper
+    ]
+    return sorted([*found, *OTHERS], key=lambda entry: entry.table)
+
+
+def available(profile: str) -> dict[str, Results]:
+    """The studies whose records are there; altered ones raise, absent ones are left out."""
+    found = {}
+    for name in STUDIES:
+        try:
+            found[name] = load(name, profile)
+        except StudyError as error:
+            if "absent" not in str(error):
+                raise
+    return found
+
+
+def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[str, str]:
+    """Our difference from the table's first row as text, and the verdict on its sign."""
+    name, first = BASE.get(entry.table, (None, None))
+    if entry.pick is None or name not in studies or entry.study != name:
+        return "–", "not run"
+    if entry.pick == first:
+        return "–", "baseline"
+    study = studies[name]
+    shared = set(study.seeds(entry.pick.row)) & set(study.seeds(first.row))
+    if len(shared) < 2:
+        return "–", "not run"
+    gap = study.compare(entry.pick, first).seeds
+    text = f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    if gap.low <= 0 <= gap.high:
+        return text, "undecided"
+    return text, "reproduced" if (gap.mean > 0) == (entry.value > base) else "not reproduced"
+
+
+def beside(profile: str = "laptop") -> pd.DataFrame:
+    """The paper's figures and ours, one row each, in per cent.
+
+    Columns: ``table, what, task, paper, ours`` (mean over seeds with its 95 % t interval), ``n``
+    (problems), ``seeds, profile``, ``paper's step`` and ``our step`` (difference from the table's
+    first row), ``verdict``.
+
+    Raises:
+        StudyError: a shipped file has been altered.
+    """
+    studies, rows = available(profile), []
+    every = entries()
+    for entry in every:
+        first = BASE.get(entry.table, (None, None))[1]
+        same = [e.value for e in every if (e.table, e.task) == (entry.table, entry.task)
+                and e.pick and e.pick == first]  # fmt: skip
+        base = same[0] if same else math.nan
+        ours, n, seeds = "not run", 0, 0
+        if entry.study in studies and entry.pick:
+            study = studies[entry.study]
+            seeds = len(study.seeds(entry.pick.row))
+            if seeds:
+                found = study.accuracy(entry.pick)
+                n = len(study.outcomes(entry.pick, study.seeds(entry.pick.row)[0]))
+                ours = f"{100 * found.mean:.1f}"
+                if seeds > 1:
+                    ours += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        step, verdict = direction(entry, studies, base)
+        gap = entry.value - base
+        rows.append(
+            {
+                "table": entry.table,
+                "what": entry.name,
+                "task": entry.task,
+                "paper": f"{entry.value:g}",
+                "ours": ours,
+                "n": n or "–",
+                "seeds": seeds or "–",
+                "profile": profile if seeds else "–",
+                "paper's step": f"{gap:+.1f}" if gap else "–",
+                "our step": step,
+                "verdict": verdict,
+            }
+        )
+    frame = pd.DataFrame(rows)
+    frame.loc[frame["paper's step"] == "+nan", "paper's step"] = "–"
+    return frame
