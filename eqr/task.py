@@ -11,12 +11,14 @@ import dataclasses
 import difflib
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
 
 INK, BLUE, VERMILLION, AMBER = "#222222", "#0072B2", "#D55E00", (0.90, 0.62, 0.0)  # Okabe-Ito
 _KINDS = {"sudoku": "eqr.sudoku:Sudoku", "maze": "eqr.maze:Maze"}  # imported only when asked for
@@ -75,6 +77,56 @@ class Problems:
         return len(self.inputs)
 
 
+#: One generator for all rows, or one for each row (then a row's draws do not depend on its batch).
+RowGenerators = torch.Generator | Sequence[torch.Generator]
+
+
+def drawn(
+    rows: int, generator: RowGenerators, draw: Callable[[int, torch.Generator], Tensor]
+) -> Tensor:
+    """``draw(rows, generator)``, or one row from each of ``rows`` generators, as with one row."""
+    if isinstance(generator, torch.Generator):
+        return draw(rows, generator)
+    if len(generator) != rows:
+        raise ValueError(f"{len(generator)} generators for {rows} rows: give one, or one a row")
+    return torch.cat([draw(1, own) for own in generator])
+
+
+@dataclass(frozen=True, slots=True)
+class Symmetry:
+    """One symmetry of a task a row: its cells moved, its tokens renamed.
+
+    ``apply`` puts ``names[old[place[c]]]`` into cell c; ``undo`` is its inverse.
+    """
+
+    place: Tensor  # (n, S) the cell that each cell takes its token from: a permutation
+    names: Tensor  # (n, V) the new name of each token: a permutation
+
+    def apply(self, tokens: Tensor) -> Tensor:
+        """The image of tokens (n, S), in their dtype and on their device."""
+        place, names = self.place.to(tokens.device), self.names.to(tokens.device)
+        return names.gather(1, tokens.gather(1, place).long()).to(tokens.dtype)
+
+    def undo(self, tokens: Tensor) -> Tensor:
+        """The tokens (n, S) whose image these are: an answer, read in the problem's own terms."""
+        place, names = self.place.to(tokens.device), self.names.to(tokens.device)
+        return inverse(names).gather(1, tokens.long()).gather(1, inverse(place)).to(tokens.dtype)
+
+    def only(self, rows: Tensor) -> Symmetry:
+        """The same where ``rows`` (n,) is true; the identity elsewhere."""
+        kept = []
+        for permutation in (self.place, self.names):
+            still = torch.arange(permutation.shape[1], device=permutation.device)
+            kept.append(torch.where(rows.to(permutation.device)[:, None], permutation, still))
+        return Symmetry(*kept)
+
+
+def inverse(permutation: Tensor) -> Tensor:
+    """The inverses of permutations (n, K) of 0 .. K - 1."""
+    still = torch.arange(permutation.shape[1], device=permutation.device)
+    return torch.empty_like(permutation).scatter_(1, permutation, still.expand_as(permutation))
+
+
 class Task(ABC):
     """A problem distribution on a height × width board, S = height · width tokens."""
 
@@ -106,10 +158,15 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
+        """A random symmetry for each of n rows, drawn on the generator's device."""
+
     def augment(
-        self, inputs: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """A random symmetry per row, applied to inputs and labels (B, S) alike; keeps dtypes."""
+        symmetry = self.symmetries(len(inputs), generator)
+        return symmetry.apply(inputs), symmetry.apply(labels)
 
     @abstractmethod
     def symmetry_key(self, inputs: np.ndarray, labels: np.ndarray) -> list[bytes]:
