@@ -295,8 +295,7 @@ class Maze(Task):
             return torch.randint(len(table), (rows,), generator=own, device=own.device)
 
         which = drawn(n, generator, number)
-        unnamed = torch.arange(self.vocab_size, device=which.device).expand(n, -1)
-        return Symmetry(table.to(which.device)[which], unnamed)
+        return Symmetry(table.to(which.device)[which])
 
     def symmetry_key(self, inputs: np.ndarray, labels: np.ndarray) -> list[bytes]:
         """Keys of the walls alone: equal exactly where a flip or rotation maps one layout onto the

@@ -94,37 +94,46 @@ def drawn(
 
 @dataclass(frozen=True, slots=True)
 class Symmetry:
-    """One symmetry of a task a row: its cells moved, its tokens renamed.
+    """One symmetry of a task a row: its cells moved, and for some tasks its tokens renamed.
 
     ``apply`` puts ``names[old[place[c]]]`` into cell c; ``undo`` is its inverse.
     """
 
     place: Tensor  # (n, S) the cell that each cell takes its token from: a permutation
-    names: Tensor  # (n, V) the new name of each token: a permutation
+    names: Tensor | None = None  # (n, V) the new name of each token: a permutation; None: the old
 
     def apply(self, tokens: Tensor) -> Tensor:
         """The image of tokens (n, S), in their dtype and on their device."""
-        place, names = self.place.to(tokens.device), self.names.to(tokens.device)
-        return names.gather(1, tokens.gather(1, place).long()).to(tokens.dtype)
+        moved = tokens.gather(1, self.place.to(tokens.device))
+        return moved if self.names is None else renamed(moved, self.names)
 
     def undo(self, tokens: Tensor) -> Tensor:
         """The tokens (n, S) whose image these are: an answer, read in the problem's own terms."""
-        place, names = self.place.to(tokens.device), self.names.to(tokens.device)
-        return inverse(names).gather(1, tokens.long()).gather(1, inverse(place)).to(tokens.dtype)
+        old = tokens if self.names is None else renamed(tokens, inverse(self.names))
+        return old.gather(1, inverse(self.place).to(tokens.device))
 
     def only(self, rows: Tensor) -> Symmetry:
         """The same where ``rows`` (n,) is true; the identity elsewhere."""
-        kept = []
-        for permutation in (self.place, self.names):
-            still = torch.arange(permutation.shape[1], device=permutation.device)
-            kept.append(torch.where(rows.to(permutation.device)[:, None], permutation, still))
-        return Symmetry(*kept)
+        rows = rows.to(self.place.device)[:, None]
+        place = torch.where(rows, self.place, unmoved(self.place))
+        if self.names is None:
+            return Symmetry(place)
+        return Symmetry(place, torch.where(rows, self.names, unmoved(self.names)))
+
+
+def renamed(tokens: Tensor, names: Tensor) -> Tensor:
+    """Tokens (n, S) under their new names (n, V), in the tokens' dtype."""
+    return names.to(tokens.device).gather(1, tokens.long()).to(tokens.dtype)
+
+
+def unmoved(permutation: Tensor) -> Tensor:
+    """The identities (n, K) beside permutations (n, K) of 0 .. K - 1."""
+    return torch.arange(permutation.shape[1], device=permutation.device).expand_as(permutation)
 
 
 def inverse(permutation: Tensor) -> Tensor:
-    """The inverses of permutations (n, K) of 0 .. K - 1."""
-    still = torch.arange(permutation.shape[1], device=permutation.device)
-    return torch.empty_like(permutation).scatter_(1, permutation, still.expand_as(permutation))
+    """The inverses (n, K) of permutations (n, K) of 0 .. K - 1."""
+    return torch.empty_like(permutation).scatter_(1, permutation, unmoved(permutation))
 
 
 class Task(ABC):
