@@ -113,9 +113,9 @@ def show(names: list[str], profile: str, store: Store, as_json: bool) -> None:
         rows = []
         for row in one.rows:
             cells = study_run.cells_of(one, profile, [row.name], None)
-            found = [one for cell in cells if (one := study_run.finished(cell, store))]
-            done = [one.cell.seed for one in found]
-            partial = [one.cell.seed for one in found if not one.complete]
+            found = [kept for cell in cells if (kept := study_run.finished(cell, store))]
+            done = [kept.cell.seed for kept in found]
+            partial = [kept.cell.seed for kept in found if not kept.complete]
             paper = {p.table: p.value for p in row.paper}
             about = {"row": row.name, "title": row.title, "recipe": row.recipe, "paper": paper}
             rows.append(about | {"seeds": len(cells), "done": done, "partial": partial})
