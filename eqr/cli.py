@@ -155,6 +155,14 @@ def eval_command(
         str, typer.Option(help="average, converged, majority, margin, halt, first_to_halt, oracle.")
     ] = "average,converged,majority,oracle",
     noise: Annotated[float, typer.Option(min=0, help="The noise level (beta) of rollouts.")] = 0.0,
+    symmetry: Annotated[
+        bool,
+        typer.Option(
+            "--symmetry",
+            help="Restarts after the first solve images of the problem under random symmetries of "
+            "the task (relabelled, permuted, turned), and undo them on their answers.",
+        ),
+    ] = False,
     window: Annotated[int, typer.Option(min=1, help="Iterations the residual averages.")] = 3,
     halting: Annotated[
         list[str] | None,
@@ -187,6 +195,8 @@ def eval_command(
 
     Example: eqr eval -c MODEL --depth 1,2,4,8,16,32,64 --breadth 1,8,32 --noise 0.01
 
+    Example: eqr eval -c MODEL --breadth 1,8,32 --symmetry
+
     Example: eqr eval -c MODEL --depth 1024 --halting residual:1e-3 --halting fixed
     """
     from eqr import evaluate
@@ -195,7 +205,7 @@ def eval_command(
 
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
     rules = [name.strip() for name in select.split(",")]
-    config = EvalConfig(depths, breadths[-1], noise, window, seed, problems)
+    config = EvalConfig(depths, breadths[-1], noise, window, seed, problems, symmetry)
     for name in rules:
         if name not in evaluate.SELECTIONS:
             raise ConfigError(
@@ -206,13 +216,15 @@ def eval_command(
     stops = {str(rule): rule for rule in map(parse_rule, halting or ())}
     if first_settled is not None and not stops:
         raise ConfigError("--first-settled needs a --halting rule, as in --halting residual:1e-3")
+    if symmetry and stops:
+        raise ConfigError("--symmetry and --halting do not go together: leave one out")
     where = pick_device(device)
     with joined(where) as world, progress("evaluating", world.first) as bar:
         if stops and world.size > 1:
             raise ConfigError("--halting runs in one process: leave torchrun out")
         loaded = checkpoint.load_model(model, where)
-        test = evaluation_data(loaded, model, dataset, Store(store)).test
-        runs = loaded.model, test.inputs, test.labels, config
+        found = evaluation_data(loaded, model, dataset, Store(store))
+        runs = loaded.model, found.test.inputs, found.test.labels, config
         if stops:
             halted = {
                 text: halting_records(
@@ -222,10 +234,14 @@ def eval_command(
             }
             table = halting_table(halted, select=rules, limit=depths[-1], noise=noise)
         else:
-            kept = evaluate.records(*runs, rows=rows, progress=bar, world=world)
-            layers = loaded.model.config.layers
+            kept = evaluate.records(*runs, task=found.task, rows=rows, progress=bar, world=world)
             table = evaluate.table(
-                kept, breadths=breadths, select=rules, layers=layers, noise=noise
+                kept,
+                breadths=breadths,
+                select=rules,
+                layers=loaded.model.config.layers,
+                noise=noise,
+                symmetry=symmetry,
             )
     if not world.first:
         return

@@ -113,10 +113,12 @@ def show(names: list[str], profile: str, store: Store, as_json: bool) -> None:
         rows = []
         for row in one.rows:
             cells = study_run.cells_of(one, profile, [row.name], None)
-            done = [cell.seed for cell in cells if study_run.finished(cell, store)]
+            found = [kept for cell in cells if (kept := study_run.finished(cell, store))]
+            done = [kept.cell.seed for kept in found]
+            partial = [kept.cell.seed for kept in found if not kept.complete]
             paper = {p.table: p.value for p in row.paper}
             about = {"row": row.name, "title": row.title, "recipe": row.recipe, "paper": paper}
-            rows.append(about | {"seeds": len(cells), "done": done})
+            rows.append(about | {"seeds": len(cells), "done": done, "partial": partial})
         listed.append({"study": one.name, "title": one.title, "tables": one.tables, "rows": rows})
     if as_json:
         emit(listed)
@@ -124,4 +126,7 @@ def show(names: list[str], profile: str, store: Store, as_json: bool) -> None:
     for one in listed:
         print(f"{one['study']}: {one['title']} ({one['tables']})")
         for row in one["rows"]:
-            print(f"  {row['row']:18s} {len(row['done'])}/{row['seeds']} seeds  {row['title']}")
+            count = f"{len(row['done'])}/{row['seeds']} seeds"
+            if row["partial"]:
+                count += f", {len(row['partial'])} without the latest evaluations"
+            print(f"  {row['row']:18s} {count}  {row['title']}")

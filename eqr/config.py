@@ -203,7 +203,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """How a trained model is run: depth, breadth and the noise of the rollouts (paper §4)."""
+    """How a trained model is run: depth, breadth and the noise of the rollouts (paper §4).
+
+    With ``symmetry``, every restart but the first solves an image of the problem under a random
+    symmetry of the task, which is undone on its answer: the rival of random restarts.
+    """
 
     depths: tuple[int, ...] = (16,)
     breadth: int = 1
@@ -211,6 +215,7 @@ class EvalConfig:
     window: int = 3  # the residual is averaged over the last so many iterations
     seed: int = 0
     problems: int | None = None  # the first so many test problems; None: all
+    symmetry: bool = field(default=False, metadata=ADDED)  # see eqr.rollout.restart_symmetries
 
     def __post_init__(self) -> None:
         _require(len(self.depths) > 0, "eval.depths", "needs at least one depth")

@@ -22,6 +22,7 @@ from eqr.parallel import ALONE, World
 from eqr.rollout import rollout
 from eqr.select import RULES, SELECTIONS, Outcomes
 from eqr.streams import stream
+from eqr.task import Task
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 NEVER = 2**31 - 1  # `halted_at` of a trajectory whose halting head never fired
@@ -61,6 +62,7 @@ def records(
     labels: np.ndarray,
     config: EvalConfig,
     *,
+    task: Task | None = None,
     rows: int = 256,
     progress: Callable[[int, int], None] | None = None,
     world: World = ALONE,
@@ -69,11 +71,18 @@ def records(
 
     Args:
         inputs, labels: (P, S) tokens; ``config.problems`` keeps the first so many.
+        task: of the problems; needed for ``config.symmetry``. Answers are recorded and compared
+            with the symmetry undone.
         rows: trajectories in flight at a time; bounds the memory, and changes results by the
             rounding of matrix products of another size only.
         progress: called with (row-iterations done, of).
         world: processes that share the work by chunks of ``rows``; each gets all records.
+
+    Raises:
+        ConfigError: symmetry restarts without a task.
     """
+    if config.symmetry and task is None:
+        raise ConfigError("eval.symmetry needs to know the symmetries: pass task=")
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     problems, breadth, depths = len(inputs), config.breadth, list(config.depths)
     shape = (len(depths), problems, breadth)
@@ -102,6 +111,7 @@ def records(
         rows=rows,
         part=world.rank,
         parts=world.size,
+        symmetries_of=task if config.symmetry else None,
     ):
         if it.depth == 1:
             window.clear()
@@ -114,7 +124,7 @@ def records(
             progress(done, work)
         if it.depth not in depths:
             continue
-        answer = it.step.answer
+        answer = it.answer
         right = answer == truth[torch.from_numpy(it.problem).to(model.device)]
         values = {
             "residual": torch.stack(tuple(window)).mean(0),
@@ -140,13 +150,15 @@ def table(
     select: Sequence[str],
     layers: int,
     noise: float,
+    symmetry: bool = False,
 ) -> pd.DataFrame:
     """One row for each depth, breadth and selection rule.
 
-    Columns: ``depth, breadth, select, noise, n`` (problems), ``exact`` with its 95 % Wilson
-    interval ``low, high``, ``token``, ``residual`` (mean of the chosen trajectories), ``nfe`` and
-    ``layers`` a problem. For the average over restarts the interval treats a problem, not a
-    restart, as the unit (restarts of one problem are not independent): it errs on the wide side.
+    Columns: ``depth, breadth, select, noise, symmetry`` (of the restarts), ``n`` (problems),
+    ``exact`` with its 95 % Wilson interval ``low, high``, ``token``, ``residual`` (mean of the
+    chosen trajectories), ``nfe`` and ``layers`` a problem. For the average over restarts the
+    interval treats a problem, not a restart, as the unit (restarts of one problem are not
+    independent): it errs on the wide side.
 
     Raises:
         ConfigError: an unknown rule, or a breadth that was not run.
@@ -171,6 +183,7 @@ def table(
                         "breadth": breadth,
                         "select": name,
                         "noise": noise,
+                        "symmetry": symmetry,
                         "n": len(exact),
                         "exact": float(exact.mean()),
                         "low": low,

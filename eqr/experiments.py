@@ -68,6 +68,7 @@ class Evaluated:
             select=select,
             layers=self.layers,
             noise=self.config.noise,
+            symmetry=self.config.symmetry,
         )
 
 
@@ -235,7 +236,14 @@ def evaluated(
     config = replace(config, problems=named["eval"]["problems"])
 
     def make(directory: Path) -> None:
-        kept = evaluate.records(model.model, test.inputs, test.labels, config, progress=progress)
+        kept = evaluate.records(
+            model.model,
+            test.inputs,
+            test.labels,
+            config,
+            task=model.data.task,
+            progress=progress,
+        )
         np.savez_compressed(
             directory / "records.npz", **{f.name: getattr(kept, f.name) for f in fields(kept)}
         )

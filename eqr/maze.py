@@ -27,9 +27,12 @@ from eqr.task import (
     VERMILLION,
     ProblemError,
     Problems,
+    RowGenerators,
+    Symmetry,
     Task,
     check_fields,
     check_rows,
+    drawn,
     paint_cells,
     random_below,
     random_stream,
@@ -284,17 +287,15 @@ class Maze(Task):
                 )
         return Problems(inputs, labels, lengths)
 
-    def augment(
-        self, inputs: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A random flip or rotation per row of (B, S): 8 on square boards, 4 on others; drawn on
-        the generator's device."""
-        table = torch.from_numpy(_symmetries(self.height, self.width)).to(inputs.device)
-        which = torch.randint(
-            len(table), (len(inputs),), generator=generator, device=generator.device
-        )
-        source = table[which.to(inputs.device)]  # (B, S)
-        return inputs.gather(1, source), labels.gather(1, source)
+    def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
+        """Flips and rotations: 8 on square boards, 4 on others; see ``Task.symmetries``."""
+        table = torch.from_numpy(_symmetries(self.height, self.width))
+
+        def number(rows: int, own: torch.Generator) -> torch.Tensor:
+            return torch.randint(len(table), (rows,), generator=own, device=own.device)
+
+        which = drawn(n, generator, number)
+        return Symmetry(table.to(which.device)[which])
 
     def symmetry_key(self, inputs: np.ndarray, labels: np.ndarray) -> list[bytes]:
         """Keys of the walls alone: equal exactly where a flip or rotation maps one layout onto the

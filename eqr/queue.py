@@ -230,7 +230,12 @@ def halting_records(
         config: its largest depth is the limit.
         halting, first_settled, rows: as for :func:`adaptive`.
         progress: called with (trajectories finished, of at most).
+
+    Raises:
+        ConfigError: symmetry restarts, which the queue does not run.
     """
+    if config.symmetry:
+        raise ConfigError("halting rules do not run with eval.symmetry: leave one of them out")
     began, cpu_began = time.perf_counter(), time.process_time()
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     shape = (len(inputs), config.breadth)

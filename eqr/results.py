@@ -194,7 +194,12 @@ def result_table(run: Run) -> pd.DataFrame:
     """The table of a stored evaluation at every recorded depth, without the count of layers."""
     kept, config = experiments.read_records(run), evaluation_of(run)
     table = evaluate.table(
-        kept, breadths=breadths_of(kept), select=RULES, layers=1, noise=config.noise
+        kept,
+        breadths=breadths_of(kept),
+        select=RULES,
+        layers=1,
+        noise=config.noise,
+        symmetry=config.symmetry,
     )
     return table.drop(columns="layers")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eqr.model import Reasoner, Step, residual
 from eqr.streams import stream
+from eqr.task import Symmetry, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,22 @@ class Iteration:
     depth: int  # outer iterations done, from 1
     step: Step
     residual: Tensor  # (R,) root-mean-square change of the latents in this iteration
+    symmetry: Symmetry | None = None  # under which each row was solved; None: as it is
+
+    @property
+    def answer(self) -> Tensor:
+        """The decoded tokens (R, S), any symmetry undone."""
+        return self.symmetry.undo(self.step.answer) if self.symmetry else self.step.answer
+
+
+def restart_symmetries(task: Task, seed: int, problem: np.ndarray, restart: np.ndarray) -> Symmetry:
+    """The symmetries under which symmetry restarts solve pairs of problem and restart, (R,) each.
+
+    Each is a function of (seed, problem, restart), from a stream of its own; restart 0 has the
+    identity, so that it is the trajectory that one gets without symmetry restarts.
+    """
+    own = [stream(seed, "symmetry", p, r) for p, r in zip(problem, restart, strict=True)]
+    return task.symmetries(len(own), own).only(torch.from_numpy(restart > 0))
 
 
 @torch.no_grad()
@@ -41,6 +58,7 @@ def rollout(
     rows: int = 256,
     part: int = 0,
     parts: int = 1,
+    symmetries_of: Task | None = None,
 ) -> Iterator[Iteration]:
     """Run ``breadth`` trajectories of every problem for ``depth`` outer iterations.
 
@@ -57,6 +75,9 @@ def rollout(
         seed: of the evaluation stream.
         rows: the most (problem, restart) pairs in flight.
         part, parts: run only every ``parts``-th chunk of rows, from the ``part``-th.
+        symmetries_of: a task; every restart but the first then solves the problem under a random
+            symmetry of it (see :func:`restart_symmetries`), which ``Iteration.answer`` undoes.
+            Starts and noise are drawn as without.
 
     Yields:
         Every iteration 1..depth of the first chunk of rows, then of the next chunk.
@@ -68,9 +89,14 @@ def rollout(
     for first in range(part * rows, len(pairs), parts * rows):
         problem, restart = pairs[first : first + rows].T
         x = inputs[torch.from_numpy(problem)].to(model.device)
+        symmetry = None
+        if symmetries_of:
+            symmetry = restart_symmetries(symmetries_of, seed, problem, restart)
+            x = symmetry.apply(x)
         own = [stream(seed, "evaluation", p, r) for p, r in zip(problem, restart, strict=True)]
         state = model.initial_state(len(problem), own)
         for done in range(1, depth + 1):
             step = model.step(state, x, noise=noise, generator=own, damping=damping)
-            yield Iteration(problem, restart, done, step, residual(state, step.state))
+            change = residual(state, step.state)
+            yield Iteration(problem, restart, done, step, change, symmetry)
             state = step.state

@@ -69,10 +69,13 @@ class Results:
         """Rows and seeds that the study wants and has not got."""
         return [(row, seed) for row, seed in self.meta["missing"]]
 
-    def seeds(self, row: str) -> list[int]:
-        """The seeds there are of a row."""
+    def seeds(self, row: str, evaluation: str | None = None) -> list[int]:
+        """The seeds there are of a row, or those with one of its evaluations."""
         self.study.row(row)
-        return sorted(self.rows.seed[self.rows.row == row].unique().tolist())
+        mine = self.rows[self.rows.row == row]
+        if evaluation is not None:
+            mine = mine[mine.evaluation == evaluation]
+        return sorted(mine.seed.unique().tolist())
 
     def outcomes(self, pick: Pick, seed: int) -> np.ndarray:
         """Exactness of each problem under ``pick``, (P,) in [0, 1]: a share for the average.
@@ -101,7 +104,8 @@ class Results:
 
     def accuracy(self, pick: Pick) -> Difference:
         """Mean exact accuracy over the seeds, with its 95 % t interval."""
-        return over_seeds([self.outcomes(pick, s).mean() for s in self.seeds(pick.row)])
+        seeds = self.seeds(pick.row, pick.evaluation)
+        return over_seeds([self.outcomes(pick, s).mean() for s in seeds])
 
     def compare(self, ours: Pick, other: Pick) -> Comparison:
         """``ours − other`` over the seeds that both have, on the same problems.
@@ -111,7 +115,8 @@ class Results:
         Raises:
             StudyError: no seed in common, or not the same problems.
         """
-        seeds = sorted(set(self.seeds(ours.row)) & set(self.seeds(other.row)))
+        have = (set(self.seeds(pick.row, pick.evaluation)) for pick in (ours, other))
+        seeds = sorted(set.intersection(*have))
         if not seeds:
             raise StudyError(f"{ours.row} and {other.row} have no seed in common")
         one, two = (np.stack([self.outcomes(p, s) for s in seeds]) for p in (ours, other))

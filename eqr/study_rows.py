@@ -26,6 +26,7 @@ class Evaluation:
     config: EvalConfig
     breadths: tuple[int, ...] = (1,)
     select: tuple[str, ...] = ("average",)
+    added: bool = False  # after the study's first results: cells made before count without it
 
     def within(self, profile: str) -> Evaluation:
         """As it is run in ``profile``: smoke tests stop at depth 64 and breadth 8."""
@@ -290,15 +291,26 @@ def _grid(noise: float, suffix: str) -> tuple[Evaluation, Evaluation]:
 
 GRIDS = (*_grid(0.0, ""), *_grid(0.1, "-noisy"))
 
+
+def _restarts(name: str, **settings: Any) -> Evaluation:
+    """One kind of restart on all test problems, to be compared at equal NFE."""
+    config, rules = EvalConfig((16,), breadth=32, **settings), (*RULES, "halt")
+    return Evaluation(name, config, (1, 2, 4, 8, 16, 32), rules, added=True)
+
+
+SYMMETRY = (_restarts("symmetry", symmetry=True), _restarts("restarts-noisy", noise=0.1))
+
 DEPTH_BREADTH = Study(
     "depth-breadth",
     "Depth and breadth of the main models, without and with noise in the rollouts",
     "Table 4; Figures 1, 3, 8",
-    "The problems of each evaluation; compute is NFE = depth × breadth.",
+    "The problems of each evaluation; compute is NFE = depth × breadth. Restarts differ by their "
+    "start, by their noise, or by the symmetry under which they see the problem; the baseline has "
+    "one start.",
     (
-        Row("eqr", "EqR: RI and NI", "headroom", GRIDS,
+        Row("eqr", "EqR: RI and NI", "headroom", (*GRIDS, *SYMMETRY, _restarts("restarts")),
             paper=(Published("Table 4", 86.4),), seeds=5),
-        Row("trm", "TRM-style baseline", "headroom-trm", GRIDS,
+        Row("trm", "TRM-style baseline", "headroom-trm", (*GRIDS, *SYMMETRY),
             paper=(Published("Table 4", 84.8),), seeds=5),
     ),
 )  # fmt: skip

@@ -102,12 +102,17 @@ def stored_cost(recipe: Recipe, store: Store, *, make: bool = True) -> Cost | No
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A complete cell."""
+    """A finished cell: all of its evaluations, save perhaps some that its study got later."""
 
     cell: Cell
     model: Trained
     evaluated: tuple[tuple[Evaluation, Evaluated], ...]
     cost: Cost
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has those too."""
+        return len(self.evaluated) == len(self.cell.evaluations())
 
     def origins(self) -> list[dict[str, Any]]:
         """Commit, hardware and time of the stored runs behind it."""
@@ -116,21 +121,28 @@ class Done:
 
 
 def finished(cell: Cell, store: Store) -> Done | None:
-    """What the store has of a cell, if that is all of it; makes nothing and waits for nobody."""
+    """What the store has of a cell, if that is all of it; makes nothing and waits for nobody.
+
+    Evaluations that were added to the study later may be absent, so that adding one takes no cell
+    out of the study's files before it has been run: see :attr:`Done.complete`.
+    """
     recipe = cell.recipe()
     named = experiments.train_named(recipe, experiments.dataset(recipe, store))
     run = store.get(store.run_id("train", named))
     if not run:
         return None
     model = experiments.of_run(run, recipe, store)
+    have = []
     for one in cell.evaluations():
         named = experiments.eval_named(model, one.config)
-        if not store.get(store.run_id("eval", named)):
+        if store.get(store.run_id("eval", named)):
+            have.append(one)
+        elif not one.added:
             return None
     price = stored_cost(recipe, store, make=False)
     if not price:
         return None
-    found = tuple((e, experiments.evaluated(model, e.config, store)) for e in cell.evaluations())
+    found = tuple((e, experiments.evaluated(model, e.config, store)) for e in have)
     return Done(cell, model, found, price)
 
 
@@ -195,7 +207,8 @@ def write(
     found = [one for cell in cells if (one := finished(cell, store))]
     have = {one.cell for one in found}
     parts = [tidy(one) for one in found]
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["row", "seed"])
+    empty = pd.DataFrame(columns=["row", "seed", "evaluation"])
+    table = pd.concat(parts, ignore_index=True) if parts else empty
     bits = {key: value for one in found for key, value in outcomes(one).items()}
     packed = io.BytesIO()
     np.savez_compressed(packed, **{key: np.packbits(value) for key, value in bits.items()})
@@ -213,6 +226,7 @@ def write(
         "sha256": {kind: file_sha256(paths[kind]) for kind in ("csv", "npz")},
         "cells": [[c.row, c.seed] for c in cells if c in have],
         "missing": [[c.row, c.seed] for c in cells if c not in have],
+        "partial": [[one.cell.row, one.cell.seed] for one in found if not one.complete],
         "failed": failed,
         "seeds": sorted({c.seed for c in have}),
         "matched": wanted.matched,
@@ -327,7 +341,7 @@ def run(
     every = list(dict.fromkeys([*cells_of(wanted, profile, None, None), *asked, *before]))
     order = [row.name for row in wanted.rows]
     every.sort(key=lambda c: (order.index(c.row), c.seed))
-    todo = [cell for cell in asked if not finished(cell, store)]
+    todo = [c for c in asked if not ((found := finished(c, store)) and found.complete)]
     tell(f"{name} ({profile}): {len(asked) - len(todo)} of {len(asked)} cells are in the store")
     failed: dict[str, str] = {}
     wrote = time.monotonic()

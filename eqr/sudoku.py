@@ -19,9 +19,12 @@ from eqr.task import (
     VERMILLION,
     ProblemError,
     Problems,
+    RowGenerators,
+    Symmetry,
     Task,
     check_fields,
     check_rows,
+    drawn,
     paint_cells,
 )
 
@@ -130,32 +133,28 @@ class Sudoku(Task):
         units, unit_of = solver.geometry(self.box_height, self.box_width)
         return solver.ratings(self._to_bits(inputs), units, unit_of, SOLVE_BUDGET)
 
-    def augment(
-        self, inputs: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
         """Digits relabelled, bands, stacks, rows in bands and columns in stacks permuted, and for
-        square boxes half of the grids transposed; one draw per row of (B, S), on its generator's
-        device."""
-        batch, side = len(inputs), self.height
+        square boxes half of the grids transposed; see ``Task.symmetries``."""
+        side = self.height
 
         def permutations(*shape: int) -> torch.Tensor:
-            draws = torch.rand(batch, *shape, generator=generator, device=generator.device)
-            return draws.argsort(-1)
+            def uniform(rows: int, own: torch.Generator) -> torch.Tensor:
+                return torch.rand(rows, *shape, generator=own, device=own.device)
 
-        def lines(depth: int) -> torch.Tensor:  # (B, side), blocks of ``depth`` lines kept together
+            return drawn(n, generator, uniform).argsort(-1)
+
+        def lines(depth: int) -> torch.Tensor:  # (n, side), blocks of ``depth`` lines kept together
             blocks = permutations(side // depth)[:, :, None] * depth
             return (blocks + permutations(side // depth, depth)).flatten(1)
 
         rows, columns = lines(self.box_height), lines(self.box_width)
-        source = rows[:, :, None] * side + columns[:, None, :]  # (B, side, side)
+        place = rows[:, :, None] * side + columns[:, None, :]  # (n, side, side)
         if self.box_height == self.box_width:
             flip = permutations(2)[:, :1, None] == 1
-            source = torch.where(flip, source.transpose(1, 2), source)
-        relabel = torch.arange(2, device=source.device).expand(batch, 2)
-        relabel = torch.cat([relabel, 2 + permutations(side)], dim=1)  # (B, vocab_size)
-        source, relabel = source.flatten(1).to(inputs.device), relabel.to(inputs.device)
-        moved = [relabel.gather(1, tokens.gather(1, source).long()) for tokens in (inputs, labels)]
-        return moved[0].to(inputs.dtype), moved[1].to(labels.dtype)
+            place = torch.where(flip, place.transpose(1, 2), place)
+        unmoved = torch.arange(2, device=place.device).expand(n, 2)  # padding and blank
+        return Symmetry(place.flatten(1), torch.cat([unmoved, 2 + permutations(side)], dim=1))
 
     def symmetry_key(self, inputs: np.ndarray, labels: np.ndarray) -> list[bytes]:
         """Keys of the solution grids (n, S): all puzzles of a grid and of its images share one.

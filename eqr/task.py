@@ -11,12 +11,14 @@ import dataclasses
 import difflib
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
 
 INK, BLUE, VERMILLION, AMBER = "#222222", "#0072B2", "#D55E00", (0.90, 0.62, 0.0)  # Okabe-Ito
 _KINDS = {"sudoku": "eqr.sudoku:Sudoku", "maze": "eqr.maze:Maze"}  # imported only when asked for
@@ -75,6 +77,65 @@ class Problems:
         return len(self.inputs)
 
 
+#: One generator for all rows, or one for each row (then a row's draws do not depend on its batch).
+RowGenerators = torch.Generator | Sequence[torch.Generator]
+
+
+def drawn(
+    rows: int, generator: RowGenerators, draw: Callable[[int, torch.Generator], Tensor]
+) -> Tensor:
+    """``draw(rows, generator)``, or one row from each of ``rows`` generators, as with one row."""
+    if isinstance(generator, torch.Generator):
+        return draw(rows, generator)
+    if len(generator) != rows:
+        raise ValueError(f"{len(generator)} generators for {rows} rows: give one, or one a row")
+    return torch.cat([draw(1, own) for own in generator])
+
+
+@dataclass(frozen=True, slots=True)
+class Symmetry:
+    """One symmetry of a task a row: its cells moved, and for some tasks its tokens renamed.
+
+    ``apply`` puts ``names[old[place[c]]]`` into cell c; ``undo`` is its inverse.
+    """
+
+    place: Tensor  # (n, S) the cell that each cell takes its token from: a permutation
+    names: Tensor | None = None  # (n, V) the new name of each token: a permutation; None: the old
+
+    def apply(self, tokens: Tensor) -> Tensor:
+        """The image of tokens (n, S), in their dtype and on their device."""
+        moved = tokens.gather(1, self.place.to(tokens.device))
+        return moved if self.names is None else renamed(moved, self.names)
+
+    def undo(self, tokens: Tensor) -> Tensor:
+        """The tokens (n, S) whose image these are: an answer, read in the problem's own terms."""
+        old = tokens if self.names is None else renamed(tokens, inverse(self.names))
+        return old.gather(1, inverse(self.place).to(tokens.device))
+
+    def only(self, rows: Tensor) -> Symmetry:
+        """The same where ``rows`` (n,) is true; the identity elsewhere."""
+        rows = rows.to(self.place.device)[:, None]
+        place = torch.where(rows, self.place, unmoved(self.place))
+        if self.names is None:
+            return Symmetry(place)
+        return Symmetry(place, torch.where(rows, self.names, unmoved(self.names)))
+
+
+def renamed(tokens: Tensor, names: Tensor) -> Tensor:
+    """Tokens (n, S) under their new names (n, V), in the tokens' dtype."""
+    return names.to(tokens.device).gather(1, tokens.long()).to(tokens.dtype)
+
+
+def unmoved(permutation: Tensor) -> Tensor:
+    """The identities (n, K) beside permutations (n, K) of 0 .. K - 1."""
+    return torch.arange(permutation.shape[1], device=permutation.device).expand_as(permutation)
+
+
+def inverse(permutation: Tensor) -> Tensor:
+    """The inverses (n, K) of permutations (n, K) of 0 .. K - 1."""
+    return torch.empty_like(permutation).scatter_(1, permutation, unmoved(permutation))
+
+
 class Task(ABC):
     """A problem distribution on a height × width board, S = height · width tokens."""
 
@@ -106,10 +167,15 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
+        """A random symmetry for each of n rows, drawn on the generator's device."""
+
     def augment(
-        self, inputs: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """A random symmetry per row, applied to inputs and labels (B, S) alike; keeps dtypes."""
+        symmetry = self.symmetries(len(inputs), generator)
+        return symmetry.apply(inputs), symmetry.apply(labels)
 
     @abstractmethod
     def symmetry_key(self, inputs: np.ndarray, labels: np.ndarray) -> list[bytes]:

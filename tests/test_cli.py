@@ -231,13 +231,13 @@ def test_eval_gives_one_tidy_table_as_text_json_and_csv(eqr, learned, tmp_path):
     words = ("eval", "-c", learned.path, "--depth", "4,1", "--breadth", "1,2", "--problems", 8)
     rows = json.loads(eqr(*words, "--json").out)
     frame = pd.DataFrame(rows)
-    columns = "depth breadth select noise n exact low high token residual nfe layers"
+    columns = "depth breadth select noise symmetry n exact low high token residual nfe layers"
     assert list(frame.columns) == columns.split()
     assert set(frame["select"]) == {"average", "converged", "majority", "oracle"}
     assert sorted(set(frame.depth)) == [1, 4] and set(frame.n) == {8} and len(frame) == 16
     done = eqr(*words, "--out", tmp_path / "table.csv", "--rows", 3)
     written = pd.read_csv(tmp_path / "table.csv")
-    assert list(written.columns) == columns.split() and columns.split() == done.out.split()[:12]
+    assert list(written.columns) == columns.split() and columns.split() == done.out.split()[:13]
     np.testing.assert_allclose(written.residual, frame.residual, atol=1e-3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "table.csv"]
     assert "--data" in eqr("eval", "--help").out

@@ -200,7 +200,7 @@ def test_table_has_its_columns_and_forms_every_number_from_the_records(kept):
     found = table(
         kept, breadths=(1, 3), select=("average", "majority", "oracle"), layers=6, noise=0.02
     )
-    columns = "depth breadth select noise n exact low high token residual nfe layers"
+    columns = "depth breadth select noise symmetry n exact low high token residual nfe layers"
     assert list(found.columns) == columns.split()
     assert len(found) == 3 * 2 * 3
     for row in found.itertuples():

@@ -29,7 +29,7 @@ from eqr.train import Trainer, TrainingError
 # An odd batch: the two shares of it are not equal. Rounding grows from step to step, since an
 # untrained operator is not a contraction; a small rate and a short carry keep it small.
 SETTINGS = {"batch": 15, "lr": 0.001, "warmup": 20, "halt_max": 4, "steps": 20}
-EVAL = EvalConfig((1, 3), breadth=3, noise=0.1)
+EVAL = EvalConfig((1, 3), breadth=3, noise=0.1, symmetry=True)
 
 
 def free_port() -> int:
@@ -77,7 +77,9 @@ def work(rank: int, port: int, folder: Path, recipe, problems) -> None:
             found.setdefault("runs", []).append(run and run.id)
         trainer = Trainer(recipe, problems, world=world)
         test = problems.test
-        kept = records(trainer.model, test.inputs, test.labels, EVAL, rows=7, world=world)
+        kept = records(
+            trainer.model, test.inputs, test.labels, EVAL, task=problems.task, rows=7, world=world
+        )
         np.savez(folder / f"records{rank}.npz", **{k: getattr(kept, k) for k in kept.__slots__})
         real = training.token_loss
         training.token_loss = lambda *a: real(*a) * (math.inf if rank else 1.0)
@@ -184,7 +186,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(pair):
 
 def test_sharded_records_are_equal_to_the_bit(pair, recipe, problems):
     model, test = Trainer(recipe, problems).model, problems.test
-    wanted = records(model, test.inputs, test.labels, EVAL, rows=7)
+    wanted = records(model, test.inputs, test.labels, EVAL, task=problems.task, rows=7)
     assert len(test) * EVAL.breadth % 7, "the last chunk is not full"
     assert (wanted.halted_at == NEVER).all() and len(np.unique(wanted.residual)) > 50
     for rank in (0, 1):

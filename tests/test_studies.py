@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
 from eqr import experiments, studies, study_run
-from eqr.config import ConfigError, recipe_from_dict, to_dict
+from eqr.config import ConfigError, EvalConfig, recipe_from_dict, to_dict
 from eqr.cost import cost
 from eqr.evaluate import paired_difference
 from eqr.model import Reasoner
@@ -153,6 +155,41 @@ def test_running_again_makes_nothing_and_writes_the_same(written, store, monkeyp
         assert (written / f"construction.{kind}").read_bytes() == content, kind
 
 
+def test_an_evaluation_added_later_leaves_finished_cells_where_they_are(
+    written, store, tmp_path, monkeypatch
+):
+    """They stay in the files without it, and the next run makes it and nothing else."""
+    old = study("construction")
+    more = Evaluation("symmetry", EvalConfig((2,), breadth=2, symmetry=True), (1, 2), added=True)
+    rows = tuple(replace(row, evaluate=(*row.evaluate, more)) for row in old.rows)
+    monkeypatch.setitem(STUDIES, "construction", replace(old, rows=rows))
+    out = tmp_path / "out"
+    shutil.copytree(written, out)
+    given = {"profile": "smoke", "store": store, "out": out, "tell": str}
+    meta = study_run.run("construction", rows=[], **given)
+    assert (
+        meta["cells"] == meta["partial"] == [["late-12", 0], ["late-12", 1], ["act", 0], ["act", 1]]
+    )
+    before = pd.read_csv(written / "construction.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(out / "construction.csv"), before)
+    # Worked by this process, since another one would not know the new evaluation.
+    made = len(list(store.root.iterdir()))
+    assert "act seed 0" in study_run.work(
+        study_run.Cell("construction", "smoke", "act", 0), store.root
+    )
+    assert len(list(store.root.iterdir())) == made + 1
+    meta = study_run.run("construction", rows=[], **given)
+    assert (
+        meta["partial"] == [["late-12", 0], ["late-12", 1], ["act", 1]] and len(meta["cells"]) == 4
+    )
+    results = studies.load("construction", "smoke", out)
+    assert results.seeds("act", "symmetry") == [0] and results.seeds("act") == [0, 1]
+    ours, plain = Pick("act", 2, 2, evaluation="symmetry"), Pick("act", 2)
+    assert results.compare(ours, plain).seeds.n == 1 and results.accuracy(plain).n == 2
+    with pytest.raises(StudyError, match="no seed in common"):
+        results.compare(ours, Pick("late-12", 2, 2, evaluation="symmetry"))
+
+
 def test_results_that_the_store_has_not_got_are_not_overwritten(written, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(written, out)
@@ -186,7 +223,6 @@ def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
 ):
     """On a model that has learned, with starts and noise that make restarts differ."""
     from eqr import checkpoint
-    from eqr.config import EvalConfig
     from eqr.store import Run
 
     rules = ("average", "converged", "majority", "oracle")
