@@ -288,12 +288,12 @@ def beyond(grid: Grid, row: int, budget: float, unit: str) -> list[str]:
     deep = max(s.depth for s in like if s.breadth >= chosen.breadth)
     spent = float(grid.nfe[row].mean())
     notes = []
-    if chosen.breadth == broad and spent / broad * (broad + 1) <= nfe:
+    if spent / chosen.breadth * (broad + 1) <= nfe:
         notes.append(
             f"the budget would pay for more restarts, but B > {broad} was not recorded "
             f"at D = {chosen.depth}"
         )
-    if chosen.depth == deep and 2 * spent <= nfe:
+    if spent / chosen.depth * 2 * deep <= nfe:
         notes.append(
             f"the budget would pay for more depth, but D > {deep} was not recorded "
             f"with B = {chosen.breadth}"

@@ -33,7 +33,7 @@ from eqr.model import Reasoner
 from eqr.queue import Halted
 from eqr.rollout import rollout
 from eqr.select import RULES, Outcomes
-from eqr.store import MANIFEST, Store, inspect_manifest
+from eqr.store import MANIFEST, Run, Store, inspect_manifest
 
 UNITS = ("nfe", "layers", "seconds")
 
@@ -260,34 +260,37 @@ def measured_rates(model: Reasoner, seconds: float = 1.0, rows: int = 256) -> di
     return rates
 
 
-def stored_grid(
-    model: checkpoint.Checkpoint,
-    store: Store,
+def runs_grid(
+    runs: Sequence[Run],
+    layers: int,
     *,
     rates: Mapping[bool, float] | None = None,
     least: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Grid:
-    """All that the store's evaluations and halting runs of these weights say.
+    """All that some evaluations and halting runs of one model say.
 
     Args:
+        layers: layer evaluations of one outer iteration.
         rates: of :func:`measured_rates`; None takes the stored runs' own (of evaluations the median
             over those with, and those without, noise: a busy machine slows single runs).
         least: as for :func:`grid`.
         progress: called with (runs read, of).
 
     Raises:
-        PlanError: there are none, or they are of several data sets.
-        StoreError: one of them is damaged.
+        PlanError: they are of several models or data sets, or none is on ``least`` problems.
     """
     columns: list[Column] = []
     stored: dict[bool, list[float]] = {True: [], False: []}
-    data: set[str] = set()
-    found = list(_stored_runs(model.sha256, store))
-    for done, manifest in enumerate(found):
-        run, named = store.get(manifest["id"]), manifest["config"]
+    for what in ("weights", "data"):
+        if len(several := sorted({run.manifest["config"][what] for run in runs})) > 1:
+            raise PlanError(
+                f"the runs are of {len(several)} different {what} ({', '.join(several)}); plan in "
+                "a store that has one"
+            )
+    for done, run in enumerate(runs, 1):
+        manifest, named = run.manifest, run.manifest["config"]
         config = from_dict(EvalConfig, named["eval"], f"{run.path / MANIFEST}: eval")
-        data.add(named["data"])
         about = {"noise": config.noise, "window": config.window, "run": run.id}
         if manifest["kind"] == "eval":
             kept = read_records(run)
@@ -299,18 +302,8 @@ def stored_grid(
             for rule, halted in read_halted(run).items():
                 columns += columns_of_halted(halted, rule, config.depths[-1], **about)
         if progress:
-            progress(done + 1, len(found))
-    if not columns:
-        raise PlanError(
-            f"no evaluation of these weights ({model.sha256[:16]}) is stored in {store.root}; "
-            "record one with --depth 4,8,16 --breadth 16"
-        )
-    if len(data) > 1:
-        raise PlanError(
-            f"the stored evaluations of these weights are of {len(data)} data sets "
-            f"({', '.join(sorted(data))}); plan in a store that has one"
-        )
-    laid = grid(columns, model.model.config.layers, least)
+            progress(done, len(runs))
+    laid = grid(columns, layers, least)
     rate = laid.rate.copy()
     for row, setting in enumerate(laid.settings):
         noisy = setting.noise > 0
@@ -321,12 +314,31 @@ def stored_grid(
     return replace(laid, rate=rate, clock="measured now" if rates else "by the stored runs")
 
 
-def _stored_runs(weights: str, store: Store) -> Iterator[dict]:
-    """The manifests of the evaluations and halting runs of these weights."""
+def stored_runs(weights: str, store: Store) -> list[Run]:
+    """The store's evaluations and halting runs of these weights.
+
+    Raises:
+        PlanError: there are none.
+        StoreError: one of them is damaged.
+    """
+    found = []
     for path in store.paths():
         if path.name.partition("-")[0] not in ("eval", "halting"):
             continue
         manifest, _ = inspect_manifest(path)
-        if manifest and manifest["semantics"] == SEMANTICS:
-            if manifest["config"].get("weights") == weights:
-                yield manifest
+        if not manifest or manifest["semantics"] != SEMANTICS:
+            continue
+        if manifest["config"].get("weights") == weights:
+            found.append(store.get(path.name))
+    if not found:
+        raise PlanError(
+            f"no evaluation of these weights ({weights[:16]}) is stored in {store.root}; "
+            "record one with --depth 4,8,16 --breadth 16"
+        )
+    return found
+
+
+def stored_grid(model: checkpoint.Checkpoint, store: Store, **settings) -> Grid:
+    """:func:`runs_grid` of all that the store has of these weights, with the same settings."""
+    runs = stored_runs(model.sha256, store)
+    return runs_grid(runs, model.model.config.layers, **settings)
