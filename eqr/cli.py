@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from eqr import checkpoint, cli_data, cli_results, cli_run, data
+from eqr import checkpoint, cli_data, cli_plan, cli_results, cli_run, data
 from eqr.config import (
     PROFILES,
     ConfigError,
@@ -26,6 +26,7 @@ from eqr.config import (
 )
 from eqr.console import Device, Json, Profile, Seed, Settings, StoreDir, emit, fail, progress, say
 from eqr.parallel import WorldError, joined
+from eqr.plan_grid import PlanError
 from eqr.store import Store, StoreError
 from eqr.task import ProblemError, task_to_dict
 from eqr.train import Event, TrainingError, best_device
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_results.app, name="results")
 app.command("run")(cli_run.run_command)
+app.command("plan")(cli_plan.plan_command)
 
 ERRORS = (
     ConfigError,
@@ -51,6 +53,7 @@ ERRORS = (
     checkpoint.CheckpointError,
     VendorError,
     WorldError,
+    PlanError,
     OSError,
 )
 

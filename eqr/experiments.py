@@ -203,15 +203,20 @@ def halted(
         "first_settled": first_settled,
     }
     run = (store or Store()).obtain("halting", named, make)
+    return HaltingRun(run, read_halted(run), config)
+
+
+def read_halted(run: Run) -> dict[str, Halted]:
+    """What each rule of a stored halting run did, by the text of the rule."""
+    measures = [f.name for f in fields(Halted) if f.name != "outcomes"]
     with np.load(run.file("records.npz"), allow_pickle=False) as arrays:
-        kept = {
+        return {
             text: Halted(
                 Outcomes(**{f.name: arrays[f"{text}/{f.name}"] for f in fields(Outcomes)}),
                 **{name: arrays[f"{text}/{name}"][()] for name in measures},
             )
-            for text in parsed
+            for text in run.manifest["config"]["rules"]
         }
-    return HaltingRun(run, kept, config)
 
 
 def eval_named(model: Trained, config: EvalConfig) -> dict[str, Any]:

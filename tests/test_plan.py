@@ -1,0 +1,283 @@
+"""The planner finds what is best, promises no more than it gets, and says what it cannot know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from eqr import experiments
+from eqr.config import ConfigError, EvalConfig, to_dict
+from eqr.evaluate import NEVER, Records, table
+from eqr.plan import at_budget, frontier, option, plan, recorded, validate, validation_table
+from eqr.plan_grid import (
+    Column,
+    PlanError,
+    Setting,
+    breadths_up_to,
+    columns_of_halted,
+    columns_of_records,
+    grid,
+    stored_grid,
+)
+from eqr.queue import Halted
+from eqr.select import RULES, Outcomes
+from eqr.store import Store
+
+
+def synthetic(rng, depths=(1, 4, 16), problems=400, breadth=8, right=(0.1, 0.5, 0.7)) -> Records:
+    """Restarts that are right independently; only the margin tells right from wrong."""
+    shape = (len(depths), problems, breadth)
+    exact = rng.random(shape) < np.reshape(right, (-1, 1, 1))
+    return Records(
+        depths=np.array(depths),
+        residual=rng.random(shape).astype(np.float32),
+        answer=np.where(exact, 0, 1 + np.arange(breadth)),
+        margin=(exact + 0.1 * rng.random(shape)).astype(np.float32),
+        halt=rng.random(shape).astype(np.float32),
+        halted_at=np.full(shape, NEVER, np.int32),
+        exact=exact,
+        token=exact.astype(np.float32),
+    )
+
+
+def columns(*means, cost=None, problems=200, rng=None) -> list[Column]:
+    """One-start settings of given true accuracies; by default at rising cost."""
+    rng = rng or np.random.default_rng(0)
+    found = []
+    for i, mean in enumerate(means):
+        nfe = np.full(problems, float(i + 1 if cost is None else cost))
+        exact = (rng.random(problems) < mean).astype(float)
+        found.append(Column(Setting(i + 1, 1, "average"), exact, nfe, 1, 1e-3))
+    return found
+
+
+@pytest.fixture
+def known():
+    return grid(list(columns_of_records(synthetic(np.random.default_rng(1)), rate=1e-3)), layers=6)
+
+
+def test_finds_the_best_setting(known):
+    found = plan(known, budget=1e6)
+    assert found.best.setting == Setting(16, 8, "margin") or found.status == "tie"
+    assert found.best.setting.select == "margin" and found.best.setting.depth >= 4
+    assert found.expected.low <= 1 - 0.3**8 <= found.expected.high + 1e-3
+    # At 16 NFE the margin among four restarts of D = 4 is right in 1 − 0.5⁴ = 94 %.
+    cheap = plan(known, budget=16)
+    assert cheap.best.setting == Setting(4, 4, "margin")
+    assert (cheap.best.nfe, cheap.best.layers, cheap.best.seconds) == (16, 96, pytest.approx(0.016))
+    assert cheap.expected.low <= 0.9375 <= cheap.expected.high
+
+
+def test_a_target_is_reached_at_the_least_cost(known):
+    found = plan(known, target=0.85)
+    assert found.best.setting == Setting(4, 3, "margin")  # 1 − 0.5³ = 0.875
+    assert found.expected.mean >= 0.85
+    costs = [plan(known, target=t).best.nfe for t in np.linspace(0.1, 0.97, 30)]
+    assert costs == sorted(costs)
+
+
+@pytest.mark.parametrize("unit", ["nfe", "layers", "seconds"])
+def test_more_budget_never_promises_less_and_is_never_exceeded(known, unit):
+    cost = known.cost(unit)
+    last = 0.0
+    for budget in np.geomspace(cost.min(), 2 * cost.max(), 60):
+        found = plan(known, budget=budget, unit=unit)
+        assert getattr(found.best, unit) <= budget
+        assert all(getattr(other, unit) <= budget for other in found.others)
+        assert found.expected.mean >= last - 1e-12
+        last = found.expected.mean
+
+
+def test_the_frontier_rises_where_nothing_is_to_be_had():
+    noise = grid(columns(*[0.5] * 40, rng=np.random.default_rng(2)))
+    means = [point.expected.mean for point in frontier(noise)]
+    assert np.all(np.diff(means) >= -1e-12)
+
+
+@pytest.mark.parametrize("cost", [1, None], ids=["equal cost", "rising cost"])
+def test_the_best_of_noise_is_not_believed(cost):
+    rng, naive, fair = np.random.default_rng(3), [], []
+    for _ in range(60):
+        noise = grid(columns(*[0.5] * 30, cost=cost, rng=rng))
+        point = at_budget(frontier(noise), 1e9)
+        fair.append(point.expected.mean)
+        naive.append(point.recorded.mean)
+    error = np.std(fair) / np.sqrt(len(fair))
+    assert np.mean(naive) > 0.55
+    # With rising cost the isotonic regression leaves a little at the dear end.
+    assert abs(np.mean(fair) - 0.5) < 3 * error + (0 if cost else 0.015)
+
+
+def test_intervals_cover_what_other_problems_give():
+    rng, inside = np.random.default_rng(4), []
+    for _ in range(40):
+        kept = synthetic(rng, depths=(2, 4), problems=160, breadth=4, right=(0.3, 0.5))
+        found = validate(grid(list(columns_of_records(kept))), [4, 8, 16], splits=1)
+        inside += found.covered.tolist()
+    assert np.mean(inside) > 0.88
+
+
+def test_validation_reports_the_optimism():
+    noise = grid(columns(*[0.5] * 40, cost=1, problems=400, rng=np.random.default_rng(5)))
+    found = validation_table(validate(noise, [0.5, 1], splits=20)).loc[1]
+    assert found.splits == 20
+    assert found["recorded − obtained"] > 0.05
+    assert abs(found["predicted − obtained"]) < found["recorded − obtained"] / 2
+
+
+def test_a_setting_at_its_full_breadth_is_what_the_table_says(known):
+    kept = synthetic(np.random.default_rng(1))
+    for row in table(kept, breadths=[8], select=list(RULES), layers=6, noise=0).itertuples():
+        at = known.settings.index(Setting(row.depth, 8, row.select))
+        mine = option(known, at)
+        told = (mine.recorded.mean, mine.recorded.low, mine.recorded.high, mine.nfe, mine.layers)
+        assert told == pytest.approx((row.exact, row.low, row.high, row.nfe, row.layers))
+
+
+def test_groups_of_restarts_shrink_the_interval(known):
+    one = grid([c for c in columns_of_records(synthetic(np.random.default_rng(1)))])
+    at = one.settings.index(Setting(4, 2, "margin"))
+    assert one.groups[at] == 4
+    alone = replace(one, groups=np.ones_like(one.groups), exact=np.round(one.exact))
+    grouped, single = (recorded(g, at) for g in (one, alone))
+    assert grouped.high - grouped.low < 0.8 * (single.high - single.low)
+
+
+def test_no_plan_looks_at_labels(known):
+    assert {s.select for s in known.settings} == {"average", *RULES}
+    assert all(s.select == "average" for s in known.settings if s.breadth == 1)
+
+
+def test_a_tie_goes_to_the_cheaper():
+    same = (np.random.default_rng(6).random(100) < 0.6).astype(float)
+    cheap = Column(Setting(4, 1, "average"), same, np.full(100, 4.0), 1, 1e-3)
+    other = np.where(np.arange(100) == np.flatnonzero(same == 0)[0], 1.0, same)  # one more right
+    dear = Column(Setting(8, 1, "average"), other, np.full(100, 8.0), 1, 1e-3)
+    found = plan(grid([cheap, dear]), budget=10)
+    assert (found.status, found.best.setting.depth) == ("tie", 4)
+    assert "tie" in " ".join(found.notes)
+    assert plan(grid([cheap, dear]), budget=5).status == "supported"
+
+
+def test_what_the_records_cannot_support(known):
+    with pytest.raises(PlanError, match="below the cheapest"):
+        plan(known, budget=0.5)
+    low = grid(columns(0.3, 0.4))
+    with pytest.raises(PlanError, match="out of reach"):
+        plan(low, target=0.9)
+    reach = max(float(low.exact[r].mean()) for r in range(2)) + 0.03
+    assert plan(low, target=reach).status == "uncertain"
+    with pytest.raises(PlanError, match="at least one setting"):
+        frontier(grid(columns(0.5, problems=1)))
+    with pytest.raises(PlanError, match="recorded on 500"):
+        grid(columns(0.5), least=500)
+    beyond = " ".join(plan(known, budget=1e6).notes)
+    assert "B > 8 was not recorded" in beyond and "D > 16 was not recorded" in beyond
+    assert "not recorded" not in " ".join(plan(known, budget=16).notes)
+    for wrong in ({"budget": 1, "target": 0.5}, {}, {"budget": -1}, {"target": 1.5}):
+        with pytest.raises(ValueError):
+            plan(known, **wrong)
+    with pytest.raises(ConfigError, match="did you mean 'seconds'"):
+        plan(known, budget=1, unit="second")
+
+
+def test_settings_are_compared_on_the_same_problems():
+    short, long = columns(0.5, problems=60), columns(0.5, 0.6, problems=100)[1:]
+    both = grid(short + long)
+    assert both.exact.shape == (2, 60) and "60 problems they share" in both.notes[0]
+    only = grid(short + long, least=100)
+    assert only.exact.shape == (1, 100) and "left out" in only.notes[0]
+
+
+def halted(rng, problems=50, breadth=4) -> Halted:
+    depth = rng.integers(2, 9, (problems, breadth)).astype(np.int32)
+    values = {f.name: rng.random((problems, breadth)) for f in fields(Outcomes)}
+    values |= {"exact": values["exact"] < 0.5, "answer": depth.astype(np.int64)}
+    return Halted(Outcomes(**values | {"halted_at": depth}), depth, 2.0, 2.0)
+
+
+def test_halting_costs_what_it_ran():
+    run = halted(np.random.default_rng(7))
+    laid = grid(list(columns_of_halted(run, "stable:4", 64)))
+    cost = dict(zip(laid.settings, laid.cost(), strict=True))
+    assert cost[Setting(64, 1, "average", halting="stable:4")] == pytest.approx(run.depth.mean())
+    whole = cost[Setting(64, 4, "margin", halting="stable:4")]
+    assert whole == pytest.approx(run.nfe.mean())
+    seconds = laid.cost("seconds")[laid.settings.index(Setting(64, 4, "margin", 0, "stable:4"))]
+    assert seconds == pytest.approx(2.0 / 50)  # all of the queue, by problem
+    chain = list(columns_of_halted(run, "stable:4", 64, first_settled=0.1))
+    two = next(c for c in chain if c.setting.breadth == 2 and c.setting.select == "margin")
+    assert two.groups == 1 and np.array_equal(two.nfe, run.depth[:, :2].sum(1))
+    never = columns_of_halted(run, "fixed", 64)
+    assert "first_to_halt" not in {c.setting.select for c in never}
+
+
+def test_breadths_considered():
+    assert breadths_up_to(1) == [1]
+    assert breadths_up_to(32) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+
+
+@pytest.fixture(scope="module")
+def stored(learned, tmp_path_factory):
+    """A store with a training, two evaluations and a halting run of the tiny model."""
+    store = Store(tmp_path_factory.mktemp("plan-store"))
+    run = store.obtain(
+        "train",
+        {"recipe": to_dict(learned.recipe, defaults=False), "data": "x"},
+        lambda folder: (
+            (folder / "model.safetensors").write_bytes(learned.path.read_bytes()) and None
+        ),
+    )
+    model = experiments.of_run(run, learned.recipe, store)
+    wide = experiments.evaluated(model, EvalConfig((1, 4), 4), store)
+    experiments.evaluated(model, EvalConfig((4,), 2, noise=0.02), store)
+    experiments.halted(model, EvalConfig((16,), 2), ["stable:2", "fixed"], store)
+    return store, model, wide
+
+
+def test_reads_all_stored_records_of_the_weights(stored):
+    store, model, wide = stored
+    found = stored_grid(model.checkpoint, store)
+    told = {(s.noise, s.halting) for s in found.settings}
+    assert told == {(0.0, "fixed"), (0.02, "fixed"), (0.0, "stable:2")}
+    at = found.settings.index(Setting(4, 4, "converged"))
+    row = wide.table([4], ["converged"]).set_index("depth").loc[4]
+    assert found.exact[at].mean() == row.exact and found.runs[at] == wide.run.id
+    assert (found.cost("seconds") > 0).all()
+    assert found.cost("layers")[at] == row.layers
+
+
+def test_command(stored, eqr):
+    store, model, _ = stored
+    path = model.run.file("model.safetensors")
+    words = ["plan", "-c", path, "--store", store.root]
+    done = eqr(*words, "--budget-nfe", 8, "--json", "--validate")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["best"]["nfe"] <= 8 and found["validation"]["splits"] == 20
+    assert eqr(*words, "--budget-seconds", 1).code == 0
+    text = eqr(*words, "--budget-nfe", 1000, "--depth", "2,4", "--breadth", 3).out
+    expected = plan(stored_grid(model.checkpoint, store), budget=1000).expected.mean
+    assert f"expected  {100 * expected:.1f} %" in text
+    for rest, said in [
+        (["--budget-nfe", 0.5], "below the cheapest"),
+        (["--budget-nfe", 8, "--target-accuracy", 0.5], "give one of"),
+        ([], "give one of"),
+        (["--budget-nfe", -3], "must be a positive number"),
+        (["--target-accuracy", 98], "must lie in (0, 1]"),
+        (["--budget-nfe", 8, "--breadth", 4], "name its --depth"),
+        (["--budget-nfe", 8, "--depth", "a"], "whole numbers"),
+        (["--budget-nfe", 8, "--problems", 10_000], "the most is"),
+    ]:
+        done = eqr(*words, *rest)
+        assert done.code == 1 and said in done.err and done.err.count("\n") == 1, (rest, done)
+
+
+def test_command_where_there_is_nothing(eqr, learned, tmp_path):
+    words = ["plan", "--store", tmp_path, "--budget-nfe", 8, "-c"]
+    assert "no evaluation of these weights" in eqr(*words, learned.path).err
+    assert "did you mean 'headroom'" in eqr(*words, "headrom").err
+    assert "run `eqr train headroom" in eqr(*words, "headroom").err
