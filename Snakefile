@@ -11,19 +11,19 @@ has succeeded, so that a killed job leaves none, and starting it again goes on w
 """
 
 import sys
+from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)  # the package beside this file, installed or not
 
 from eqr import graph
 
 
+def asked_for(profile="laptop", seed=0, out="build"):
+    """The profile and its jobs; any other key of --config is an error."""
+    return profile, graph.jobs(profile, seed, Path(out))
 
-def read(profile="laptop", seed=0, out="build"):
-    """What --config may set; any other key is an error here."""
-    return profile, graph.jobs(profile, seed, graph.Path(out))
 
-
-PROFILE, JOBS = read(**config)
+PROFILE, JOBS = asked_for(**config)
 
 
 def marker(name):

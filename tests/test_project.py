@@ -30,8 +30,8 @@ def declared() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     assert set(extras) == {"book", "test", "cluster"}
-    # environment.yml and the lock hold two of them: `cluster` brings a scheduler's client with its
-    # forty dependencies, which neither the book nor its tests need.
+    # environment.yml and the lock leave `cluster` out: it brings a workflow engine with all its
+    # dependencies, which neither the book nor its tests need.
     return bounds([*project["dependencies"], *extras["book"], *extras["test"]])
 
 
