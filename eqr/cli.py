@@ -454,6 +454,9 @@ def book_command(
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Where the book goes.")] = Path("build"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
+    only: Annotated[
+        str | None, typer.Option(help="Execute one chapter, as in tasks, and build no pages.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the profile's models, execute the chapters, build the book; prints its path.
@@ -461,18 +464,21 @@ def book_command(
     Example: eqr book --profile smoke
     """
     from eqr.book import BookError
-    from eqr.runner import make_book
+    from eqr.runner import make_book, only_chapter
 
     if profile not in PROFILES:
         raise ConfigError(f"--profile {profile!r} is not known{near_miss(profile, PROFILES)}")
     try:
-        page = make_book(profile, seed=seed, out=out, jobs=jobs, say=say)
+        if only is not None:
+            made = only_chapter(only, profile, seed)
+        else:
+            made = make_book(profile, seed=seed, out=out, jobs=jobs, say=say)
     except BookError as error:
         fail(error)
     if as_json:
-        emit({"page": str(page)})
+        emit({"page" if only is None else "chapter": str(made)})
     else:
-        print(page)
+        print(made)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ def run_command(
     overwrite: Annotated[
         bool, typer.Option(help="Give up written results that the store has not got.")
     ] = False,
+    files: Annotated[
+        bool, typer.Option(help="Write the study's files; without them only the store is filled.")
+    ] = True,
     show_list: Annotated[bool, typer.Option("--list", help="Studies, rows, what is done.")] = False,
     store: StoreDir = None,
     as_json: Json = False,
@@ -53,7 +56,8 @@ def run_command(
     """Train and evaluate what is missing of a study, then write its table; prints its path.
 
     Killed, it goes on where it was when run again. A study of which only some rows or seeds are
-    complete is written too, and says which are missing.
+    complete is written too, and says which are missing. With --no-files, for cells on several
+    machines, the path is the store's.
 
     Example: eqr run construction --rows feedforward,act --seeds 0-2 --jobs 2
     """
@@ -71,7 +75,7 @@ def run_command(
     chosen = [row.strip() for row in rows.split(",")] if rows is not None else None
     for row in chosen or ():
         wanted.row(row)
-    out = out or results_folder(profile)
+    out, runs = out or results_folder(profile), Store(store)
     try:
         meta = study_run.run(
             name,
@@ -79,22 +83,24 @@ def run_command(
             rows=chosen,
             seeds=seed_list(seeds),
             jobs=jobs,
-            store=Store(store),
+            store=runs,
             out=out,
             overwrite=overwrite,
+            files=files,
         )
     except KeyboardInterrupt:
         say("stopped; run the same command again to go on")
         raise typer.Exit(130) from None
-    path = out / f"{name}.csv"
+    path = out / f"{name}.csv" if files else runs.root
     missing: dict[str, list[str]] = {}
     for row, seed in meta["missing"]:
         missing.setdefault(row, []).append(str(seed))
     if missing:
         text = "; ".join(f"{row} {' '.join(numbers)}" for row, numbers in missing.items())
-        say(f"{len(meta['cells'])} cells written; missing (row and seeds): {text}")
+        say(f"{len(meta['cells'])} cells complete; missing (row and seeds): {text}")
     if as_json:
-        emit({"table": str(path), **{k: meta[k] for k in ("cells", "missing", "failed")}})
+        kept = {k: meta[k] for k in ("cells", "missing", "failed")}
+        emit({"table" if files else "store": str(path), **kept})
     else:
         print(path)
     if meta["failed"]:

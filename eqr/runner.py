@@ -18,29 +18,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from eqr import book, vendor
-from eqr.config import ConfigError, load_recipe, near_miss, recipe_names
+from eqr import book, graph, vendor
+from eqr.config import ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
+from eqr.graph import BOOK, NOTEBOOKS, Job
 from eqr.store import Store
-
-NOTEBOOKS = PROJECT / "notebooks"
-BOOK = PROJECT / "book"
 
 SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
 
 Say = Callable[[str], None]
 
 
-def chapters() -> list[Path]:
-    """The chapters' notebooks, by name."""
-    return sorted(NOTEBOOKS.glob("*.ipynb"))
-
-
 def package_hash() -> str:
     """sha256 over the package's source and recipes, 16 hex digits."""
     total = hashlib.sha256()
     root = Path(__file__).parent
-    for path in sorted([*root.rglob("*.py"), *root.rglob("*.toml")]):
+    for path in graph.package_files():
         total.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return total.hexdigest()[:16]
 
@@ -99,12 +92,11 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
 
 def chapter(notebook: Path, parameters: Mapping[str, Any], store: Store) -> Path:
     """The executed notebook with these parameters: the stored one, or executed now."""
-    manifests = sorted((PROJECT / "data").glob("*/manifest.json"))
     config = {
         "notebook": file_sha256(notebook),
         "parameters": dict(parameters),
         "package": package_hash(),
-        "data": [file_sha256(path) for path in manifests],
+        "data": [file_sha256(path) for path in graph.manifests()],
     }
 
     def make(directory: Path) -> None:
@@ -113,37 +105,55 @@ def chapter(notebook: Path, parameters: Mapping[str, Any], store: Store) -> Path
     return store.obtain("chapter", config, make).file(notebook.name)
 
 
-def train_models(profile: str, seed: int, store: Store, jobs: int, say: Say) -> None:
-    """Train every recipe of the profile, ``jobs`` processes of one thread side by side.
+def only_chapter(name: str, profile: str, seed: int) -> Path:
+    """The executed notebook of one chapter, with its models trained first where they are absent.
 
     Raises:
-        eqr.book.BookError: a training process failed.
+        ConfigError: there is no such chapter, or the profile has none.
+        eqr.book.BookError: a cell failed.
     """
-    recipes = {name: load_recipe(name, profile) for name in recipe_names(profile)}
+    refuse_paper(profile)
+    if name not in (known := [path.stem for path in graph.chapters()]):
+        raise ConfigError(f"--only {name!r} is no chapter{near_miss(name, known)}")
+    one_thread()
+    return chapter(NOTEBOOKS / f"{name}.ipynb", {"profile": profile, "seed": seed}, Store())
 
-    def cost(name: str) -> float:
-        found = recipes[name]
-        values = found.model.layers * found.model.hidden * found.task.seq_len
-        return found.train.steps * found.train.batch * values
 
-    def work(name: str) -> None:
-        began = time.monotonic()
-        command = [sys.executable, "-m", "eqr.cli", "train", name, "--profile", profile]
-        command += ["--seed", str(seed), "--store", str(store.root)]
-        with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            last = ""
-            for line in process.stderr:
-                last = line.strip() or last
-                say(f"  {name}: {line.strip()}")
-        if process.returncode:
-            raise book.BookError(f"training {name} failed: {last}")
-        say(f"  {name}: ready after {time.monotonic() - began:.0f} s")
+def refuse_paper(profile: str) -> None:
+    """ConfigError for the profile that no chapter is run with."""
+    if profile == "paper":
+        raise ConfigError(
+            "the paper profile trains for GPU hours and is not part of a book build; train its "
+            "recipes with `eqr train NAME --profile paper --device cuda`"
+        )
 
-    with ThreadPoolExecutor(jobs) as pool:
-        # The longest first, so that the last process to end does not start last.
-        list(pool.map(work, sorted(recipes, key=cost, reverse=True)))
+
+def one_thread() -> None:
+    """One thread for each kernel and training process, which inherit this.
+
+    Two processes with two threads each on two cores are ten times slower than with one.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
+
+def train_model(job: Job, store: Store, say: Say) -> None:
+    """Run a training job of the graph as a process of its own.
+
+    Raises:
+        eqr.book.BookError: it failed.
+    """
+    name, began = job.about, time.monotonic()
+    command = [sys.executable, "-m", "eqr.cli", *job.command, "--store", str(store.root)]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        last = ""
+        for line in process.stderr:
+            last = line.strip() or last
+            say(f"  {name}: {line.strip()}")
+    if process.returncode:
+        raise book.BookError(f"training {name} failed: {last}")
+    say(f"  {name}: ready after {time.monotonic() - began:.0f} s")
 
 
 def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Path:
@@ -160,29 +170,27 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
         eqr.book.BookError: training, a chapter or the build failed.
         ConfigError: the profile needs a machine that this is not.
     """
-    if profile == "paper":
-        raise ConfigError(
-            "the paper profile trains for GPU hours and is not part of a book build; train its "
-            "recipes with `eqr train NAME --profile paper --device cuda`"
-        )
+    refuse_paper(profile)
     began = time.monotonic()
-    # Kernels and training processes inherit these. One thread each: two processes with two threads
-    # each on two cores are ten times slower than with one.
-    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
-    store = Store()
+    one_thread()
+    store, todo = Store(), graph.jobs(profile, seed, out).values()
     vendor.ensure()  # first, since it may need the network
+
+    def side_by_side(kind: str, work: Callable[[Job], Any]) -> list[Any]:
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(work, [job for job in todo if job.kind == kind]))
+
     say(f"[1/3] models of profile {profile}")
-    train_models(profile, seed, store, jobs, say)
+    side_by_side("train", lambda job: train_model(job, store, say))
     say("[2/3] chapters")
 
-    def work(notebook: Path) -> tuple[str, Path]:
-        start = time.monotonic()
+    def work(job: Job) -> tuple[str, Path]:
+        start, notebook = time.monotonic(), NOTEBOOKS / f"{job.about}.ipynb"
         done = chapter(notebook, {"profile": profile, "seed": seed}, store)
         say(f"  {notebook.stem}: ready after {time.monotonic() - start:.0f} s")
         return notebook.stem, done
 
-    with ThreadPoolExecutor(jobs) as pool:
-        executed = dict(pool.map(work, chapters()))
+    executed = dict(side_by_side("chapter", work))
     say("[3/3] pages")
     source = book.assemble(
         BOOK, executed, out / profile / "source", SMOKE if profile == "smoke" else ""

@@ -313,6 +313,7 @@ def run(
     store: Store | None = None,
     out: Path | None = None,
     overwrite: bool = False,
+    files: bool = True,
     tell: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Run what is missing of a study and write its files; returns the content of its JSON.
@@ -323,6 +324,8 @@ def run(
         jobs: processes of one thread side by side.
         out: folder of the files; None takes the shipped results' place.
         overwrite: allow that cells in the files of ``out`` are lost because this store lacks them.
+        files: False leaves the files alone, for one of several machines that run cells side by
+            side; of the JSON's content there is then only what concerns the cells asked for.
         tell: gets a line of progress at a time.
 
     Raises:
@@ -331,7 +334,7 @@ def run(
     wanted, store = study(name), store or Store()
     out = Path(out or results_folder(profile))
     asked = cells_of(wanted, profile, rows, seeds)
-    before = written_cells(name, profile, out)
+    before = written_cells(name, profile, out) if files else []
     lost = [c for c in before if c not in asked and not finished(c, store)]
     if lost and not overwrite:
         raise ConfigError(
@@ -363,10 +366,17 @@ def run(
                         failed[str(futures[future])] = str(error)
                         line = f"{futures[future]}: FAILED, {error}"
                     tell(f"[{number}/{len(todo)}] {line}")
-                    if time.monotonic() - wrote > PAUSE_S:
+                    if files and time.monotonic() - wrote > PAUSE_S:
                         write(wanted, profile, every, store, out, failed)
                         wrote = time.monotonic()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    if not files:
+        have = [cell for cell in asked if finished(cell, store)]
+        return {
+            "cells": [[c.row, c.seed] for c in have],
+            "missing": [[c.row, c.seed] for c in asked if c not in have],
+            "failed": failed,
+        }
     return write(wanted, profile, every, store, out, failed)

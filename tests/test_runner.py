@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from eqr import runner
+from eqr import graph, runner
 from eqr.book import BookError
 from eqr.config import ConfigError
 from eqr.store import Store
@@ -86,6 +86,6 @@ def test_a_chapter_appears_complete_with_its_parameters_and_is_not_executed_twic
 
 def test_every_chapter_takes_profile_and_seed():
     """What ``eqr book`` passes to each of them."""
-    assert runner.chapters()
-    for path in runner.chapters():
+    assert graph.chapters()
+    for path in graph.chapters():
         runner.check_parameters(path, {"profile": "smoke", "seed": 0})

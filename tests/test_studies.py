@@ -264,6 +264,19 @@ def test_an_altered_or_absent_file_is_named(written, tmp_path, kind):
         studies.load("construction", "lapdog")
 
 
+def test_cells_can_be_run_without_touching_the_files(written, store, tmp_path):
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    meta = study_run.run(
+        "construction", "smoke", rows=["act"], store=store, out=written, files=False, tell=str
+    )
+    assert meta == {"cells": [["act", 0], ["act", 1]], "missing": [], "failed": {}}
+    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
+    study_run.run(
+        "construction", "smoke", rows=[], store=store, out=tmp_path / "new", files=False, tell=str
+    )
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_path):
     """SIGKILL while a worker trains: no orphan works on, and the results are the same."""
     words = ["run", "construction", "--profile", "smoke", "--rows", "act", "--seeds", "0"]

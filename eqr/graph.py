@@ -1,0 +1,199 @@
+"""The book and the studies as one graph of jobs: what runs, after what, with which resources.
+
+    train → chapter → book        cell → study
+
+:func:`eqr.runner.make_book` runs the first line on this machine; the `Snakefile` hands both to
+Slurm or Kubernetes. Every job is an ``eqr`` command that, once killed, goes on where it was when it
+is started again, and that only reads from the store what is complete (page *Run it again*).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from eqr.config import PROFILES, RECIPES, ConfigError, digest, load_recipe, near_miss, recipe_names
+from eqr.data import PROJECT, file_sha256
+from eqr.study_rows import PROFILES as STUDY_PROFILES
+from eqr.study_rows import STUDIES
+from eqr.study_run import cells_of
+
+NOTEBOOKS = PROJECT / "notebooks"
+BOOK = PROJECT / "book"
+
+#: What jobs make, in the order in which they can be made.
+KINDS = ("train", "chapter", "book", "cell", "study")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a job asks a scheduler for."""
+
+    cpus: int
+    mem_mb: int
+    minutes: int  # a job that is ended after this time goes on when it is started again
+    gpus: int = 0
+
+
+SMALL, MEDIUM, HOURS = Resources(1, 2000, 20), Resources(1, 4000, 60), Resources(1, 4000, 240)
+
+#: By profile and kind. The processes of the first two profiles have one thread each.
+RESOURCES = {
+    "smoke": dict.fromkeys(KINDS, SMALL),
+    "laptop": {"train": HOURS, "chapter": HOURS, "book": MEDIUM, "cell": HOURS, "study": MEDIUM},
+    "paper": {"train": Resources(8, 32000, 1440, gpus=1)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One ``eqr`` command; it prints the path of what it has made."""
+
+    name: str  # "train/sudoku6": its kind, then what it is about
+    command: tuple[str, ...]  # what follows ``eqr``
+    resources: Resources
+    needs: tuple[str, ...] = ()  # names of the jobs that come first
+    reads: tuple[Path, ...] = ()  # files whose change makes it due again
+
+    @property
+    def kind(self) -> str:
+        """What it makes, one of :data:`KINDS`."""
+        return self.name.partition("/")[0]
+
+    @property
+    def about(self) -> str:
+        """The recipe, notebook, cell or study; empty for the book."""
+        return self.name.partition("/")[2]
+
+    @property
+    def state(self) -> str:
+        """A hash of the content of what it reads: another hash, and it is due again."""
+        return digest([file_sha256(path) for path in self.reads])
+
+
+def jobs(profile: str, seed: int = 0, out: Path = Path("build")) -> dict[str, Job]:
+    """All jobs of a profile by name, each after those it needs.
+
+    Args:
+        profile: the paper profile has trainings only: no chapter or study is run with its recipes.
+        seed: of trainings and chapters; cells have their own.
+        out: build directory: pages go to ``<out>/<profile>/html``, studies to ``.../studies``.
+
+    Raises:
+        ConfigError: an unknown profile.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"profile {profile!r} is not known{near_miss(profile, PROFILES)}")
+    found = training_jobs(profile, seed)
+    if profile != "paper":
+        found += book_jobs(profile, seed, out)
+    if profile in STUDY_PROFILES:
+        found += study_jobs(profile, out)
+    return {job.name: job for job in found}
+
+
+def training_jobs(profile: str, seed: int) -> list[Job]:
+    """A job for each recipe, the longest first, so that the last to end does not start last."""
+
+    def cost(name: str) -> float:
+        found = load_recipe(name, profile)
+        values = found.model.layers * found.model.hidden * found.task.seq_len
+        return found.train.steps * found.train.batch * values
+
+    options = ("--profile", profile, "--seed", str(seed))
+    if RESOURCES[profile]["train"].gpus:
+        options += ("--device", "cuda")
+    return [
+        Job(
+            f"train/{name}",
+            ("train", name, *options),
+            RESOURCES[profile]["train"],
+            reads=(RECIPES / profile / f"{name}.toml", *meaning()),
+        )
+        for name in sorted(recipe_names(profile), key=cost, reverse=True)
+    ]
+
+
+def book_jobs(profile: str, seed: int, out: Path) -> list[Job]:
+    """A job for each chapter, and the book."""
+    options = ("--profile", profile, "--seed", str(seed))
+    done = [
+        Job(
+            f"chapter/{path.stem}",
+            ("book", "--only", path.stem, *options),
+            RESOURCES[profile]["chapter"],
+            needs=tuple(f"train/{name}" for name in recipes_named(path, profile)),
+            reads=(path, *package_files(), *manifests()),
+        )
+        for path in chapters()
+    ]
+    pages = sorted(p for p in BOOK.iterdir() if p.is_file() and not p.name.startswith("."))
+    book = Job(
+        "book",
+        ("book", *options, "--out", str(out), "--jobs", "1"),
+        RESOURCES[profile]["book"],
+        needs=tuple(f"train/{name}" for name in recipe_names(profile))
+        + tuple(job.name for job in done),
+        reads=tuple(pages),
+    )
+    return [*done, book]
+
+
+def study_jobs(profile: str, out: Path) -> list[Job]:
+    """A job for each cell of each study, and one that writes the study's files."""
+    found = []
+    for study in STUDIES.values():
+        common = ("run", study.name, "--profile", profile)
+        cells = [
+            Job(
+                f"cell/{study.name}/{cell.row}/{cell.seed}",
+                (*common, "--rows", cell.row, "--seeds", str(cell.seed), "--no-files"),
+                RESOURCES[profile]["cell"],
+                reads=(
+                    RECIPES / profile / f"{study.row(cell.row).recipe}.toml",
+                    Path(__file__).parent / "study_rows.py",
+                    *meaning(),
+                ),
+            )
+            for cell in cells_of(study, profile, None, None)
+        ]
+        table = Job(
+            f"study/{study.name}",
+            (*common, "--out", str(out / profile / "studies")),
+            RESOURCES[profile]["study"],
+            needs=tuple(job.name for job in cells),
+        )
+        found += [*cells, table]
+    return found
+
+
+def chapters() -> list[Path]:
+    """The chapters' notebooks, by name."""
+    return sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def recipes_named(notebook: Path, profile: str) -> list[str]:
+    """The recipes of the profile that a notebook's code names.
+
+    One that is missed costs time and nothing else: the chapter trains it, or waits for it.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return [name for name in recipe_names(profile) if f'"{name}"' in code or f"'{name}'" in code]
+
+
+def package_files() -> list[Path]:
+    """The package's source and recipes: what a chapter's result depends on."""
+    root = Path(__file__).parent
+    return sorted([*root.rglob("*.py"), *root.rglob("*.toml")])
+
+
+def manifests() -> list[Path]:
+    """The manifests of the shipped data, which hold its hashes."""
+    return sorted((PROJECT / "data").glob("*/manifest.json"))
+
+
+def meaning() -> list[Path]:
+    """What every run's id depends on beside its recipe: ``SEMANTICS``, and the shipped data."""
+    return [Path(__file__).parent / "config.py", *manifests()]
