@@ -124,7 +124,7 @@ def book_jobs(profile: str, seed: int, out: Path) -> list[Job]:
             ("book", "--only", path.stem, *options),
             RESOURCES[profile]["chapter"],
             needs=tuple(f"train/{name}" for name in recipes_named(path, profile)),
-            reads=(path, *package_files(), *manifests()),
+            reads=(path, *package_files(), *manifests(), *records()),
         )
         for path in chapters()
     ]
@@ -192,6 +192,11 @@ def package_files() -> list[Path]:
 def manifests() -> list[Path]:
     """The manifests of the shipped data, which hold its hashes."""
     return sorted((PROJECT / "data").glob("*/manifest.json"))
+
+
+def records() -> list[Path]:
+    """The shipped results of the studies, which chapters read; each holds its files' hashes."""
+    return sorted((PROJECT / "data" / "results").glob("*/*.json"))
 
 
 def meaning() -> list[Path]:

@@ -1,0 +1,89 @@
+"""The paper's figures beside ours: nothing is called reproduced that has not been run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from eqr import paper
+from eqr.evaluate import Difference
+from eqr.studies import Comparison, Pick, StudyError
+
+
+@dataclass
+class Fake:
+    """A study in which each row has one accuracy, the same in each of its seeds but for jitter."""
+
+    level: dict[str, float]
+    count: dict[str, int] = field(default_factory=dict)
+
+    def seeds(self, row, evaluation=None):
+        return list(range(self.count.get(row, 3) if row in self.level else 0))
+
+    def accuracy(self, pick):
+        level = self.level[pick.row]
+        return Difference(level, level - 0.01, level + 0.01, len(self.seeds(pick.row)))
+
+    def outcomes(self, pick, seed):
+        return np.full(40, self.level[pick.row])
+
+    def compare(self, ours, other):
+        gap = self.level[ours.row] - self.level[other.row]
+        found = Difference(gap, gap - 0.02, gap + 0.02, 3)
+        return Comparison(found, found)
+
+
+def table_of(monkeypatch, **studies):
+    monkeypatch.setattr(paper, "available", lambda profile: studies)
+    return paper.beside("laptop")
+
+
+def test_without_records_every_row_says_not_run(monkeypatch):
+    found = table_of(monkeypatch)
+    assert set(found.verdict) == {"not run"} and set(found.ours) == {"not run"}
+    assert set(found["our step"]) == {"–"} and len(found) == len(paper.entries())
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"), [(0.1, "reproduced"), (-0.1, "not reproduced"), (0.01, "undecided")]
+)
+def test_the_verdict_is_the_sign_of_the_step(monkeypatch, gap, verdict):
+    found = table_of(monkeypatch, shaping=Fake({"trm": 0.6, "ri": 0.6 + gap}))
+    found = found[(found.table == "Table 3") & (found.task == paper.SUDOKU)].set_index("what")
+    assert found.loc["Random start (RI)", "verdict"] == verdict
+    assert found.loc["Random start (RI)", "paper's step"] == "+1.2"
+    assert (found.verdict == "baseline").sum() == 1
+
+
+def test_one_seed_decides_nothing_and_falling_steps_are_understood(monkeypatch):
+    one = table_of(monkeypatch, shaping=Fake({"trm": 0.6, "ri": 0.9}, {"ri": 1}))
+    assert "reproduced" not in set(one.verdict)
+    rows = {"segmented": 0.7, "segmented-cut": 0.5}
+    found = table_of(monkeypatch, construction=Fake(rows))
+    cut = found[(found.table == "Table 8") & (found.paper == "67.2")]
+    assert cut.verdict.item() == "reproduced"  # the paper's step goes down, and so does ours
+
+
+def test_every_pick_is_one_that_its_study_can_have():
+    for entry in paper.entries():
+        if entry.study:
+            row = paper.STUDIES[entry.study].row(entry.pick.row)
+            assert any(entry.pick.depth in e.config.depths for e in row.evaluate)
+    for name, pick in paper.BASE.values():
+        assert isinstance(pick, Pick) and paper.STUDIES[name].row(pick.row)
+
+
+def test_an_altered_study_is_an_error_and_an_absent_one_is_not(monkeypatch):
+    def absent(name, profile):
+        raise StudyError("x.json: absent; make it")
+
+    def altered(name, profile):
+        raise StudyError("x.csv: altered; make it anew")
+
+    monkeypatch.setattr(paper, "load", absent)
+    assert paper.available("laptop") == {}
+    monkeypatch.setattr(paper, "load", altered)
+    with pytest.raises(StudyError, match="altered"):
+        paper.available("laptop")
