@@ -157,7 +157,7 @@ def test_there_is_a_run_profile_for_each_way() -> None:
     assert [path.parent.name for path in RUN_PROFILES] == ["kubernetes", "local", "slurm"]
 
 
-@pytest.mark.skipif(not SNAKEMAKE, reason="Snakemake is not installed: pip install -e '.[cluster]'")
+@pytest.mark.skipif(not SNAKEMAKE, reason="Snakemake is not installed (extra `cluster`)")
 class TestSnakemake:
     def dry(self, tmp_path: Path, *words: str) -> str:
         """What a dry run in an empty directory says."""
