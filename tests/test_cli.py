@@ -300,7 +300,9 @@ def test_training_stopped_by_ctrl_c_says_how_to_go_on(tmp_path):
     """SIGINT in the middle of a run: exit 130, one line, and the checkpoint stays."""
     command = [sys.executable, "-m", "eqr.cli", "train", "headroom", "--store", str(tmp_path)]
     command += ["-s", "train.checkpoint_every=1", "-s", "train.batch=4"]
-    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    usual = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, **usual) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not list(tmp_path.rglob("resume.safetensors")):
             time.sleep(0.1)
