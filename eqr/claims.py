@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from eqr.evaluate import paired_difference, wilson
-from eqr.studies import Pick, Results, over_seeds
+from eqr.evaluate import mean_interval, paired_difference, wilson
+from eqr.studies import Pick, Results
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Claim:
         values = np.asarray(values, float).ravel()
         if len(values) < 2:
             return cls(name, None, None, None, len(values), **rest)
-        found = over_seeds(values)
+        found = mean_interval(values)
         return cls(name, found.mean, found.low, found.high, found.n, **rest)
 
     @classmethod
@@ -82,11 +82,12 @@ class Claim:
 
         Not run, where a row has fewer than two seeds in common with the other.
         """
-        shared = set(study.seeds(ours.row)) & set(study.seeds(other.row))
+        shared = set(study.seeds(ours.row, ours.evaluation))
+        shared &= set(study.seeds(other.row, other.evaluation))
         if len(shared) < 2:
             return cls(name, None, None, None, 0, seeds=len(shared), **rest)
         found = study.compare(ours, other)
-        rest = {"seeds": found.seeds.n, "run": study.meta["sha256"]["csv"][:12], **rest}
+        rest = {"seeds": found.seeds.n, "run": study.id, **rest}
         gap = found.seeds
         return cls(name, gap.mean, gap.low, gap.high, found.problems.n, **rest)
 

@@ -24,7 +24,19 @@ from eqr.config import (
     recipe_from_dict,
     recipe_names,
 )
-from eqr.console import Device, Json, Profile, Seed, Settings, StoreDir, emit, fail, progress, say
+from eqr.console import (
+    Device,
+    Json,
+    Profile,
+    Seed,
+    Settings,
+    StoreDir,
+    emit,
+    fail,
+    progress,
+    say,
+    whole_numbers,
+)
 from eqr.parallel import WorldError, joined
 from eqr.plan_grid import PlanError
 from eqr.store import Store, StoreError
@@ -79,17 +91,6 @@ def pick_device(name: str) -> str:
         there = ", ".join(k for k, v in known.items() if v)
         raise ConfigError(f"--device {name} is not available here; available: {there}")
     return name
-
-
-def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """``"1,2,4"`` to a rising tuple of whole numbers from 1."""
-    try:
-        values = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        values = ()
-    if not values or values[0] < 1:
-        raise ConfigError(f"{option} {text!r} must be whole numbers from 1, as in {option} 1,4,16")
-    return values
 
 
 @app.command("train")
@@ -205,15 +206,12 @@ def eval_command(
     from eqr import evaluate
     from eqr.halting import parse_rule
     from eqr.queue import halting_records, halting_table
+    from eqr.select import check_selections
 
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
     rules = [name.strip() for name in select.split(",")]
     config = EvalConfig(depths, breadths[-1], noise, window, seed, problems, symmetry)
-    for name in rules:
-        if name not in evaluate.SELECTIONS:
-            raise ConfigError(
-                f"--select {name!r} is not known{near_miss(name, evaluate.SELECTIONS)}"
-            )
+    check_selections(rules, "--select")
     if out and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     stops = {str(rule): rule for rule in map(parse_rule, halting or ())}

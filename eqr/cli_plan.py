@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from eqr.config import ConfigError, EvalConfig
-from eqr.console import Json, Profile, StoreDir, emit, progress, say
+from eqr.console import Json, Profile, StoreDir, emit, progress, say, whole_numbers
 from eqr.store import Store
 
 
@@ -80,7 +80,8 @@ def plan_command(
     path = plan_grid.find_model(model, profile, seed, found)
     loaded = load_model(path)
     if depth is not None:
-        config = EvalConfig(depths_of(depth), breadth, noise, seed=seed, problems=problems)
+        depths = whole_numbers(depth, "--depth")
+        config = EvalConfig(depths, breadth, noise, seed=seed, problems=problems)
         home = results.models(found).get(loaded.sha256)
         if home is None:
             raise plan_grid.PlanError(
@@ -111,18 +112,3 @@ def plan_command(
             f"obtained {row.obtained:.1%} (uncorrected {row.recorded:.1%}), "
             f"inside the interval {row.coverage:.0%}"
         )
-
-
-def depths_of(text: str) -> tuple[int, ...]:
-    """``"4,8,16"`` to a rising tuple.
-
-    >>> depths_of("16,4")
-    (4, 16)
-    """
-    try:
-        values = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        values = ()
-    if not values or values[0] < 1:
-        raise ConfigError(f"--depth {text!r} must be whole numbers from 1, as in --depth 4,8,16")
-    return values

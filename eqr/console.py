@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eqr.config import ConfigError
+
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -25,6 +27,21 @@ StoreDir = Annotated[
     Path | None, typer.Option(help="Where runs are kept [default: $EQR_STORE or build/store].")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """What an option gives as ``"1,2,4"``, as a rising tuple of whole numbers from 1.
+
+    >>> whole_numbers("16,4", "--depth")
+    (4, 16)
+    """
+    try:
+        values = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        values = ()
+    if not values or values[0] < 1:
+        raise ConfigError(f"{option} {text!r} must be whole numbers from 1, as in {option} 1,4,16")
+    return values
 
 
 def say(line: str, style: str | None = None) -> None:

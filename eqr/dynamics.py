@@ -1,9 +1,9 @@
 """One outer iteration as a map on flat states: derivatives, norms, exponents, constants.
 
-The local half of the landscape (chapters *The theory, tested* and *Reading the landscape*); the
-global half, attractors and basins, is :mod:`eqr.landscape`. Everything here works on any model that
-has ``step``, a trained reasoner or a :class:`MapModel` made of a function one can check by hand,
-and in float64, since power iterations and tangents would drown in float32's rounding.
+The local half of the landscape (chapters *The theory, derived and tested* and *Reading the
+landscape*); the global half, attractors and basins, is :mod:`eqr.landscape`. Everything works on
+any model that has ``step``, a trained reasoner or a :class:`MapModel` made of a function one can
+check by hand, and in float64, since tangents would drown in float32's rounding.
 
 Shapes: ``B`` rows, each with its own problem; ``N`` numbers in a row's flat state (both latents).
 """

@@ -179,8 +179,7 @@ def halted(
         rules: as :func:`eqr.halting.parse_rule` reads them.
         first_settled: as for :func:`eqr.queue.adaptive`.
     """
-    test = model.data.test
-    config = replace(config, problems=min(config.problems or len(test), len(test)))
+    test, config = model.data.test, within(config, model)
     parsed = {str(rule): rule for rule in map(parse_rule, rules)}
     measures = [f.name for f in fields(Halted) if f.name != "outcomes"]
 
@@ -219,13 +218,18 @@ def read_halted(run: Run) -> dict[str, Halted]:
         }
 
 
+def within(config: EvalConfig, model: Trained) -> EvalConfig:
+    """The configuration with ``problems`` cut to the test problems that there are."""
+    count = len(model.data.test)
+    return replace(config, problems=min(config.problems or count, count))
+
+
 def eval_named(model: Trained, config: EvalConfig) -> dict[str, Any]:
-    """What the id of an evaluation hashes; ``problems`` is cut to what there is."""
-    problems = min(config.problems or len(model.data.test), len(model.data.test))
+    """What the id of an evaluation hashes."""
     return {
         "weights": model.checkpoint.sha256,
         "data": model.data.digest,
-        "eval": to_dict(replace(config, problems=problems), defaults=False),
+        "eval": to_dict(within(config, model), defaults=False),
     }
 
 
@@ -236,9 +240,8 @@ def evaluated(
     progress: data.Progress | None = None,
 ) -> Evaluated:
     """Evaluate on the recipe's test problems, or read the stored evaluation."""
-    test = model.data.test
+    test, config = model.data.test, within(config, model)
     named = eval_named(model, config)
-    config = replace(config, problems=named["eval"]["problems"])
 
     def make(directory: Path) -> None:
         kept = evaluate.records(

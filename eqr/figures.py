@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from eqr.experiments import Evaluated, Measured, Trained
+from eqr.experiments import Evaluated, HaltingRun, Measured, Trained
 from eqr.solve import Solution
 from eqr.store import Run, commit
 from eqr.studies import Pick, Results
@@ -47,7 +47,7 @@ def set_style() -> None:
 
 def finish(
     fig: Figure,
-    runs: Sequence[Run | Trained | Evaluated | Measured],
+    runs: Sequence[Run | Trained | Evaluated | Measured | HaltingRun | Results],
     *,
     profile: str,
     n: int | str | None = None,
@@ -56,6 +56,8 @@ def finish(
     data: str | None = None,
 ) -> Figure:
     """Write the trace below a figure: profile, β, n, seed, runs, commit and data; returns it."""
+    studies = [run.id for run in runs if isinstance(run, Results)]
+    runs = [run for run in runs if not isinstance(run, Results)]
     found = [run if isinstance(run, Run) else run.run for run in runs]
     used = dict.fromkeys(run.manifest["config"].get("data", "") for run in found)
     data = data or " ".join(filter(None, used)) or None
@@ -67,7 +69,7 @@ def finish(
     ]
     parts += [f"commit {commit()}"]
     lines = [" · ".join(parts)]
-    ids = [run.id for run in found]
+    ids = [*(run.id for run in found), *studies]
     lines += [" · ".join(ids[i : i + 3]) for i in range(0, len(ids), 3)]
     size = 0.8 * fig.get_figwidth()  # about 8 points once scaled to the width of a page
     fig.supxlabel("\n".join(lines), fontsize=size, color="0.4", x=0.01, ha="left")

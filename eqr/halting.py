@@ -1,4 +1,4 @@
-"""When a trajectory has settled, judged from inside (paper §4, Table 5; chapter *Halting*).
+"""When a trajectory has settled, judged from inside (Table 5; chapter *Adaptive compute*).
 
 A rule is a small frozen object that looks at :class:`Signs`: three numbers a row, none of which
 comes from a label or a checker. Its condition must hold in ``patience`` iterations on end, and a

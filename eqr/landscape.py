@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
@@ -54,7 +53,7 @@ __all__ = [
     "Slice", "attractors", "basin_entropy", "cluster", "ends", "fixed_point", "gap_lipschitz",
     "jacobian_norm", "kinds", "latent_slice", "local_lipschitz", "lyapunov", "margin",
     "mode_gains", "modes", "path_independence", "pca", "reliability", "settled_correct",
-    "settling_time", "spectral_radius", "t_interval", "uncertainty_exponent",
+    "settling_time", "spectral_radius", "uncertainty_exponent",
 ]  # fmt: skip
 
 # --- trajectories ------------------------------------------------------------------------
@@ -284,12 +283,6 @@ def settled_correct(settled: np.ndarray, exact: np.ndarray) -> pd.DataFrame:
              "low": low, "high": high}
         )  # fmt: skip
     return pd.DataFrame(rows).set_index("answer")
-
-
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean of (n,) values and the half width of its 95 % t interval."""
-    values = np.asarray(values, float)
-    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def reliability(residuals: np.ndarray, exact: np.ndarray, bins: int = 8) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from eqr.claims import Claim
 from eqr.studies import Pick, Results, StudyError, load
 from eqr.study_rows import STUDIES
 
@@ -100,15 +101,11 @@ def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[s
         return "–", "not run"
     if entry.pick == first:
         return "–", "baseline"
-    study = studies[name]
-    shared = set(study.seeds(entry.pick.row)) & set(study.seeds(first.row))
-    if len(shared) < 2:
-        return "–", "not run"
-    gap = study.compare(entry.pick, first).seeds
-    text = f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-    if gap.low <= 0 <= gap.high:
-        return text, "undecided"
-    return text, "reproduced" if (gap.mean > 0) == (entry.value > base) else "not reproduced"
+    side = {"at_least": 0.0} if entry.value > base else {"at_most": 0.0}
+    gap = Claim.of_study(entry.name, studies[name], entry.pick, first, **side)
+    if gap.value is None:
+        return "–", gap.verdict
+    return f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]", gap.verdict
 
 
 def beside(profile: str = "laptop") -> pd.DataFrame:
@@ -131,10 +128,9 @@ def beside(profile: str = "laptop") -> pd.DataFrame:
         ours, n, seeds = "not run", 0, 0
         if entry.study in studies and entry.pick:
             study = studies[entry.study]
-            seeds = len(study.seeds(entry.pick.row))
+            seeds = len(study.seeds(entry.pick.row, entry.pick.evaluation))
             if seeds:
-                found = study.accuracy(entry.pick)
-                n = len(study.outcomes(entry.pick, study.seeds(entry.pick.row)[0]))
+                found, n = study.accuracy(entry.pick), study.problems(entry.pick.evaluation)
                 ours = f"{100 * found.mean:.1f}"
                 if seeds > 1:
                     ours += f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"

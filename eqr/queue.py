@@ -1,5 +1,5 @@
 """Adaptive compute: a queue of fixed size that settled rows leave and new ones enter (paper §4,
-Table 5 and Fig. 7; chapter *Halting*).
+Table 5 and Fig. 7; chapter *Adaptive compute*).
 
 :func:`rollout` gives every (problem, restart) the same depth. :func:`adaptive` runs the same
 trajectories, each for as long as a halting rule of :mod:`eqr.halting` asks: a row that has settled
@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from eqr.config import ConfigError, EvalConfig, near_miss
+from eqr.config import ConfigError, EvalConfig
 from eqr.evaluate import NEVER, answer_hash, selected, wilson
 from eqr.halting import Rule, Signs
 from eqr.model import Reasoner, State, residual
-from eqr.select import SELECTIONS, Outcomes
+from eqr.select import Outcomes, check_selections
 from eqr.streams import stream
 
 
@@ -305,9 +305,7 @@ def halting_table(
     Raises:
         ConfigError: an unknown selection rule.
     """
-    for name in select:
-        if name not in SELECTIONS:
-            raise ConfigError(f"select {name!r} is not known{near_miss(name, SELECTIONS)}")
+    check_selections(select)
     rows = []
     for rule, run in kept.items():
         ran, breadth = run.depth > 0, run.depth.shape[1]

@@ -1,4 +1,4 @@
-"""Stored results: which there are, whether they are intact, how two differ (chapter *Rerun it*).
+"""Stored results: which there are, whether they are intact, how two differ (page *Run it again*).
 
 Everything here reads :class:`eqr.store.Store` and the published results below ``data/results``;
 only :func:`repeat` computes, and it writes to a temporary folder.
@@ -216,7 +216,7 @@ def shipped(folder: Path = SHIPPED) -> dict[str, list[str]]:
     """The published results below a folder: path of each ``.json`` -> what is wrong with it.
 
     A result is ``<name>.json`` beside ``<name>.csv`` and ``<name>.npz``; its field ``files`` gives
-    the sha256 of each, as a hex string or under ``sha256``.
+    the sha256 of each (:mod:`eqr.study_run` writes it), as a hex string or under ``sha256``.
     """
     found: dict[str, list[str]] = {}
     mend = "restore it with `git checkout`"

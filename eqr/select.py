@@ -7,10 +7,12 @@ the index of the chosen restart of each problem, (P,). Two are not choices and a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from eqr.config import ConfigError, near_miss
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +74,10 @@ RULES: dict[str, Callable[[Outcomes], np.ndarray]] = {
 
 #: All that ``--select`` takes: the rules, the mean over restarts, and pass@B.
 SELECTIONS = ("average", *RULES, "oracle")
+
+
+def check_selections(names: Iterable[str], option: str = "select") -> None:
+    """Refuse a selection that there is not; ConfigError names it and the near miss."""
+    for name in names:
+        if name not in SELECTIONS:
+            raise ConfigError(f"{option} {name!r} is not known{near_miss(name, SELECTIONS)}")

@@ -1,5 +1,5 @@
-"""Results of the many-seed studies: read, verified, and compared (chapters *Construction*,
-*Shaping*, *Depth and breadth*).
+"""Results of the many-seed studies: read, verified, and compared (chapters *From
+feedforward to iterative*, *Shaping the landscape*).
 
     results = studies.load("construction", "laptop")
     results.summary()
@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import pandas as pd
 
 from eqr.config import SEMANTICS, ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
-from eqr.evaluate import Difference, paired_difference
+from eqr.evaluate import Difference, mean_interval, paired_difference
 from eqr.study_rows import PROFILES, Study, study
 
 FORMAT = "eqr-study-1"
@@ -63,6 +62,17 @@ class Results:
     rows: pd.DataFrame
     bits: dict[str, np.ndarray]  # packed outcomes by "row/seed/evaluation[/select]"
     meta: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Name and the beginning of the table's hash: what figures and claims are traced to."""
+        return f"{self.study.name}-{self.meta['files'][f'{self.study.name}.csv'][:12]}"
+
+    def problems(self, evaluation: str = "depth") -> int:
+        """How many test problems an evaluation has."""
+        keys = (key.split("/") for key in self.meta["shapes"])
+        key = next(key for key in keys if len(key) == 3 and key[2] == evaluation)
+        return self.meta["shapes"]["/".join(key)][1]
 
     @property
     def missing(self) -> list[tuple[str, int]]:
@@ -105,7 +115,7 @@ class Results:
     def accuracy(self, pick: Pick) -> Difference:
         """Mean exact accuracy over the seeds, with its 95 % t interval."""
         seeds = self.seeds(pick.row, pick.evaluation)
-        return over_seeds([self.outcomes(pick, s).mean() for s in seeds])
+        return mean_interval([self.outcomes(pick, s).mean() for s in seeds])
 
     def compare(self, ours: Pick, other: Pick) -> Comparison:
         """``ours − other`` over the seeds that both have, on the same problems.
@@ -126,7 +136,7 @@ class Results:
                 f"{two.shape[1]}; compare evaluations on the same problems"
             )
         return Comparison(
-            over_seeds(one.mean(1) - two.mean(1)), paired_difference(one.mean(0), two.mean(0))
+            mean_interval(one.mean(1) - two.mean(1)), paired_difference(one.mean(0), two.mean(0))
         )
 
     def summary(self) -> pd.DataFrame:
@@ -135,7 +145,7 @@ class Results:
         for row in self.study.rows:
             mine = self.rows[(self.rows.row == row.name) & (self.rows.evaluation == "depth")]
             mine = mine[mine.depth == row.depth]
-            found = over_seeds(mine.exact.tolist())
+            found = mean_interval(mine.exact.tolist())
             paper = "; ".join(f"{p.value:g} ({p.table})" for p in row.paper)
             lines.append(
                 {
@@ -182,7 +192,7 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
         raise StudyError(f"{path}: absent; {mend}")
     try:
         meta = json.loads(path.read_text())
-        hashes = {kind: meta["sha256"][kind] for kind in ("csv", "npz")}
+        hashes = {kind: meta["files"][f"{name}.{kind}"] for kind in ("csv", "npz")}
         told = (meta["format"], meta["study"], meta["profile"], meta["semantics"])
     except (ValueError, KeyError, TypeError) as error:
         raise StudyError(f"{path}: damaged ({error}); {mend}") from error
@@ -201,34 +211,3 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
     # This engine reads numbers as Python does: as they were written, to the last bit.
     rows = pd.read_csv(io.BytesIO(content["csv"]), engine="python")
     return Results(wanted, rows, bits, meta)
-
-
-def over_seeds(values: Sequence[float]) -> Difference:
-    """Mean over seeds with its 95 % t interval: NaN bounds for a single seed.
-
-    Seeds are few and their spread is estimated from them, hence Student's t and not the normal.
-
-    >>> found = over_seeds([0.8, 0.9, 1.0])
-    >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3), found.n
-    (0.9, 0.652, 1.148, 3)
-    """
-    n = len(values)
-    mean = float(np.mean(values)) if n else math.nan
-    if n < 2:
-        return Difference(mean, math.nan, math.nan, n)
-    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Difference(mean, mean - half, mean + half, n)
-
-
-def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t with ``freedom`` degrees of freedom.
-
-    With ``t = √f tan θ`` its density is ``∝ cos^(f−1) θ`` on (−π/2, π/2), integrated numerically.
-
-    >>> [round(t_quantile(f), 3) for f in (1, 2, 4, 30)]
-    [12.706, 4.303, 2.776, 2.042]
-    """
-    angle = np.linspace(0.0, math.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
-    return math.sqrt(freedom) * math.tan(np.interp(0.95, mass / mass[-1], angle))

@@ -223,7 +223,7 @@ def write(
         "study": wanted.name,
         "profile": profile,
         "semantics": SEMANTICS,
-        "sha256": {kind: file_sha256(paths[kind]) for kind in ("csv", "npz")},
+        "files": {paths[kind].name: file_sha256(paths[kind]) for kind in ("csv", "npz")},
         "cells": [[c.row, c.seed] for c in cells if c in have],
         "missing": [[c.row, c.seed] for c in cells if c not in have],
         "partial": [[one.cell.row, one.cell.seed] for one in found if not one.complete],

@@ -1,6 +1,6 @@
 """The two sides of the theory chapter: closed forms, and what a trained model does (paper A.1).
 
-Every proposition of the chapter *The theory, tested* has its formula or its measurement here. The
+Every proposition of *The theory, derived and tested* has its formula or its measurement here. The
 constants that they need (norms, margins, fixed points) come from :mod:`eqr.dynamics`.
 """
 

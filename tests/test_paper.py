@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 
 from eqr import paper
@@ -18,6 +17,7 @@ class Fake:
 
     level: dict[str, float]
     count: dict[str, int] = field(default_factory=dict)
+    id = "fake"
 
     def seeds(self, row, evaluation=None):
         return list(range(self.count.get(row, 3) if row in self.level else 0))
@@ -26,8 +26,8 @@ class Fake:
         level = self.level[pick.row]
         return Difference(level, level - 0.01, level + 0.01, len(self.seeds(pick.row)))
 
-    def outcomes(self, pick, seed):
-        return np.full(40, self.level[pick.row])
+    def problems(self, evaluation):
+        return 40
 
     def compare(self, ours, other):
         gap = self.level[ours.row] - self.level[other.row]

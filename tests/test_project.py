@@ -14,6 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from eqr.results import shipped
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -170,3 +172,9 @@ def test_images_without_alt_are_seen() -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_every_image_has_alt_text(path: Path) -> None:
     assert images_without_alt(path.read_text(encoding="utf-8")) == []
+
+
+def test_shipped_results_are_sound() -> None:
+    found = shipped()
+    assert len(found) >= 3, "the studies that the chapters read"
+    assert [fault for faults in found.values() for fault in faults] == []

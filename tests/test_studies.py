@@ -21,10 +21,10 @@ from scipy import stats
 from eqr import experiments, studies, study_run
 from eqr.config import ConfigError, EvalConfig, recipe_from_dict, to_dict
 from eqr.cost import cost
-from eqr.evaluate import paired_difference
+from eqr.evaluate import mean_interval, paired_difference, t_quantile
 from eqr.model import Reasoner
 from eqr.store import Store
-from eqr.studies import Pick, StudyError, over_seeds, t_quantile
+from eqr.studies import Pick, StudyError
 from eqr.study_rows import STUDIES, Evaluation, Row, Study, study
 from eqr.train import Trainer
 
@@ -348,10 +348,10 @@ def test_the_interval_over_seeds_is_students(results):
     for freedom in (1, 2, 4, 9, 40):
         assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
     values = [0.8, 0.85, 0.7, 0.9, 0.81]
-    found = over_seeds(values)
+    found = mean_interval(values)
     wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
-    assert np.isnan(over_seeds([0.5]).low) and over_seeds([]).n == 0
+    assert np.isnan(mean_interval([0.5]).low) and mean_interval([]).n == 0
 
 
 def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatch):
@@ -360,7 +360,7 @@ def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatc
     monkeypatch.setattr(studies.Results, "outcomes", lambda self, pick, seed: fake[pick.row, seed])
     found = results.compare(Pick("act"), Pick("late-12"))
     gaps = [fake["act", s].mean() - fake["late-12", s].mean() for s in (0, 1)]
-    assert found.seeds == over_seeds(gaps) and found.seeds.n == 2
+    assert found.seeds == mean_interval(gaps) and found.seeds.n == 2
     means = [np.mean([fake[r, s] for s in (0, 1)], axis=0) for r in ("act", "late-12")]
     assert found.problems == paired_difference(*means)
     with pytest.raises(StudyError, match="no seed in common"):
