@@ -2,8 +2,8 @@
 
 Read the modules in the order the data flows: ``task``, ``sudoku``, ``maze`` → ``data`` → ``model``
 → ``rollout`` → ``select``, ``evaluate`` → ``train`` → ``checkpoint`` → ``experiments``
-→ ``cost``, ``study_rows``, ``study_run``, ``studies`` → ``figures`` → ``graph``, ``runner``,
-``book``.
+→ ``cost``, ``study_rows``, ``studies``, ``study_cells``, ``study_files``, ``study_run`` →
+``figures`` → ``graph``, ``runner``, ``book``.
 """
 
 __version__ = "0.1.0"

@@ -44,7 +44,7 @@ def run_command(
         Path | None, typer.Option(help="Folder of the files [default: data/results/PROFILE].")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option(help="Give up written results that the store has not got.")
+        bool, typer.Option(help="Pay no attention to what the files hold: run it anew.")
     ] = False,
     files: Annotated[
         bool, typer.Option(help="Write the study's files; without them only the store is filled.")
@@ -55,9 +55,11 @@ def run_command(
 ) -> None:
     """Train and evaluate what is missing of a study, then write its table; prints its path.
 
-    Killed, it goes on where it was when run again. A study of which only some rows or seeds are
-    complete is written too, and says which are missing. With --no-files, for cells on several
-    machines, the path is the store's.
+    What the files in the folder hold already is not run again: name another folder with --out to
+    redo a study beside the shipped one, or take --overwrite to put it in its place. Killed, it goes
+    on where it was when run again. A study of which only some rows or seeds are complete is written
+    too, and says which are missing. With --no-files, for cells on several machines, the path is the
+    store's.
 
     Example: eqr run construction --rows feedforward,act --seeds 0-2 --jobs 2
     """
@@ -108,23 +110,27 @@ def run_command(
 
 
 def show(names: list[str], profile: str, store: Store, as_json: bool) -> None:
-    """List studies and their rows with the seeds that the store has."""
-    from eqr import study_run
+    """List studies and their rows with the seeds that the store or the shipped files have."""
     from eqr.studies import results_folder
+    from eqr.study_cells import cells_of, finished
+    from eqr.study_files import carried
     from eqr.study_rows import study
 
-    results_folder(profile)  # refuses a profile without studies
-    listed = []
+    folder, listed = results_folder(profile), []
     for one in map(study, names):
-        rows = []
+        written, rows = carried(one.name, profile, folder, store), []
         for row in one.rows:
-            cells = study_run.cells_of(one, profile, [row.name], None)
-            found = [kept for cell in cells if (kept := study_run.finished(cell, store))]
-            done = [kept.cell.seed for kept in found]
-            partial = [kept.cell.seed for kept in found if not kept.complete]
-            paper = {p.table: p.value for p in row.paper}
-            about = {"row": row.name, "title": row.title, "recipe": row.recipe, "paper": paper}
-            rows.append(about | {"seeds": len(cells), "done": done, "partial": partial})
+            done, partial = [], []
+            for cell in cells_of(one, profile, [row.name], None):
+                kept = [k for k in (written.get(cell), finished(cell, store)) if k]
+                if kept:
+                    done.append(cell.seed)
+                if kept and not any(k.complete for k in kept):
+                    partial.append(cell.seed)
+            about = {"row": row.name, "title": row.title, "recipe": row.recipe}
+            about["paper"] = {p.table: p.value for p in row.paper}
+            seeds = len(row.seed_range(profile))
+            rows.append(about | {"seeds": seeds, "done": done, "partial": partial})
         listed.append({"study": one.name, "title": one.title, "tables": one.tables, "rows": rows})
     if as_json:
         emit(listed)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from eqr.config import PROFILES, RECIPES, ConfigError, digest, load_recipe, near_miss, recipe_names
 from eqr.data import PROJECT, file_sha256
+from eqr.study_cells import cells_of
 from eqr.study_rows import PROFILES as STUDY_PROFILES
 from eqr.study_rows import STUDIES
-from eqr.study_run import cells_of
 
 NOTEBOOKS = PROJECT / "notebooks"
 BOOK = PROJECT / "book"

@@ -216,7 +216,7 @@ def shipped(folder: Path = SHIPPED) -> dict[str, list[str]]:
     """The published results below a folder: path of each ``.json`` -> what is wrong with it.
 
     A result is ``<name>.json`` beside ``<name>.csv`` and ``<name>.npz``; its field ``files`` gives
-    the sha256 of each (:mod:`eqr.study_run` writes it), as a hex string or under ``sha256``.
+    the sha256 of each (:mod:`eqr.study_files` writes it), as a hex string or under ``sha256``.
     """
     found: dict[str, list[str]] = {}
     mend = "restore it with `git checkout`"

@@ -7,8 +7,8 @@ feedforward to iterative*, *Shaping the landscape*).
 
 A study lies in three files: ``<study>.csv`` (a tidy row for each row, seed and way to evaluate),
 ``<study>.npz`` (which problems were solved, as bits) and ``<study>.json`` (where it comes from, and
-the hashes of the other two). :mod:`eqr.study_run` writes them; :mod:`eqr.study_rows` says what the
-rows are.
+the hashes of the other two). :mod:`eqr.study_files` writes them; :mod:`eqr.study_rows` says what
+the rows are.
 """
 
 from __future__ import annotations
@@ -104,11 +104,12 @@ class Results:
                 raise StudyError(f"{key}: {name} {getattr(pick, name)!r} is not in {kind[have]}")
         k = kind["depths"].index(pick.depth)
         if pick.select in ("average", "oracle"):
-            exact = self._unpack(key)[k, :, : pick.breadth].astype(float)
+            exact = self.unpack(key)[k, :, : pick.breadth].astype(float)
             return exact.mean(1) if pick.select == "average" else exact.max(1)
-        return self._unpack(f"{key}/{pick.select}")[k, kind["breadths"].index(pick.breadth)] * 1.0
+        return self.unpack(f"{key}/{pick.select}")[k, kind["breadths"].index(pick.breadth)] * 1.0
 
-    def _unpack(self, key: str) -> np.ndarray:
+    def unpack(self, key: str) -> np.ndarray:
+        """The bits of one key in their shape, 0 or 1."""
         shape = self.meta["shapes"][key]
         return np.unpackbits(self.bits[key], count=math.prod(shape)).reshape(shape)
 
@@ -186,7 +187,7 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
         StudyError: a file is absent, altered, or of another study; the message names it.
     """
     wanted, folder = study(name), Path(folder or results_folder(profile))
-    mend = f"run `eqr run {name} --profile {profile}` to make it anew"
+    mend = f"run `eqr run {name} --profile {profile} --overwrite` to make it anew"
     path = folder / f"{name}.json"
     if not path.is_file():
         raise StudyError(f"{path}: absent; {mend}")

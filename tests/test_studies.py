@@ -18,13 +18,14 @@ import pytest
 import torch
 from scipy import stats
 
-from eqr import experiments, studies, study_run
+from eqr import experiments, studies, study_files, study_run
 from eqr.config import ConfigError, EvalConfig, recipe_from_dict, to_dict
 from eqr.cost import cost
 from eqr.evaluate import mean_interval, paired_difference, t_quantile
 from eqr.model import Reasoner
 from eqr.store import Store
 from eqr.studies import Pick, StudyError
+from eqr.study_cells import Cell, Done, stored_cost
 from eqr.study_rows import STUDIES, Evaluation, Row, Study, study
 from eqr.train import Trainer
 
@@ -45,7 +46,7 @@ def written(store, tmp_path_factory) -> Path:
     meta = study_run.run(
         "construction", "smoke", rows=CHOSEN, jobs=2, store=store, out=out, tell=lines.append
     )
-    assert lines[0].endswith("0 of 4 cells are in the store") and len(lines) == 5
+    assert lines[0].endswith("0 of 4 cells are done") and len(lines) == 5
     assert meta["cells"] == [["late-12", 0], ["late-12", 1], ["act", 0], ["act", 1]]
     return out
 
@@ -175,7 +176,7 @@ def test_an_evaluation_added_later_leaves_finished_cells_where_they_are(
     # Worked by this process, since another one would not know the new evaluation.
     made = len(list(store.root.iterdir()))
     assert "act seed 0" in study_run.work(
-        study_run.Cell("construction", "smoke", "act", 0), store.root
+        Cell("construction", "smoke", "act", 0), store.root
     )
     assert len(list(store.root.iterdir())) == made + 1
     meta = study_run.run("construction", rows=[], **given)
@@ -190,16 +191,58 @@ def test_an_evaluation_added_later_leaves_finished_cells_where_they_are(
         results.compare(ours, Pick("late-12", 2, 2, evaluation="symmetry"))
 
 
-def test_results_that_the_store_has_not_got_are_not_overwritten(written, tmp_path):
+def test_cells_that_the_store_has_not_got_are_carried_over(written, tmp_path, monkeypatch):
+    """Bit for bit, and without being run again; the files can so be extended anywhere."""
     out = tmp_path / "out"
     shutil.copytree(written, out)
-    empty, files = Store(tmp_path / "store"), sorted(p.read_bytes() for p in out.iterdir())
-    with pytest.raises(ConfigError, match=r"4 cells that this store lacks .*--overwrite"):
-        study_run.run("construction", "smoke", rows=[], store=empty, out=out)
-    assert sorted(p.read_bytes() for p in out.iterdir()) == files
-    meta = study_run.run(
-        "construction", "smoke", rows=[], store=empty, out=out, overwrite=True, tell=str
-    )
+    given = {"profile": "smoke", "store": Store(tmp_path / "store"), "out": out}
+    files = {kind: (out / f"construction.{kind}").read_bytes() for kind in ("csv", "npz")}
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(study_run, "ProcessPoolExecutor", lambda *_: pytest.fail("a cell was run"))
+        meta = study_run.run("construction", rows=CHOSEN, **given, tell=lines.append)
+    assert lines == ["construction (smoke): 4 of 4 cells are done"]
+    assert len(meta["cells"]) == 4
+    for kind, content in files.items():
+        assert (out / f"construction.{kind}").read_bytes() == content, kind
+    meta = study_run.run("construction", rows=["weight-tied"], seeds=[0], **given, tell=str)
+    assert len(meta["cells"]) == 5 and meta["cells"][0] == ["weight-tied", 0]
+    new, old = (studies.load("construction", "smoke", p) for p in (out, written))
+    kept = new.rows[new.rows.row != "weight-tied"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, old.rows, check_exact=True)
+    for key in old.bits:
+        assert np.array_equal(new.unpack(key), old.unpack(key)), key
+    assert set(new.meta["runs"]["hardware"]) >= set(old.meta["runs"]["hardware"])
+    meta = study_run.run("construction", rows=[], **given, overwrite=True, tell=str)
+    assert meta["cells"] == [["weight-tied", 0]] and len(meta["missing"]) == 29
+
+
+def test_files_that_this_version_would_make_otherwise_are_neither_kept_nor_lost(
+    written, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    shutil.copytree(written, out)
+    given = {"profile": "smoke", "rows": [], "store": Store(tmp_path / "store"), "out": out}
+
+    def refused(match: str) -> None:
+        files = sorted(p.read_bytes() for p in out.iterdir())
+        with pytest.raises(ConfigError, match=match):
+            study_run.run("construction", **given)
+        assert sorted(p.read_bytes() for p in out.iterdir()) == files
+
+    old = study("construction")
+    with monkeypatch.context() as patch:
+        rows = tuple(replace(row, overrides={**row.overrides, "train.lr": 0.5}) for row in old.rows)
+        patch.setitem(STUDIES, "construction", replace(old, rows=rows))
+        refused(r"construction\.json: cells holds late-12 seed 0, .* --overwrite")
+    with monkeypatch.context() as patch:
+        other = Evaluation("depth", EvalConfig((1, 2)))
+        rows = tuple(replace(row, evaluate=(other,)) for row in old.rows)
+        patch.setitem(STUDIES, "construction", replace(old, rows=rows))
+        refused(r"construction\.json: evaluations\.depth .* --overwrite")
+    (out / "construction.csv").write_text("row\n")
+    refused(r"construction\.csv: altered.* --overwrite")
+    meta = study_run.run("construction", **given, overwrite=True, tell=str)
     assert meta["cells"] == [] and len(meta["missing"]) == 30
     assert len(studies.load("construction", "smoke", out).rows) == 0
 
@@ -229,19 +272,19 @@ def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
     config = EvalConfig((1, 2, 4), breadth=4, noise=0.3)
     row = Row("tiny", "Tiny", "x", (Evaluation("depth", config, (1, 3), rules),), depth=4)
     monkeypatch.setitem(STUDIES, "tiny", Study("tiny", "Tiny", "–", "–", (row,)))
-    monkeypatch.setattr(study_run.Cell, "recipe", lambda self: learned.recipe)
+    monkeypatch.setattr(Cell, "recipe", lambda self: learned.recipe)
     store = Store(tmp_path)
     origin = {"commit": "c", "hardware": "h", "finished": "t", "seconds": 1.0}
     (learned.path.parent / "timing.json").write_text('{"seconds": 1.0}')
     names = {"timing.json": "", "model.safetensors": ""}
     run = Run("train-0", learned.path.parent, {"files": names, "provenance": origin})
     model = experiments.Trained(run, learned.recipe, problems, checkpoint.load_model(learned.path))
-    cell = study_run.Cell("tiny", "smoke", "tiny", 0)
+    cell = Cell("tiny", "smoke", "tiny", 0)
     found = ((row.evaluate[0], experiments.evaluated(model, config, store)),)
-    price = study_run.stored_cost(learned.recipe, store)
-    done = study_run.Done(cell, model, found, price)
-    monkeypatch.setattr(study_run, "finished", lambda *_: done)
-    study_run.write(study("tiny"), "smoke", [cell], store, tmp_path / "out", {})
+    price = stored_cost(learned.recipe, store)
+    done = Done(cell, model, found, price)
+    monkeypatch.setattr(study_files, "finished", lambda *_: done)
+    study_files.write(study("tiny"), "smoke", [cell], store, tmp_path / "out", {})
     results = studies.load("tiny", "smoke", tmp_path / "out")
     assert len(results.rows) == 3 * 2 * 4 and 0 < results.rows.exact.max() < 1
     for line in results.rows.itertuples():
