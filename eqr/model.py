@@ -299,6 +299,33 @@ class Reasoner(nn.Module):
             return State(high, high.new_zeros(rows, 0, config.hidden))
         return State(high, truncated_normal(shape, config.init_std_low, generator, like))
 
+    def forward(
+        self,
+        z: Tensor,
+        u: Tensor,
+        damping: float,
+        noise: Tensor | None = None,
+        log_gain: Tensor | None = None,
+    ) -> Tensor:
+        """The operator ``F``: ``λ z + (1 − λ) blocks(z + u) + ε`` (paper §3), all (B, S, H).
+
+        Deterministic, so that it can be compiled as a whole (:mod:`eqr.compiled`).
+
+        Args:
+            z, u: the latent to update, and what it is told.
+            damping: λ.
+            noise: ε with its β already in it; None adds none.
+            log_gain: (H,) the ``g`` of ``learn_noise``: ε becomes ``ε exp(g)`` in each channel.
+        """
+        h = z + u
+        for block in self.blocks:
+            h = block(h)
+        if damping:
+            h = damping * z + (1 - damping) * h
+        if noise is not None:
+            h = h + (noise if log_gain is None else noise * log_gain.exp())
+        return h
+
     def update(
         self,
         z: Tensor,
@@ -308,21 +335,12 @@ class Reasoner(nn.Module):
         damping: float,
         log_gain: Tensor | None = None,
     ) -> Tensor:
-        """``λ z + (1 − λ) blocks(z + u) + β ε`` with λ the damping and β the noise (paper §3).
-
-        ``log_gain`` (H,) is the ``g`` of ``learn_noise``: β becomes ``β exp(g)`` in each channel.
-        """
-        h = z + u
-        for block in self.blocks:
-            h = block(h)
-        if damping:
-            h = damping * z + (1 - damping) * h
-        if noise:
-            if generator is None:
-                raise ValueError("noise > 0 needs a generator")
-            draws = noise * standard_normal(z.shape, generator, z)
-            h = h + (draws if log_gain is None else draws * log_gain.exp())
-        return h
+        """``F(z, u)`` with noise of size β drawn for it."""
+        if not noise:
+            return self(z, u, damping)
+        if generator is None:
+            raise ValueError("noise > 0 needs a generator")
+        return self(z, u, damping, noise * standard_normal(z.shape, generator, z), log_gain)
 
     def step(
         self,
