@@ -48,30 +48,34 @@ def puzzle(model: Reasoner, rows: int = 2) -> torch.Tensor:
 # ----------------------------------------------------------------------------- reference numbers
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("sudoku_mixer", torch.float32),
-        ("maze_attention", torch.float32),
-        # Its dynamics amplify the rounding of float32 to the tolerance itself.
-        ("sudoku_attention_rope2d", torch.float64),
-    ],
-)
-def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path, name, dtype):
+@pytest.mark.parametrize("name", ["sudoku_mixer", "maze_attention", "sudoku_attention_rope2d"])
+def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path, name):
+    """To 1e-4, or to what rounding can do: the reference was made in float32, whose error these
+    random weights amplify up to sixfold an iteration, differently on every processor. How far it
+    gets is measured here, on our own code in float32 and float64."""
     source = shared / "golden" / name
     config = json.loads(source.with_suffix(".json").read_text())["config"]
     import_official(source.with_suffix(".pth"), tmp_path / "model.safetensors", config)
-    model = load_model(tmp_path / "model.safetensors").model.to(dtype)
     wanted = np.load(source.with_suffix(".npz"))
-    state = State(*(torch.tensor(wanted[key], dtype=dtype) for key in ("z_H_0", "z_L_0")))
-    found = {}
-    for depth in range(1, 5):
-        step = model.step(state, torch.tensor(wanted["inputs"]), noise=0.0)
-        state = step.state
-        found |= {f"logits_{depth}": step.logits, f"q_halt_{depth}": step.halt}
-    found |= {"z_H_4": state.z_high, "z_L_4": state.z_low}
-    for key, value in found.items():
-        np.testing.assert_allclose(value.numpy(), wanted[key], rtol=0, atol=1e-4, err_msg=key)
+
+    def iterate(dtype: torch.dtype) -> dict[str, np.ndarray]:
+        model = load_model(tmp_path / "model.safetensors").model.to(dtype)
+        state = State(*(torch.tensor(wanted[key], dtype=dtype) for key in ("z_H_0", "z_L_0")))
+        found = {}
+        for depth in range(1, 5):
+            step = model.step(state, torch.tensor(wanted["inputs"]), noise=0.0)
+            state = step.state
+            found |= {f"logits_{depth}": step.logits, f"q_halt_{depth}": step.halt}
+        found |= {"z_H_4": state.z_high, "z_L_4": state.z_low}
+        return {key: value.double().numpy() for key, value in found.items()}
+
+    rounded, exact = iterate(torch.float32), iterate(torch.float64)
+    for key, value in exact.items():
+        rounding = np.abs(rounded[key] - value).max()
+        assert rounding < 5e-3, f"{key}: the tolerance would mean nothing"
+        atol = max(1e-4, 2 * rounding)
+        np.testing.assert_allclose(value, wanted[key], rtol=0, atol=atol, err_msg=key)
+    np.testing.assert_allclose(rounded["logits_1"], wanted["logits_1"], rtol=0, atol=1e-4)
 
 
 def golden_numbers(config: ModelConfig) -> dict:
