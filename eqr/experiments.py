@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from eqr import checkpoint, data, evaluate
+from eqr.compiled import compile_operator, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
 from eqr.halting import parse_rule
@@ -24,6 +25,8 @@ from eqr.queue import Halted, halting_records, halting_table
 from eqr.select import Outcomes
 from eqr.store import MANIFEST, Run, Store
 from eqr.train import Event, train
+
+ROWS = 256  # trajectories in flight in a stored evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Trained:
     @property
     def seconds(self) -> float:
         """Wall time of the training, all sessions of a resumed run together."""
-        return json.loads(self.run.file("timing.json").read_text())["seconds"]
+        return timing(self.run)["seconds"]
 
     def log(self, kind: str) -> pd.DataFrame:
         """Rows of the training log: ``"log"`` (losses) or ``"eval"`` (held-out accuracy)."""
@@ -155,6 +158,11 @@ def trained(
     return of_run(train_run(recipe, store), recipe, store)
 
 
+def timing(run: Run) -> dict[str, Any]:
+    """Of a training run: ``seconds``, and whether its operator was ``fused``."""
+    return json.loads(run.file("timing.json").read_text())
+
+
 def of_run(run: Run, recipe: Recipe, store: Store) -> Trained:
     """The trained model in a complete training run of ``recipe``."""
     loaded = checkpoint.load_model(run.file("model.safetensors"))
@@ -244,12 +252,15 @@ def evaluated(
     named = eval_named(model, config)
 
     def make(directory: Path) -> None:
+        if evaluation_is_long(model.model, config, ROWS):
+            compile_operator(model.model)
         kept = evaluate.records(
             model.model,
             test.inputs,
             test.labels,
             config,
             task=model.data.task,
+            rows=ROWS,
             progress=progress,
         )
         np.savez_compressed(

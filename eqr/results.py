@@ -305,6 +305,9 @@ def repeat(
                     on_event=progress and (lambda e: progress(e.step, recipe.train.steps)),
                 )
                 details = compare_trainings(run, again)
+                fused = [experiments.timing(r).get("fused") for r in (run, again)]
+                if fused[0] != fused[1]:
+                    elsewhere.append(f"fused: {fused[0]} | {fused[1]}")
             ours, theirs = config["data"], again.manifest["config"]["data"]
             if ours != theirs:
                 details.insert(0, f"data: {ours} then, {theirs} now")

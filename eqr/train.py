@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eqr import checkpoint
+from eqr.compiled import compile_operator, training_is_long
 from eqr.config import EvalConfig, Recipe
 from eqr.data import Dataset
 from eqr.evaluate import records
@@ -103,7 +104,12 @@ class Trainer:
     """Weights, optimizer, average and carry of one run, advanced one optimizer step at a time."""
 
     def __init__(
-        self, recipe: Recipe, data: Dataset, device: str = "cpu", world: World = ALONE
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        device: str = "cpu",
+        world: World = ALONE,
+        fused: bool = False,
     ) -> None:
         self.recipe, self.data, self.device, self.world = recipe, data, device, world
         self.own = world.own(recipe.train.batch)
@@ -111,6 +117,7 @@ class Trainer:
         init = stream(recipe.seed, "init")
         self.model = Reasoner.for_task(recipe.task, recipe.model, init).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.fused = fused and compile_operator(self.model, self.average)
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.inputs = torch.as_tensor(data.train.inputs, device=device)
         self.labels = torch.as_tensor(data.train.labels, device=device)
@@ -293,6 +300,7 @@ def train(
     device: str = "cpu",
     stop_after_s: float | None = None,
     world: World = ALONE,
+    fused: bool | None = None,
 ) -> Iterator[Event]:
     """Train ``recipe`` on ``data``; yields events as they happen.
 
@@ -304,13 +312,16 @@ def train(
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         stop_after_s: leave after about so many seconds with a checkpoint written, to be resumed.
         world: processes that share the batch; each gets the events, the first one writes.
+        fused: compile the operator where that can be done (:mod:`eqr.compiled`), which changes
+            results by rounding only; None does so for runs that are long enough to gain.
 
     Raises:
         TrainingError: a loss that is not finite.
         checkpoint.CheckpointError: what lies in ``directory`` is damaged or of another recipe.
     """
     config = recipe.train
-    trainer = Trainer(recipe, data, device, world)
+    fused = training_is_long(recipe) if fused is None else fused
+    trainer = Trainer(recipe, data, device, world, fused)
     log = RunLog(directory / "log.jsonl") if directory and world.first else None
     resume = directory / "resume.safetensors" if directory else None
     seconds = 0.0
@@ -359,7 +370,8 @@ def train(
             },
         )
         total = seconds + time.monotonic() - began
-        (directory / "timing.json").write_text(json.dumps({"seconds": round(total, 1)}) + "\n")
+        timing = {"seconds": round(total, 1), "fused": trainer.fused}
+        (directory / "timing.json").write_text(json.dumps(timing) + "\n")
 
 
 class RunLog:
