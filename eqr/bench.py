@@ -1,23 +1,32 @@
-"""How fast training and evaluation are, beside what the machine's matrix products can do.
+"""How fast training and evaluation are, beside what the machine's matrix products can do, and how
+the cost grows (chapter *What it costs*).
 
 Rates are to be read as ratios within one run: absolute times depend on the machine and its load.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from scipy import stats
+from torch import Tensor
 
 from eqr import data
-from eqr.config import Recipe
+from eqr.config import Recipe, to_dict
 from eqr.cost import step_flops
-from eqr.model import forward_flops, parameter_count
+from eqr.model import Reasoner, forward_flops, parameter_count
 from eqr.rollout import rollout
-from eqr.store import processor
+from eqr.store import Run, Store, processor
+from eqr.streams import stream
+from eqr.task import task_from_dict
 from eqr.train import Trainer
 
 
@@ -46,52 +55,180 @@ def matmul_flops(device: str, seconds: float, dtype: torch.dtype = torch.float32
     return rate(lambda: left @ right, seconds, device) * 2 * size**3
 
 
-def bench(recipe: Recipe, device: str = "cpu", seconds: float = 5.0) -> dict:
-    """Measure one recipe; see the keys of the result.
+def run_through(model: Reasoner, inputs: Tensor, depth: int, rows: int, breadth: int = 1) -> None:
+    """A noise-free rollout of which nothing is kept."""
+    for _ in rollout(model, inputs, depth=depth, breadth=breadth, rows=rows):
+        pass
 
-    The matrix-product rate is taken before and after, and the mean is used, so that a machine that
-    slows down in between does not flatter the shares. A training step costs one forward pass plus
-    twice the share of it that carries a gradient.
+
+def bench(
+    recipe: Recipe, device: str = "cpu", seconds: float = 5.0, fused: Sequence[bool] = (False, True)
+) -> list[dict[str, Any]]:
+    """Measure one recipe, operation by operation (eager) and with its operator compiled.
+
+    The matrix-product rate is taken before and after each, and the mean is used, so that a machine
+    that slows down in between does not flatter the shares. A training step costs one forward pass
+    plus twice the share of it that carries a gradient. A machine that cannot compile gives the
+    eager row only.
+
+    Returns:
+        A row for each way; ``train_gain`` and ``eval_gain`` are rates over those of the first row.
     """
     small = replace(recipe, data=replace(recipe.data, source="generate", train=64, test=64))
-    problems = data.build(small.task, small.data)
-    trainer = Trainer(small, problems, device)
-    model, train = trainer.model, recipe.train
+    problems, train = data.build(small.task, small.data), recipe.train
     dtype = torch.bfloat16 if train.dtype == "bfloat16" else torch.float32
-    peak = matmul_flops(device, seconds / 2, dtype)
-    steps = rate(trainer.advance, seconds, device)
+    inputs, rows = torch.as_tensor(problems.test.inputs), []
+    for on in fused:
+        trainer = Trainer(small, problems, device, fused=on)
+        if trainer.fused != on:
+            continue
+        model = trainer.model
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        peak = matmul_flops(device, seconds / 2, dtype)
+        steps = rate(trainer.advance, seconds, device)
+        passes = rate(lambda: run_through(trainer.average, inputs, 4, 64), seconds, device)  # noqa: B023
+        peak = (peak + matmul_flops(device, seconds / 2, dtype)) / 2
+        if device == "cuda":
+            memory = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        iterations = passes * len(inputs) * 4
+        rows.append(
+            {
+                "recipe": recipe.name,
+                "operator": "compiled" if on else "eager",
+                "device": device,
+                "hardware": torch.cuda.get_device_name() if device == "cuda" else processor(),
+                "threads": torch.get_num_threads(),
+                "batch": train.batch,
+                "parameters": parameter_count(model),
+                "dtype": train.dtype,
+                "matmul_gflops": peak / 1e9,
+                "forward_gflop_per_iteration": forward_flops(model) / 1e9,
+                "train_steps_per_s": steps,
+                "train_ms_per_puzzle_iteration": 1e3 / (steps * train.batch * train.unroll),
+                "train_share_of_matmul": steps * step_flops(recipe, model) / peak,
+                "train_gain": 1.0,
+                "eval_puzzles_per_s_at_depth_16": iterations / 16,
+                "eval_ms_per_puzzle_iteration": 1e3 / iterations,
+                "eval_share_of_matmul": iterations * forward_flops(model) / peak,
+                "eval_gain": 1.0,
+                "peak_memory_mib": memory,  # of the process so far, on the CPU
+            }
+        )
+    for row in rows[1:]:
+        for gain, of in (
+            ("train_gain", "train_steps_per_s"),
+            ("eval_gain", "eval_puzzles_per_s_at_depth_16"),
+        ):
+            row[gain] = row[of] / rows[0][of]
+    return rows
 
-    rows = 64
-    inputs = torch.as_tensor(problems.test.inputs)
 
-    def evaluate() -> None:
-        for _ in rollout(trainer.average, inputs, depth=4, rows=rows):
-            pass
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How the time of an evaluation grows with one quantity, as ``time ∝ value ** exponent``."""
 
-    passes = rate(evaluate, seconds, device)
-    peak = (peak + matmul_flops(device, seconds / 2, dtype)) / 2
-    flops = forward_flops(model)
-    operations = step_flops(recipe, model)
-    iterations = passes * len(inputs) * 4
-    if device == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {
-        "recipe": recipe.name,
-        "device": device,
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else processor(),
+    quantity: str
+    values: tuple[int, ...]
+    milliseconds: tuple[float, ...]
+    exponent: float
+    low: float  # 95 % t interval of the fitted line's slope
+    high: float
+    theory: float  # the same fit to the number of operations
+
+
+def fitted(values: Sequence[float], costs: Sequence[float]) -> tuple[float, float, float]:
+    """The slope of ``log cost`` over ``log value`` and its 95 % t interval.
+
+    >>> [round(x, 6) for x in fitted([1, 2, 4, 8], [3, 6, 12, 24])]
+    [1.0, 1.0, 1.0]
+    """
+    line = stats.linregress(np.log(values), np.log(costs))
+    half = stats.t.ppf(0.975, len(values) - 2) * line.stderr
+    return line.slope, line.slope - half, line.slope + half
+
+
+#: Boxes of the Sudoku boards that stand for the size of a board: 16 to 256 cells.
+BOXES = ((2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4))
+
+
+def scaling(recipe: Recipe, device: str = "cpu", seconds: float = 0.5) -> list[Growth]:
+    """Time an untrained model of the recipe against depth, breadth, batch and board size.
+
+    Boards are blank; the number of iterations does not depend on what stands on them. Sizes are
+    those of Sudoku boards with the recipe's operator, for any task of the recipe.
+
+    Args:
+        seconds: for each of the points, at least.
+    """
+
+    def model_of(box: tuple[int, int]) -> Reasoner:
+        task = task_from_dict({"kind": "sudoku", "box_height": box[0], "box_width": box[1]})
+        model = Reasoner.for_task(task, recipe.model, stream(0, "init")).to(device)
+        return model.eval().requires_grad_(False)
+
+    def milliseconds(model: Reasoner, problems: int, depth: int, breadth: int, rows: int) -> float:
+        blank = torch.ones((problems, model.tokens), dtype=torch.uint8, device=device)
+        return 1e3 / rate(lambda: run_through(model, blank, depth, rows, breadth), seconds, device)
+
+    model = Reasoner.for_task(recipe.task, recipe.model, stream(0, "init")).to(device)
+    model.eval().requires_grad_(False)
+    each, found = forward_flops(model), []
+
+    def add(quantity: str, points: dict[int, tuple[float, float]]) -> None:
+        times, operations = zip(*points.values(), strict=True)
+        exponent, low, high = fitted(list(points), times)
+        theory = fitted(list(points), operations)[0]
+        growth = Growth(quantity, tuple(points), tuple(times), exponent, low, high, theory)
+        found.append(growth)
+
+    doubling = (1, 2, 4, 8, 16, 32)
+    add("depth", {d: (milliseconds(model, 8, d, 1, 8), d * each) for d in doubling})
+    add("breadth", {b: (milliseconds(model, 8, 4, b, 64), b * each) for b in doubling})
+    batches = tuple(4 * b for b in doubling)
+    add("batch", {b: (milliseconds(model, b, 4, 1, b), b * each) for b in batches})
+    boards = {}
+    for box in BOXES:
+        board = model_of(box)
+        boards[board.tokens] = (milliseconds(board, 8, 4, 1, 8), forward_flops(board))
+    add("cells of the board", boards)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Benched:
+    """Measurements of one machine, and where they are kept."""
+
+    run: Run
+    rows: list[dict[str, Any]]  # of :func:`bench`
+    growth: list[Growth]
+
+
+def benched(recipes: Sequence[Recipe], store: Store, seconds: float, compiled: bool) -> Benched:
+    """Measure recipes, and the growth of the first one, or read what this machine has measured.
+
+    Args:
+        recipes: what to measure.
+        seconds: for each rate; a tenth of it for each point of the growth.
+        compiled: measure the compiled operator too.
+    """
+    named = {
+        "recipes": [to_dict(recipe, defaults=False) for recipe in recipes],
+        "seconds": seconds,
+        "compiled": compiled,
+        "hardware": processor(),
         "threads": torch.get_num_threads(),
-        "batch": train.batch,
-        "parameters": parameter_count(model),
-        "dtype": train.dtype,
-        "matmul_gflops": peak / 1e9,
-        "forward_gflop_per_iteration": flops / 1e9,
-        "train_steps_per_s": steps,
-        "train_ms_per_puzzle_iteration": 1e3 / (steps * train.batch * train.unroll),
-        "train_share_of_matmul": steps * operations / peak,
-        "eval_puzzles_per_s_at_depth_16": iterations / 16,
-        "eval_ms_per_puzzle_iteration": 1e3 / iterations,
-        "eval_share_of_matmul": iterations * flops / peak,
-        "peak_memory_mib": memory,
     }
+
+    def make(directory: Path) -> None:
+        ways = (False, True) if compiled else (False,)
+        rows = [row for one in recipes for row in bench(one, "cpu", seconds, ways)]
+        growth = [asdict(g) for g in scaling(recipes[0], "cpu", seconds / 10)]
+        kept = json.dumps({"rows": rows, "growth": growth}, indent=1)
+        (directory / "bench.json").write_text(kept + "\n")
+
+    run = store.obtain("bench", named, make)
+    kept = json.loads(run.file("bench.json").read_text())
+    return Benched(run, kept["rows"], [Growth(**g) for g in kept["growth"]])

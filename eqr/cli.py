@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,9 @@ ERRORS = (
     PlanError,
     OSError,
 )
+
+
+BENCHED = ("sudoku6", "sudoku9")  # what `eqr bench` measures unless told
 
 
 def main() -> None:
@@ -375,31 +379,48 @@ def read_mapping(path: Path | None) -> dict | None:
 def bench_command(
     recipes: Annotated[list[str] | None, typer.Argument(help="[default: sudoku6 sudoku9]")] = None,
     profile: Profile = "laptop",
+    setting: Settings = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="How time grows with depth, breadth, batch and board.")
+    ] = False,
     device: Device = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Training steps and evaluated puzzles a second, beside the machine's matrix-product rate.
 
+    Each recipe is measured twice in one run, operation by operation and compiled; gains are rates
+    over those of the former.
+
     Example: eqr bench --json
+
+    Example: eqr bench sudoku9 --profile paper --set train.batch=4 --set train.dtype=float32
+
+    Example: eqr bench sudoku6 --growth
     """
-    from eqr.bench import bench
+    from eqr.bench import bench, scaling
 
     torch.set_num_threads(threads)
     where = pick_device(device)
-    say(f"measuring, about {3 * seconds:.0f} s a recipe")
-    rows = [
-        bench(load_recipe(n, profile), where, seconds) for n in recipes or ["sudoku6", "sudoku9"]
-    ]
+    overrides = parse_overrides(setting or ())
+    found = [load_recipe(n, profile, overrides=overrides) for n in recipes or BENCHED]
+    if growth:
+        say(f"measuring, about {24 * seconds:.0f} s a recipe")
+        rows = [{"recipe": r.name} | asdict(g) for r in found for g in scaling(r, where, seconds)]
+    else:
+        say(f"measuring, about {6 * seconds:.0f} s a recipe, and up to a minute to compile")
+        rows = [row for one in found for row in bench(one, where, seconds)]
     if as_json:
         emit(rows)
         return
     for row in rows:
-        print(f"{row['recipe']}: {row['hardware']}, {row['threads']} thread(s)")
+        print(f"{row['recipe']}, {row.get('operator') or row['quantity']}:")
         for key, value in row.items():
             if isinstance(value, float):
                 print(f"  {key:32s} {value:12.4g}")
+            elif isinstance(value, tuple):
+                print(f"  {key:32s} {'  '.join(f'{v:.4g}' for v in value)}")
 
 
 @app.command("recipes")

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
+from eqr.bench import Benched, Growth
 from eqr.experiments import Evaluated, HaltingRun, Measured, Trained
 from eqr.solve import Solution
 from eqr.store import Run, commit
@@ -47,7 +48,7 @@ def set_style() -> None:
 
 def finish(
     fig: Figure,
-    runs: Sequence[Run | Trained | Evaluated | Measured | HaltingRun | Results],
+    runs: Sequence[Run | Trained | Evaluated | Measured | HaltingRun | Results | Benched],
     *,
     profile: str,
     n: int | str | None = None,
@@ -244,3 +245,48 @@ def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
     ax.invert_yaxis()
     ax.set(xlabel="exact accuracy", xlim=(-0.02, 1.02))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def heat_map(ax: Axes, grid: pd.DataFrame, lowest: float = 0.0) -> None:
+    """Accuracy over depth (columns) and breadth (rows), with lines of equal NFE = D · B.
+
+    Below and left of a line the NFE is at most what it says.
+
+    Args:
+        grid: accuracies in [0, 1]; index and columns are powers of two.
+        lowest: where the colours begin.
+    """
+    grid = grid.sort_index()
+    depths, breadths = np.log2(grid.columns.to_numpy(float)), np.log2(grid.index.to_numpy(float))
+    edges = (depths[0] - 0.5, depths[-1] + 0.5, breadths[0] - 0.5, breadths[-1] + 0.5)
+    shown = {"cmap": "cividis", "vmin": lowest, "vmax": 1, "origin": "lower", "aspect": "auto"}
+    ax.imshow(grid, extent=edges, **shown)
+    for b, row in zip(breadths, grid.to_numpy(), strict=True):
+        for d, value in zip(depths, row, strict=True):
+            colour = "black" if value > (1 + lowest) / 2 else "white"
+            ax.text(d, b, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    for cost in range(int(breadths[-1]), int(depths[-1] + breadths[-1]), 2):
+        ax.axline((cost + 0.5, 0), slope=-1, color="white", linestyle=":", linewidth=1)
+        ax.annotate(f"≤ {2**cost}", (cost + 0.5 - edges[3], edges[3]), xytext=(0, 2), fontsize=7,
+                    textcoords="offset points", color="0.3", ha="center")  # fmt: skip
+    ax.grid(False)
+    ax.set_xticks(depths, grid.columns)
+    ax.set_yticks(breadths, grid.index)
+    ax.set(xlim=edges[:2], ylim=edges[2:], xlabel="depth D", ylabel="breadth B")
+
+
+def growth(ax: Axes, found: Growth, index: int = 0) -> None:
+    """Time against one quantity on logarithmic axes, with the fitted line and its exponent."""
+    values, times = np.array(found.values, float), np.array(found.milliseconds)
+    colour = sns.color_palette(PALETTE)[index % 10]
+    ax.plot(values, times, MARKERS[index % len(MARKERS)], color=colour, label="measured")
+    for slope, style, name in ((found.exponent, "-", "fitted"), (found.theory, ":", "operations")):
+        middle = np.exp(np.log(times / values**slope).mean())
+        label = f"{name}: exponent {slope:.2f}"
+        if name == "fitted":
+            label += f" [{found.low:.2f}, {found.high:.2f}]"
+        ax.plot(values, middle * values**slope, style, color=colour if style == "-" else "0.4",
+                label=label)  # fmt: skip
+    ax.set(yscale="log", xlabel=found.quantity, ylabel="milliseconds")
+    log2_axis(ax, found.values)
+    ax.legend(fontsize="x-small")

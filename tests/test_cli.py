@@ -266,18 +266,38 @@ def test_data_of_another_box_shape_does_not_fit(eqr, make_recipe, tmp_path):
     assert done.code == 1 and "does not fit" in done.err
 
 
-def test_bench_reports_rates_that_hang_together(eqr):
+def test_bench_reports_rates_that_hang_together(eqr, monkeypatch):
+    from eqr import compiled
+
     threads = torch.get_num_threads()
+    # Compiling takes longer than all the rest: here it is refused, and one row remains.
+    monkeypatch.setattr(compiled, "trouble", lambda device: "not in this test")
     (row,) = json.loads(
         eqr("bench", "sudoku6", "--profile", "smoke", "--seconds", 0.1, "--json").out
     )
     torch.set_num_threads(threads)
     assert row["recipe"] == "sudoku6" and row["batch"] == 16 and row["threads"] == 1
+    assert row["operator"] == "eager" and row["train_gain"] == row["eval_gain"] == 1
     each = row["train_ms_per_puzzle_iteration"] * row["batch"] * row["train_steps_per_s"]
     assert each == pytest.approx(1000)
     rate = row["eval_puzzles_per_s_at_depth_16"] * 16 * row["eval_ms_per_puzzle_iteration"]
     assert rate == pytest.approx(1000)
     assert 0 < row["eval_share_of_matmul"] < 1 and 0 < row["train_share_of_matmul"] < 1
+
+
+def test_bench_fits_how_time_grows_and_knows_how_operations_do(eqr):
+    threads = torch.get_num_threads()
+    command = ("bench", "sudoku6", "--profile", "smoke", "--seconds", 0.1, "--growth", "--json")
+    found = {row["quantity"]: row for row in json.loads(eqr(*command).out)}
+    torch.set_num_threads(threads)
+    assert set(found) == {"depth", "breadth", "batch", "cells of the board"}
+    for name, row in found.items():
+        assert len(row["values"]) == len(row["milliseconds"]) == 6
+        assert row["low"] <= row["exponent"] <= row["high"]
+        if name != "cells of the board":
+            assert row["theory"] == pytest.approx(1)
+    # The channel map grows linearly with the cells, the token mixer with their square.
+    assert 1 < found["cells of the board"]["theory"] < 2
 
 
 def test_recipes_lists_every_recipe_of_the_profile(eqr):
