@@ -147,7 +147,7 @@ def fitted(values: Sequence[float], costs: Sequence[float]) -> tuple[float, floa
     """
     line = stats.linregress(np.log(values), np.log(costs))
     half = stats.t.ppf(0.975, len(values) - 2) * line.stderr
-    return line.slope, line.slope - half, line.slope + half
+    return float(line.slope), float(line.slope - half), float(line.slope + half)
 
 
 #: Boxes of the Sudoku boards that stand for the size of a board: 16 to 256 cells.
