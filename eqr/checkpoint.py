@@ -131,6 +131,15 @@ def _save(path: Path, model: Reasoner, task: Task, meta: Mapping[str, Any]) -> s
     return save_tensors(path, model.state_dict(), {**meta, **head})
 
 
+def save_half(source: Path, path: Path) -> str:
+    """Copy a model file with its weights as float16, half the size; returns the new sha256.
+
+    The header tells the sha256 of the weights that it was made from.
+    """
+    tensors, meta, sha256 = load_tensors(source)
+    return save_tensors(path, {k: v.half() for k, v in tensors.items()}, meta | {"from": sha256})
+
+
 def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
     """Read a model file, verified; ready for evaluation on ``device``.
 

@@ -34,6 +34,7 @@ from eqr.console import (
     StoreDir,
     emit,
     fail,
+    pick_device,
     progress,
     say,
     whole_numbers,
@@ -42,7 +43,7 @@ from eqr.parallel import WorldError, joined
 from eqr.plan_grid import PlanError
 from eqr.store import Store, StoreError
 from eqr.task import ProblemError, task_to_dict
-from eqr.train import Event, TrainingError, best_device
+from eqr.train import Event, TrainingError
 from eqr.vendor import VendorError
 
 app = typer.Typer(
@@ -83,18 +84,6 @@ def main() -> None:
         who = "error" if rank == "0" else f"error in process {rank}"
         say(f"{who}: {' '.join(str(error).split())}", "red")
         sys.exit(1)
-
-
-def pick_device(name: str) -> str:
-    """A device that is there; ``auto`` takes the best."""
-    if name == "auto":
-        return best_device()
-    known = {"cpu": True, "cuda": torch.cuda.is_available()}
-    known["mps"] = torch.backends.mps.is_available()
-    if not known.get(name):
-        there = ", ".join(k for k, v in known.items() if v)
-        raise ConfigError(f"--device {name} is not available here; available: {there}")
-    return name
 
 
 @app.command("train")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eqr.config import ConfigError
-from eqr.console import Json, Profile, StoreDir, emit, say
+from eqr.console import Device, Json, Profile, StoreDir, emit, pick_device, say
 from eqr.store import Store
 
 
@@ -49,6 +49,13 @@ def run_command(
     files: Annotated[
         bool, typer.Option(help="Write the study's files; without them only the store is filled.")
     ] = True,
+    device: Device = "cpu",
+    stop_after: Annotated[
+        float | None, typer.Option(min=0, help="Leave a cell after so many seconds, to go on.")
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Put the models beside the files, as float16.")
+    ] = False,
     show_list: Annotated[bool, typer.Option("--list", help="Studies, rows, what is done.")] = False,
     store: StoreDir = None,
     as_json: Json = False,
@@ -62,13 +69,16 @@ def run_command(
     store's.
 
     Example: eqr run construction --rows feedforward,act --seeds 0-2 --jobs 2
+
+    Example: eqr run paper-scale --profile paper --rows maze30-fast --device cuda --stop-after 500
     """
     from eqr import study_run
     from eqr.studies import results_folder
-    from eqr.study_rows import STUDIES, study
+    from eqr.study_rows import STUDIES, studies_of, study
 
     if show_list:
-        names = [name] if name else list(STUDIES)
+        results_folder(profile)  # refuses a profile that there is not
+        names = [name] if name else [one.name for one in studies_of(profile)]
         show(names, profile, Store(store), as_json)
         return
     if name is None:
@@ -89,6 +99,9 @@ def run_command(
             out=out,
             overwrite=overwrite,
             files=files,
+            device=pick_device(device),
+            stop_after_s=stop_after,
+            weights=weights,
         )
     except KeyboardInterrupt:
         say("stopped; run the same command again to go on")

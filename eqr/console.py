@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eqr.config import ConfigError
+from eqr.train import best_device
 
 err = Console(stderr=True)
 
@@ -42,6 +44,18 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     if not values or values[0] < 1:
         raise ConfigError(f"{option} {text!r} must be whole numbers from 1, as in {option} 1,4,16")
     return values
+
+
+def pick_device(name: str) -> str:
+    """A device that is there; ``auto`` takes the best."""
+    if name == "auto":
+        return best_device()
+    known = {"cpu": True, "cuda": torch.cuda.is_available()}
+    known["mps"] = torch.backends.mps.is_available()
+    if not known.get(name):
+        there = ", ".join(k for k, v in known.items() if v)
+        raise ConfigError(f"--device {name} is not available here; available: {there}")
+    return name
 
 
 def say(line: str, style: str | None = None) -> None:

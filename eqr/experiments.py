@@ -26,7 +26,8 @@ from eqr.select import Outcomes
 from eqr.store import MANIFEST, Run, Store
 from eqr.train import Event, train
 
-ROWS = 256  # trajectories in flight in a stored evaluation
+#: Trajectories in flight in a stored evaluation.
+ROWS = {"cpu": 256, "mps": 1024, "cuda": 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +164,9 @@ def timing(run: Run) -> dict[str, Any]:
     return json.loads(run.file("timing.json").read_text())
 
 
-def of_run(run: Run, recipe: Recipe, store: Store) -> Trained:
-    """The trained model in a complete training run of ``recipe``."""
-    loaded = checkpoint.load_model(run.file("model.safetensors"))
+def of_run(run: Run, recipe: Recipe, store: Store, device: str = "cpu") -> Trained:
+    """The trained model in a complete training run of ``recipe``, on ``device``."""
+    loaded = checkpoint.load_model(run.file("model.safetensors"), device)
     return Trained(run, recipe, dataset(recipe, store), loaded)
 
 
@@ -252,7 +253,8 @@ def evaluated(
     named = eval_named(model, config)
 
     def make(directory: Path) -> None:
-        if evaluation_is_long(model.model, config, ROWS):
+        rows = ROWS[model.model.device.type]
+        if evaluation_is_long(model.model, config, rows):
             compile_operator(model.model)
         kept = evaluate.records(
             model.model,
@@ -260,7 +262,7 @@ def evaluated(
             test.labels,
             config,
             task=model.data.task,
-            rows=ROWS,
+            rows=rows,
             progress=progress,
         )
         np.savez_compressed(

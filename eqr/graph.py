@@ -13,11 +13,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from eqr.config import PROFILES, RECIPES, ConfigError, digest, load_recipe, near_miss, recipe_names
+from eqr.config import (
+    PROFILES,
+    RECIPES,
+    ConfigError,
+    Recipe,
+    digest,
+    load_recipe,
+    near_miss,
+    recipe_names,
+)
 from eqr.data import PROJECT, file_sha256
 from eqr.study_cells import cells_of
-from eqr.study_rows import PROFILES as STUDY_PROFILES
-from eqr.study_rows import STUDIES
+from eqr.study_rows import studies_of
 
 NOTEBOOKS = PROJECT / "notebooks"
 BOOK = PROJECT / "book"
@@ -38,11 +46,13 @@ class Resources:
 
 SMALL, MEDIUM, HOURS = Resources(1, 2000, 20), Resources(1, 4000, 60), Resources(1, 4000, 240)
 
+GPU = Resources(8, 32000, 1440, gpus=1)
+
 #: By profile and kind. The processes of the first two profiles have one thread each.
 RESOURCES = {
     "smoke": dict.fromkeys(KINDS, SMALL),
     "laptop": {"train": HOURS, "chapter": HOURS, "book": MEDIUM, "cell": HOURS, "study": MEDIUM},
-    "paper": {"train": Resources(8, 32000, 1440, gpus=1)},
+    "paper": {"train": GPU, "cell": GPU, "study": SMALL},
 }
 
 
@@ -76,7 +86,7 @@ def jobs(profile: str, seed: int = 0, out: Path = Path("build")) -> dict[str, Jo
     """All jobs of a profile by name, each after those it needs.
 
     Args:
-        profile: the paper profile has trainings only: no chapter or study is run with its recipes.
+        profile: the paper profile has trainings and a study: no chapter is run with its recipes.
         seed: of trainings and chapters; cells have their own.
         out: build directory: pages go to ``<out>/<profile>/html``, studies to ``.../studies``.
 
@@ -88,8 +98,7 @@ def jobs(profile: str, seed: int = 0, out: Path = Path("build")) -> dict[str, Jo
     found = training_jobs(profile, seed)
     if profile != "paper":
         found += book_jobs(profile, seed, out)
-    if profile in STUDY_PROFILES:
-        found += study_jobs(profile, out)
+    found += study_jobs(profile, out)
     return {job.name: job for job in found}
 
 
@@ -102,17 +111,26 @@ def training_jobs(profile: str, seed: int) -> list[Job]:
         return found.train.steps * found.train.batch * values
 
     options = ("--profile", profile, "--seed", str(seed))
-    if RESOURCES[profile]["train"].gpus:
-        options += ("--device", "cuda")
     return [
         Job(
             f"train/{name}",
-            ("train", name, *options),
-            RESOURCES[profile]["train"],
+            ("train", name, *options, *on_gpu(load_recipe(name, profile))),
+            resources(profile, "train", load_recipe(name, profile)),
             reads=(RECIPES / profile / f"{name}.toml", *meaning()),
         )
         for name in sorted(recipe_names(profile), key=cost, reverse=True)
     ]
+
+
+def on_gpu(recipe: Recipe) -> tuple[str, ...]:
+    """The option that puts a job on the GPU: that of recipes in bfloat16, which want one."""
+    return ("--device", "cuda") if recipe.train.dtype == "bfloat16" else ()
+
+
+def resources(profile: str, kind: str, recipe: Recipe) -> Resources:
+    """What a job about a recipe asks for: no GPU for those that run on a processor."""
+    asked = RESOURCES[profile][kind]
+    return asked if on_gpu(recipe) or not asked.gpus else HOURS
 
 
 def book_jobs(profile: str, seed: int, out: Path) -> list[Job]:
@@ -143,13 +161,21 @@ def book_jobs(profile: str, seed: int, out: Path) -> list[Job]:
 def study_jobs(profile: str, out: Path) -> list[Job]:
     """A job for each cell of each study, and one that writes the study's files."""
     found = []
-    for study in STUDIES.values():
+    for study in studies_of(profile):
         common = ("run", study.name, "--profile", profile)
         cells = [
             Job(
                 f"cell/{study.name}/{cell.row}/{cell.seed}",
-                (*common, "--rows", cell.row, "--seeds", str(cell.seed), "--no-files"),
-                RESOURCES[profile]["cell"],
+                (
+                    *common,
+                    "--rows",
+                    cell.row,
+                    "--seeds",
+                    str(cell.seed),
+                    "--no-files",
+                    *on_gpu(cell.recipe()),
+                ),
+                resources(profile, "cell", cell.recipe()),
                 reads=(
                     RECIPES / profile / f"{study.row(cell.row).recipe}.toml",
                     Path(__file__).parent / "study_rows.py",

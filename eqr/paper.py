@@ -15,9 +15,9 @@ import pandas as pd
 
 from eqr.claims import Claim
 from eqr.studies import Pick, Results, StudyError, load
-from eqr.study_rows import STUDIES
+from eqr.study_rows import MAZE, STUDIES
 
-SUDOKU, MAZE, ARC = "Sudoku-Extreme", "Maze-Unique", "Mini-ARC"
+SUDOKU, ARC = "Sudoku-Extreme", "Mini-ARC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,16 @@ BASE = {
 OTHERS = (
     Entry("Table 4", "EqR, D = 64, B = 1", 93.0, study="depth-breadth", pick=Pick("eqr", 64)),
     Entry("Table 4", "EqR, D = 64, B = 128", 99.8),
-    *(
-        Entry("Table 4", name, value, MAZE)
-        for name, value in (
-            ("Feedforward", 0.0),
-            ("TRM", 44.9),
-            ("EqR, D = 16, B = 1", 82.2),
-            ("EqR, D = 64, B = 1", 88.9),
-            ("EqR, D = 64, B = 128", 93.0),
-        )
+    Entry(
+        "Table 4", "Maze: EqR, D = 64, B = 1", 88.9, MAZE, "paper-scale", Pick("maze30-fast", 64)
+    ),
+    Entry(
+        "Table 4",
+        "Maze: EqR, D = 64, B = 128",
+        93.0,
+        MAZE,
+        "paper-scale",
+        Pick("maze30-fast", 64, 128, "converged", "grid"),
     ),
     *(
         Entry("Table 3", name, value, MAZE)
@@ -73,7 +74,12 @@ def entries() -> list[Entry]:
     """All figures of the paper that the book knows, by table."""
     found = [
         Entry(
-            figure.table, row.title, figure.value, study=study.name, pick=Pick(row.name, row.depth)
+            figure.table,
+            row.title,
+            figure.value,
+            figure.task,
+            study.name,
+            Pick(row.name, row.depth),
         )
         for study in STUDIES.values()
         for row in study.rows
@@ -82,12 +88,30 @@ def entries() -> list[Entry]:
     return sorted([*found, *OTHERS], key=lambda entry: entry.table)
 
 
+def base_of(entry: Entry) -> Pick | None:
+    """What an entry is compared with, in its own study; None where there is no such row."""
+    if entry.pick is None:
+        return None
+    if entry.study == "paper-scale":  # rows of one kind, each with its own baseline
+        name = f"{entry.pick.row.removesuffix('-trm')}-trm"
+        known = {row.name for row in STUDIES["paper-scale"].rows}
+        return Pick(name) if name in known else None
+    name, pick = BASE.get(entry.table, (None, None))
+    return pick if name == entry.study else None
+
+
+def profile_of(study: str, profile: str) -> str:
+    """Whose records of a study stand in the table: its own profile's where it has but one."""
+    own = STUDIES[study].profiles
+    return profile if profile in own else own[0]
+
+
 def available(profile: str) -> dict[str, Results]:
     """The studies whose records are there; altered ones raise, absent ones are left out."""
     found = {}
     for name in STUDIES:
         try:
-            found[name] = load(name, profile)
+            found[name] = load(name, profile_of(name, profile))
         except StudyError as error:
             if "absent" not in str(error):
                 raise
@@ -96,13 +120,13 @@ def available(profile: str) -> dict[str, Results]:
 
 def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[str, str]:
     """Our difference from the table's first row as text, and the verdict on its sign."""
-    name, first = BASE.get(entry.table, (None, None))
-    if entry.pick is None or name not in studies or entry.study != name:
+    first = base_of(entry)
+    if first is None or entry.study not in studies:
         return "–", "not run"
     if entry.pick == first:
         return "–", "baseline"
     side = {"at_least": 0.0} if entry.value > base else {"at_most": 0.0}
-    gap = Claim.of_study(entry.name, studies[name], entry.pick, first, **side)
+    gap = Claim.of_study(entry.name, studies[entry.study], entry.pick, first, **side)
     if gap.value is None:
         return "–", gap.verdict
     return f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]", gap.verdict
@@ -121,9 +145,14 @@ def beside(profile: str = "laptop") -> pd.DataFrame:
     studies, rows = available(profile), []
     every = entries()
     for entry in every:
-        first = BASE.get(entry.table, (None, None))[1]
-        same = [e.value for e in every if (e.table, e.task) == (entry.table, entry.task)
-                and e.pick and e.pick == first]  # fmt: skip
+        first = base_of(entry)
+        same = [
+            other.value
+            for other in every
+            if (other.table, other.task, other.study) == (entry.table, entry.task, entry.study)
+            and other.pick
+            and other.pick == first
+        ]
         base = same[0] if same else math.nan
         ours, n, seeds = "not run", 0, 0
         if entry.study in studies and entry.pick:
@@ -145,7 +174,7 @@ def beside(profile: str = "laptop") -> pd.DataFrame:
                 "ours": ours,
                 "n": n or "–",
                 "seeds": seeds or "–",
-                "profile": profile if seeds else "–",
+                "profile": profile_of(entry.study, profile) if seeds else "–",
                 "paper's step": f"{gap:+.1f}" if gap else "–",
                 "our step": step,
                 "verdict": verdict,

@@ -5,9 +5,10 @@ feedforward to iterative*, *Shaping the landscape*).
     results.summary()
     results.compare(Pick("act"), Pick("head"))
 
-A study lies in three files: ``<study>.csv`` (a tidy row for each row, seed and way to evaluate),
+A study lies in four files: ``<study>.csv`` (a tidy row for each row, seed and way to evaluate),
+``<study>.curves.csv`` (held-out accuracy during training; absent from older results),
 ``<study>.npz`` (which problems were solved, as bits) and ``<study>.json`` (where it comes from, and
-the hashes of the other two). :mod:`eqr.study_files` writes them; :mod:`eqr.study_rows` says what
+the hashes of the others). :mod:`eqr.study_files` writes them; :mod:`eqr.study_rows` says what
 the rows are.
 """
 
@@ -60,6 +61,7 @@ class Results:
 
     study: Study
     rows: pd.DataFrame
+    curves: pd.DataFrame  # accuracy during training: row, seed, step, exact_1, exact_2, …
     bits: dict[str, np.ndarray]  # packed outcomes by "row/seed/evaluation[/select]"
     meta: dict[str, Any]
 
@@ -194,6 +196,8 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
     try:
         meta = json.loads(path.read_text())
         hashes = {kind: meta["files"][f"{name}.{kind}"] for kind in ("csv", "npz")}
+        if curves := meta["files"].get(f"{name}.curves.csv"):
+            hashes["curves.csv"] = curves
         told = (meta["format"], meta["study"], meta["profile"], meta["semantics"])
     except (ValueError, KeyError, TypeError) as error:
         raise StudyError(f"{path}: damaged ({error}); {mend}") from error
@@ -210,5 +214,8 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
     with np.load(io.BytesIO(content["npz"]), allow_pickle=False) as arrays:
         bits = dict(arrays)
     # This engine reads numbers as Python does: as they were written, to the last bit.
-    rows = pd.read_csv(io.BytesIO(content["csv"]), engine="python")
-    return Results(wanted, rows, bits, meta)
+    rows, curves = (
+        pd.read_csv(io.BytesIO(content.get(kind, b"row,seed\n")), engine="python")
+        for kind in ("csv", "curves.csv")
+    )
+    return Results(wanted, rows, curves, bits, meta)

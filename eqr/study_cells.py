@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eqr import experiments
-from eqr.config import Recipe, to_dict
+from eqr.config import ConfigError, Recipe, near_miss, to_dict
 from eqr.cost import Cost, cost
 from eqr.experiments import Evaluated, Trained
 from eqr.store import Store
@@ -44,7 +44,16 @@ class Cell:
 def cells_of(
     wanted: Study, profile: str, rows: Iterable[str] | None, seeds: Sequence[int] | None
 ) -> list[Cell]:
-    """The cells asked for; None takes all rows, and each row's own number of seeds."""
+    """The cells asked for; None takes all rows, and each row's own number of seeds.
+
+    Raises:
+        ConfigError: the study is not run in the profile, or has no such row.
+    """
+    if profile not in wanted.profiles:
+        raise ConfigError(
+            f"study {wanted.name!r} is not run in profile {profile!r}"
+            f"{near_miss(profile, wanted.profiles)}"
+        )
     names = list(rows) if rows is not None else [row.name for row in wanted.rows]
     return [
         Cell(wanted.name, profile, name, seed)

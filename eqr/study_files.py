@@ -80,6 +80,7 @@ class Part:
     cell: Cell
     rows: pd.DataFrame
     outcomes: dict[str, np.ndarray]  # see :func:`outcomes`
+    curve: pd.DataFrame  # the held-out accuracies during training; empty where not recorded
     complete: bool  # whether it has the evaluations that its study got later
     runs: dict[str, Any]  # commits, hardware, first and last time of the stored runs behind it
 
@@ -93,7 +94,15 @@ def part_of(done: Done) -> Part:
         "first": min(o["finished"] for o in origins),
         "last": max(o["finished"] for o in origins),
     }
-    return Part(done.cell, tidy(done), outcomes(done), done.complete, runs)
+    return Part(done.cell, tidy(done), outcomes(done), curve_of(done), done.complete, runs)
+
+
+def curve_of(done: Done) -> pd.DataFrame:
+    """Exact accuracy on the first held-out problems at each evaluation during training."""
+    log = done.model.log("eval")
+    log.insert(0, "row", done.cell.row)
+    log.insert(1, "seed", done.cell.seed)
+    return log
 
 
 def described(evaluation: Evaluation) -> dict[str, Any]:
@@ -138,7 +147,9 @@ def carried(name: str, profile: str, out: Path, store: Store) -> dict[Cell, Part
         keys = [k for k in results.bits if k.startswith(f"{row}/{seed}/")]
         bits = {key: results.unpack(key).astype(bool) for key in keys}
         complete = len(have) == len(cell.evaluations())
-        found[cell] = Part(cell, mine, bits, complete, results.meta["runs"])
+        curve = results.curves
+        curve = curve[(curve.row == row) & (curve.seed == seed)]
+        found[cell] = Part(cell, mine, bits, curve, complete, results.meta["runs"])
     return found
 
 
@@ -172,8 +183,11 @@ def write(
     packed = io.BytesIO()
     np.savez_compressed(packed, **{key: np.packbits(value) for key, value in bits.items()})
     out.mkdir(parents=True, exist_ok=True)
-    paths = {kind: out / f"{wanted.name}.{kind}" for kind in ("csv", "npz", "json")}
+    paths = {k: out / f"{wanted.name}.{k}" for k in ("csv", "curves.csv", "npz", "json")}
     replace_file(paths["csv"], table.to_csv(index=False).encode())
+    curves = [part.curve for part in parts if len(part.curve)]
+    curves = pd.concat(curves, ignore_index=True) if curves else empty[["row", "seed"]]
+    replace_file(paths["curves.csv"], curves.to_csv(index=False).encode())
     replace_file(paths["npz"], packed.getvalue())
     kinds = {e.name: e for row in wanted.rows for e in row.evaluations(profile)}
     meta = {
@@ -181,7 +195,7 @@ def write(
         "study": wanted.name,
         "profile": profile,
         "semantics": SEMANTICS,
-        "files": {paths[kind].name: file_sha256(paths[kind]) for kind in ("csv", "npz")},
+        "files": {path.name: file_sha256(path) for kind, path in paths.items() if kind != "json"},
         "cells": [[c.row, c.seed] for c in cells if c in have],
         "missing": [[c.row, c.seed] for c in cells if c not in have],
         "partial": [[p.cell.row, p.cell.seed] for p in parts if not p.complete],
@@ -210,6 +224,17 @@ def write(
     }
     replace_file(paths["json"], (json.dumps(meta, indent=1) + "\n").encode())
     return meta
+
+
+def ship_weights(cells: Sequence[Cell], store: Store, out: Path) -> list[Path]:
+    """The models of finished cells as float16, ``<study>-<row>-<seed>.safetensors`` in ``out``."""
+    paths = []
+    for cell in cells:
+        if done := finished(cell, store):
+            path = out / f"{cell.study}-{cell.row}-{cell.seed}.safetensors"
+            checkpoint.save_half(done.model.run.file("model.safetensors"), path)
+            paths.append(path)
+    return paths
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from eqr.console import say
 from eqr.store import Store
 from eqr.studies import results_folder
 from eqr.study_cells import Cell, cells_of, finished, stored_cost
-from eqr.study_files import carried, write
+from eqr.study_files import carried, ship_weights, write
 from eqr.study_rows import study
 from eqr.train import Event, TrainingError
 
@@ -32,12 +32,15 @@ from eqr.train import Event, TrainingError
 PAUSE_S = 30.0
 
 
-def work(cell: Cell, root: Path) -> str:
-    """Train and evaluate a cell; returns a line about it.
+def work(
+    cell: Cell, root: Path, device: str = "cpu", stop_after_s: float | None = None
+) -> str | None:
+    """Train and evaluate a cell; returns a line about it, or None if it was stopped early.
 
     Raises:
         TrainingError: the training diverged.
     """
+    began = time.monotonic()
     store, recipe, told = Store(root), cell.recipe(), time.monotonic()
 
     def show(event: Event) -> None:
@@ -47,13 +50,23 @@ def work(cell: Cell, root: Path) -> str:
             exact = event.metrics[f"exact_{recipe.train.eval_depth}"]
             say(f"  {cell}: step {event.step} of {recipe.train.steps}, exact {exact:.1%}")
 
-    run = experiments.train_run(recipe, store, on_event=show)
-    model = experiments.of_run(run, recipe, store)
-    row, began = study(cell.study).row(cell.row), time.monotonic()
-    found = [experiments.evaluated(model, e.config, store) for e in cell.evaluations()]
+    run = experiments.train_run(
+        recipe, store, device=device, on_event=show, stop_after_s=stop_after_s
+    )
+    if run is None:
+        return None
+    model, trained = experiments.of_run(run, recipe, store, device), time.monotonic()
     stored_cost(recipe, store)
+    found = []
+    for kind in cell.evaluations():
+        found.append(experiments.evaluated(model, kind.config, store))
+        if stop_after_s is not None and time.monotonic() - began > stop_after_s:
+            break  # what there is, is stored; the rest another time
+    if len(found) < len(cell.evaluations()):
+        return None
+    row = study(cell.study).row(cell.row)
     exact = found[0].records.at(row.depth).exact[:, 0].mean()
-    seconds = f"trained {model.seconds:.0f} s, evaluated {time.monotonic() - began:.0f} s"
+    seconds = f"trained {model.seconds:.0f} s, evaluated {time.monotonic() - trained:.0f} s"
     return f"{cell}: exact {exact:.1%} at D = {row.depth}; {seconds}"
 
 
@@ -80,6 +93,9 @@ def run(
     out: Path | None = None,
     overwrite: bool = False,
     files: bool = True,
+    device: str = "cpu",
+    stop_after_s: float | None = None,
+    weights: bool = False,
     tell: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Run what is missing of a study and write its files; returns the content of its JSON.
@@ -94,6 +110,9 @@ def run(
             for, and lost where this store lacks them.
         files: False leaves the files alone, for one of several machines that run cells side by
             side; of the JSON's content there is then only what concerns the cells asked for.
+        device: of trainings and evaluations.
+        stop_after_s: leave a cell after about so many seconds, to go on when run again.
+        weights: put the models' weights beside the files, as float16.
         tell: gets a line of progress at a time.
 
     Raises:
@@ -124,7 +143,7 @@ def run(
         with ProcessPoolExecutor(jobs, context, begin) as pool:
             # Seed by seed, so that a study that is stopped early has every row.
             futures = {
-                pool.submit(work, cell, store.root): cell
+                pool.submit(work, cell, store.root, device, stop_after_s): cell
                 for cell in sorted(todo, key=lambda c: (c.seed, order.index(c.row)))
             }
             try:
@@ -134,6 +153,8 @@ def run(
                     except TrainingError as error:
                         failed[str(futures[future])] = str(error)
                         line = f"{futures[future]}: FAILED, {error}"
+                    if line is None:
+                        line = f"{futures[future]}: stopped; run the same command again to go on"
                     tell(f"[{number}/{len(todo)}] {line}")
                     if files and time.monotonic() - wrote > PAUSE_S:
                         write(wanted, profile, every, store, out, failed, before)
@@ -148,4 +169,7 @@ def run(
             "missing": [[c.row, c.seed] for c in asked if c not in have],
             "failed": failed,
         }
-    return write(wanted, profile, every, store, out, failed, before)
+    meta = write(wanted, profile, every, store, out, failed, before)
+    if weights:
+        ship_weights(asked, store, out)
+    return meta

@@ -26,11 +26,14 @@ from eqr.model import Reasoner
 from eqr.store import Store
 from eqr.studies import Pick, StudyError
 from eqr.study_cells import Cell, Done, stored_cost
-from eqr.study_rows import STUDIES, Evaluation, Row, Study, study
+from eqr.study_rows import PROFILES, STUDIES, Evaluation, Row, Study, studies_of, study
 from eqr.train import Trainer
 
-ROWS = [(name, row.name) for name, one in STUDIES.items() for row in one.rows]
+ROWS = [
+    (p, name, row.name) for name, one in STUDIES.items() for row in one.rows for p in one.profiles
+]
 CHOSEN = ["act", "late-12"]
+KINDS = ("csv", "curves.csv", "npz")
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +62,8 @@ def results(written) -> studies.Results:
 # -------------------------------------------------------------------------------------------- rows
 
 
-@pytest.mark.parametrize("profile", ["smoke", "laptop"])
-@pytest.mark.parametrize(("name", "row"), ROWS)
-def test_every_row_builds_a_valid_recipe_and_a_model(name, row, profile):
+@pytest.mark.parametrize(("profile", "name", "row"), ROWS)
+def test_every_row_builds_a_valid_recipe_and_a_model(profile, name, row):
     found = study(name).row(row)
     recipe = found.build(profile, seed=3)
     assert recipe.seed == 3 and recipe_from_dict(to_dict(recipe)) == recipe
@@ -73,15 +75,17 @@ def test_every_row_builds_a_valid_recipe_and_a_model(name, row, profile):
     assert found.evaluate[0].name == "depth", "the summary reads it"
 
 
-@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+@pytest.mark.parametrize("profile", PROFILES)
 def test_rows_of_a_study_differ_and_share_what_the_study_says(profile):
-    for one in STUDIES.values():
+    for one in studies_of(profile):
         recipes = [to_dict(row.build(profile, 0)) for row in one.rows]
         assert len({json.dumps(r) for r in recipes}) == len(recipes)
         assert len({row.name for row in one.rows}) == len(one.rows)
         kinds = {e.name: e for row in one.rows for e in row.evaluations(profile)}
         for row in one.rows:
             assert all(kinds[e.name] == e for e in row.evaluations(profile))
+    if profile == "paper":
+        return
     equal = {
         (r.train.steps, r.train.batch * r.train.unroll * r.model.layers)
         for r in (row.build(profile, 0) for row in STUDIES["construction"].rows)
@@ -150,7 +154,7 @@ def test_running_again_makes_nothing_and_writes_the_same(written, store, monkeyp
         pytest.fail("nothing is to be trained")
 
     monkeypatch.setattr(study_run, "ProcessPoolExecutor", refuse)
-    before = {kind: (written / f"construction.{kind}").read_bytes() for kind in ("csv", "npz")}
+    before = {k: (written / f"construction.{k}").read_bytes() for k in KINDS}
     study_run.run("construction", "smoke", rows=["act"], store=store, out=written, tell=str)
     for kind, content in before.items():
         assert (written / f"construction.{kind}").read_bytes() == content, kind
@@ -175,9 +179,7 @@ def test_an_evaluation_added_later_leaves_finished_cells_where_they_are(
     pd.testing.assert_frame_equal(pd.read_csv(out / "construction.csv"), before)
     # Worked by this process, since another one would not know the new evaluation.
     made = len(list(store.root.iterdir()))
-    assert "act seed 0" in study_run.work(
-        Cell("construction", "smoke", "act", 0), store.root
-    )
+    assert "act seed 0" in study_run.work(Cell("construction", "smoke", "act", 0), store.root)
     assert len(list(store.root.iterdir())) == made + 1
     meta = study_run.run("construction", rows=[], **given)
     assert (
@@ -196,7 +198,7 @@ def test_cells_that_the_store_has_not_got_are_carried_over(written, tmp_path, mo
     out = tmp_path / "out"
     shutil.copytree(written, out)
     given = {"profile": "smoke", "store": Store(tmp_path / "store"), "out": out}
-    files = {kind: (out / f"construction.{kind}").read_bytes() for kind in ("csv", "npz")}
+    files = {k: (out / f"construction.{k}").read_bytes() for k in KINDS}
     lines: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(study_run, "ProcessPoolExecutor", lambda *_: pytest.fail("a cell was run"))
@@ -276,7 +278,7 @@ def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
     store = Store(tmp_path)
     origin = {"commit": "c", "hardware": "h", "finished": "t", "seconds": 1.0}
     (learned.path.parent / "timing.json").write_text('{"seconds": 1.0}')
-    names = {"timing.json": "", "model.safetensors": ""}
+    names = {"timing.json": "", "model.safetensors": "", "log.jsonl": ""}
     run = Run("train-0", learned.path.parent, {"files": names, "provenance": origin})
     model = experiments.Trained(run, learned.recipe, problems, checkpoint.load_model(learned.path))
     cell = Cell("tiny", "smoke", "tiny", 0)
@@ -292,7 +294,7 @@ def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
         assert results.outcomes(pick, 0).mean() == pytest.approx(line.exact, abs=1e-12), pick
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz", "json"])
+@pytest.mark.parametrize("kind", ["csv", "curves.csv", "npz", "json"])
 def test_an_altered_or_absent_file_is_named(written, tmp_path, kind):
     for path in written.iterdir():
         shutil.copy(path, tmp_path / path.name)
