@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from eqr.config import (
     from_dict,
     to_dict,
 )
+from eqr.data import file_sha256
 from eqr.model import Reasoner
 from eqr.task import Task, task_from_dict, task_to_dict
 
@@ -207,8 +209,14 @@ _OFFICIAL_NAMES = {
 }
 
 
-def official_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Task]:
+def official_config(
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> tuple[ModelConfig, Task]:
     """Our configuration for one of the official code (a whole file or its ``arch`` part).
+
+    The official code takes ``seq_len`` and ``vocab_size`` from its data and does not store them:
+    where they are missing, the weights, the board or the data's name tell them (see
+    :func:`_sizes`).
 
     Official ``H_cycles`` is our ``high_cycles``, ``L_cycles`` our ``low_cycles``, ``L_layers`` our
     ``blocks``, ``lambda_`` our ``1 − damping`` (0.95 where not given) and ``noise_scale`` our
@@ -221,6 +229,7 @@ def official_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Task]:
     if not isinstance(arch, Mapping):
         raise ConfigError("official configuration: arch must be a section of settings")
     values = {**values, **arch}
+    values = {**_sizes(values, tensors or {}), **values}
     needed = ("seq_len", "vocab_size", "hidden_size", "num_heads", "H_cycles", "L_cycles")
     for key in (*needed, "L_layers", "pos_encodings", "mlp_t"):
         if key not in values:
@@ -272,6 +281,27 @@ def official_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Task]:
     return from_dict(ModelConfig, ours, "official configuration"), task
 
 
+def _sizes(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """``vocab_size`` and ``seq_len`` as far as something tells them.
+
+    The head has a row for each symbol, the token mixer a row for each token. For attention the
+    board does, as ``board_height`` × ``board_width`` or as ``30x30`` in the name of the data.
+    """
+    shapes = {key: value.shape for key, value in tensors.items() if getattr(value, "ndim", 0)}
+    vocabulary = [s[0] for key, s in shapes.items() if key.endswith("lm_head.weight")]
+    tokens = [s[0] for key, s in shapes.items() if key.endswith("mlp_t.down_proj.weight")]
+    data = values.get("dataset")
+    name = str(data.get("data_path")) if isinstance(data, Mapping) else ""
+    board = values.get("board_height"), values.get("board_width")
+    if all(type(side) is int for side in board):
+        tokens.append(board[0] * board[1])
+    elif sides := re.search(r"(?<!\d)(\d+)x(\d+)(?!\d)", name):
+        tokens.append(int(sides[1]) * int(sides[2]))
+    return {
+        key: found[0] for key, found in (("vocab_size", vocabulary), ("seq_len", tokens)) if found
+    }
+
+
 def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
     """Rename official tensors to ours; the second halting output (unused) is dropped."""
     found = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
@@ -293,21 +323,11 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
     return found
 
 
-def import_official(
-    source: Path, out: Path, config: Mapping[str, Any] | None = None, weights: str = "ema"
-) -> str:
-    """Convert an official ``.pth`` into a model file; returns the sha256 of its tensors.
-
-    Args:
-        source: file with ``model`` and, it may be, ``ema`` and ``config`` entries.
-        out: the safetensors file to write.
-        config: the official configuration; None takes the one stored in ``source``.
-        weights: ``"ema"`` (the average, as the official evaluation; raw if there is none) or
-            ``"raw"``.
+def read_official(source: Path) -> dict[str, Any]:
+    """The content of an official ``.pth``, read without executing any pickle.
 
     Raises:
-        CheckpointError: unreadable, would need a pickle to be executed, or of another layout.
-        ConfigError: the configuration does not fit.
+        CheckpointError: missing, damaged, not a dictionary, or a pickle would have to be executed.
     """
     source = Path(source)
     if not source.is_file():
@@ -325,6 +345,35 @@ def import_official(
         raise CheckpointError(f"{source}: damaged or not a .pth file") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{source}: holds no state dict; expected an entry 'model'")
+    return content
+
+
+def import_official(
+    source: Path,
+    out: Path,
+    config: Mapping[str, Any] | None = None,
+    weights: str = "ema",
+    *,
+    content: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> str:
+    """Convert an official ``.pth`` into a model file; returns the sha256 of its tensors.
+
+    Args:
+        source: file with ``model`` and, it may be, ``ema`` and ``config`` entries.
+        out: the safetensors file to write.
+        config: the official configuration; None takes the one stored in ``source``.
+        weights: ``"ema"`` (the average, as the official evaluation; raw if there is none) or
+            ``"raw"``.
+        content: what :func:`read_official` gave for ``source``, where it was read before.
+        origin: what else to record of where the file came from.
+
+    Raises:
+        CheckpointError: unreadable, would need a pickle to be executed, or of another layout.
+        ConfigError: the configuration does not fit.
+    """
+    source = Path(source)
+    content = read_official(source) if content is None else content
     if config is None:
         config = content.get("config")
         if not isinstance(config, Mapping):
@@ -334,14 +383,15 @@ def import_official(
     shadow = average.get("shadow") if isinstance(average, Mapping) else None
     if weights == "ema" and isinstance(shadow, Mapping):
         tensors = {**tensors, **shadow}
-    model_config, task = official_config(config)
-    model = Reasoner.for_task(task, model_config)
     try:
+        model_config, task = official_config(config, tensors)
+        model = Reasoner.for_task(task, model_config)
         model.load_state_dict(official_tensors(tensors, model))
     except (RuntimeError, CheckpointError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{source}: does not fit the configuration: {reason}") from error
-    file_hash = hashlib.sha256(source.read_bytes()).hexdigest()
     step = content.get("step")
-    meta = {"imported": {"file": source.name, "sha256": file_hash, "weights": weights}}
-    return _save(out, model, task, {**meta, "step": step if isinstance(step, int) else None})
+    meta = {"file": source.name, "sha256": file_sha256(source), "weights": weights}
+    meta |= origin or {}
+    step = step if isinstance(step, int) else None
+    return _save(out, model, task, {"imported": meta, "step": step})

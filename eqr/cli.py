@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
-from eqr import checkpoint, cli_data, cli_plan, cli_results, cli_run, data
+from eqr import checkpoint, cli_data, cli_import, cli_plan, cli_results, cli_run, data
 from eqr.config import (
     PROFILES,
     ConfigError,
@@ -39,6 +39,7 @@ from eqr.console import (
     say,
     whole_numbers,
 )
+from eqr.hub import HubError
 from eqr.parallel import WorldError, joined
 from eqr.plan_grid import PlanError
 from eqr.store import Store, StoreError
@@ -56,6 +57,7 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_results.app, name="results")
 app.command("run")(cli_run.run_command)
+app.command("import-checkpoint")(cli_import.import_command)
 app.command("plan")(cli_plan.plan_command)
 
 ERRORS = (
@@ -65,6 +67,7 @@ ERRORS = (
     ProblemError,
     data.DataError,
     checkpoint.CheckpointError,
+    HubError,
     VendorError,
     WorldError,
     PlanError,
@@ -319,49 +322,6 @@ def solve_command(
             emit(found.to_dict(loaded.task))
         else:
             print(found.describe(loaded.task))
-
-
-@app.command("import-checkpoint")
-def import_command(
-    official: Annotated[Path, typer.Argument(help="A .pth file of the official code.")],
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
-    config: Annotated[
-        Path | None, typer.Option(help="Official configuration, JSON or YAML [default: stored].")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="ema (the average) or raw.")] = "ema",
-    as_json: Json = False,
-) -> None:
-    """Convert official weights; the file is read without executing any pickle.
-
-    Example: eqr import-checkpoint step_50000.pth sudoku.safetensors --config all_config.yaml
-    """
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"--weights {weights!r} must be ema or raw")
-    if out.exists():
-        raise checkpoint.CheckpointError(f"{out}: exists already; choose another name")
-    sha256 = checkpoint.import_official(official, out, read_mapping(config), weights)
-    if as_json:
-        emit({"model": str(out), "sha256": sha256})
-    else:
-        print(out)
-
-
-def read_mapping(path: Path | None) -> dict | None:
-    """A JSON or YAML file as a mapping; None for no path."""
-    if path is None:
-        return None
-    import yaml
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text())  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: neither JSON nor YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold a mapping of settings")
-    # The reference files keep the settings under "config", beside the tensors' shapes.
-    return values.get("config", values) if "seq_len" not in values else values
 
 
 @app.command("bench")

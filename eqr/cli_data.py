@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eqr import data, data_import
+from eqr import data, data_import, hub
 from eqr.config import ConfigError, DataConfig, load_recipe, parse_overrides
 from eqr.console import Json, Profile, Seed, Settings, emit, progress
 from eqr.task import task_from_dict, task_to_dict
@@ -54,7 +53,7 @@ def build_command(
 @app.command("import")
 def import_command(
     source: Annotated[
-        str, typer.Argument(help="A directory, or hub:sudoku-extreme, or hub:eqr-data/FOLDER.")
+        str, typer.Argument(help="A directory, or hf:OWNER/REPO@REVISION/FOLDER on the hub.")
     ],
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
     kind: Annotated[str, typer.Option(help="Task of official npy arrays.")] = "sudoku",
@@ -63,23 +62,41 @@ def import_command(
     test: Annotated[int, typer.Option(min=0, help="Test problems to keep; 0: all.")] = 0,
     subsample: Annotated[str, typer.Option(help="random (seeded) or first.")] = "random",
     seed: Seed = 0,
+    sha256: Annotated[
+        list[str] | None,
+        typer.Option(help="What a file must hash to, as train.csv=HEX; repeatable."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
     as_json: Json = False,
 ) -> None:
     """Import Sudoku-Extreme CSV files, or the official npy arrays, from a folder or the hub.
 
     A folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
+    On the hub, @REVISION (a branch, tag or commit) and /FOLDER may be left out; hub:sudoku-extreme
+    and hub:eqr-data are short for hf:sapientinc/sudoku-extreme and hf:locuslab/EqR-data. Only what
+    is read is fetched, at one commit, and checked by size and hash; the manifest names commit and
+    sha256. A download that was cut goes on when the same command is run again. HF_ENDPOINT names
+    another server.
 
-    Examples: eqr data import hub:sudoku-extreme build/extreme --test 2048;
-    eqr data import hub:eqr-data/maze-30x30-unique-1k build/maze30 --kind maze
+    Example: eqr data import hub:sudoku-extreme build/extreme --test 2048
+
+    Example: eqr data import hf:locuslab/EqR-data/maze-30x30-unique-1k build/maze30 --kind maze
+
+    Example: eqr data import hf:sapientinc/sudoku-extreme@COMMIT build/extreme
     """
     data.refuse_existing(out, overwrite)
     sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
     task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
-    with tempfile.TemporaryDirectory() as folder:
-        directory = data_import.fetch(source, Path(folder))
+    pins = {}
+    for text in sha256 or ():
+        name, equals, value = text.rpartition("=")
+        if not equals:
+            raise ConfigError(f"--sha256 {text!r} must be FILE=HEX, as in --sha256 train.csv=…")
+        pins[name] = hub.parse_pin(value)
+    with data_import.located(source, pins) as (directory, origin):
         imported = data_import.read(directory, task, **sizes)
-    data.save(imported, out, overwrite=overwrite)
+        imported = replace(imported, origin=imported.origin | origin)
+        data.save(imported, out, overwrite=overwrite)
     report_data(out, imported, as_json)
 
 

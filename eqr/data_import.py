@@ -6,20 +6,24 @@ test solution is a symmetric image of a training solution; what is left out for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from eqr.data import SPLITS, DataError, Dataset, take_rows
+from eqr import hub
+from eqr.config import near_miss
+from eqr.data import SPLITS, DataError, Dataset, file_sha256, take_rows
 from eqr.streams import stream_seed
 from eqr.sudoku import Sudoku
 from eqr.task import Problems, Task
 
-HUB_CSV = "sapientinc/sudoku-extreme"
-HUB_NPY = "locuslab/EqR-data"
+CSV_FILES = tuple(f"{split}.csv" for split in SPLITS)
+NPY_FILES = tuple(f"{split}/all__{name}.npy" for split in SPLITS for name in ("inputs", "labels"))
+NPY_GROUPS = tuple(f"{split}/all__group_indices.npy" for split in SPLITS)  # where there are any
 
 
 def read_sudoku_csv(
@@ -113,56 +117,64 @@ def read(source: Path, task: Task, **sizes) -> Dataset:
     raise DataError(f"{source}: holds neither train.csv nor train/all__inputs.npy")
 
 
-def fetch(source: str, directory: Path) -> Path:
-    """The folder that ``source`` names: a local path, or downloaded from the hub to ``directory``.
+@contextmanager
+def located(
+    source: str, pins: Mapping[str, str] | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder that ``source`` names, and what to record of where it came from.
 
-    ``hub:sudoku-extreme`` is the published CSV pair, ``hub:eqr-data/FOLDER`` one of the official
-    sets of arrays, which the hub keeps at its root or under ``data``.
-    """
-    if not source.startswith("hub:"):
-        return Path(source)
-    name, _, folder = source.removeprefix("hub:").partition("/")
-    if name == "sudoku-extreme" and not folder:
-        return download(HUB_CSV, ["train.csv", "test.csv"], directory)
-    if name == "eqr-data" and folder:
-        arrays = [f"{s}/all__{a}.npy" for s in SPLITS for a in ("inputs", "labels")]
-        arrays.append("train/all__group_indices.npy")
-        try:
-            return download(HUB_NPY, [f"{folder}/{a}" for a in arrays], directory) / folder
-        except NotOnHub:
-            nested = f"data/{folder}"
-            return download(HUB_NPY, [f"{nested}/{a}" for a in arrays], directory) / nested
-    raise DataError(f"{source}: not known; use hub:sudoku-extreme or hub:eqr-data/FOLDER")
-
-
-class NotOnHub(DataError):
-    """The repository was reached and does not have the file."""
-
-
-def download(repo: str, files: Iterable[str], directory: Path) -> Path:
-    """Fetch files of a data set repository from the Hugging Face hub into ``directory``.
+    It is a local path, or what :mod:`eqr.hub` reads as a source: then its files are fetched, and
+    lie in the store until the block ends without an error. ``pins`` are the sha256 that files
+    must have, by their path below the folder, as in ``train.csv``.
 
     Raises:
-        NotOnHub: there is no such file.
-        DataError: the hub cannot be reached.
+        HubError: a file cannot be had, or is not the one it is pinned to.
     """
-    import huggingface_hub  # only needed here, and slow to import
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    pins = pins or {}
+    found = hub.parse(source, "dataset")
+    if found is None:
+        folder = Path(source)
+        there = [
+            name for name in (*CSV_FILES, *NPY_FILES, *NPY_GROUPS) if (folder / name).is_file()
+        ]
+        _check_pinned(pins, there)
+        hub.check_pins(pins, {name: file_sha256(folder / name) for name in pins})
+        yield folder, {}
+        return
+    with hub.opened(found) as repository:
+        folders = data_folders(repository.files)
+        below = hub.pick(found, folders, "data set")
+        _check_pinned(pins, folders[below])
+        names = {name: f"{below}/{name}".lstrip("/") for name in folders[below]}
+        for path in names.values():
+            if path not in repository.files:
+                raise hub.HubError(f"{found}: has no file {path}, which a data set needs")
+        repository.pins = {names[name]: sha256 for name, sha256 in pins.items()}
+        for path in names.values():
+            repository.fetch(path)
+        yield repository.folder / below, {"source": str(found), "hub": repository.origin()}
 
-    huggingface_hub.logging.set_verbosity_error()  # our one line says it all
-    for name in files:
-        try:
-            huggingface_hub.hf_hub_download(repo, name, repo_type="dataset", local_dir=directory)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            code = getattr(getattr(error, "response", None), "status_code", None)
-            if code in (401, 404):
-                raise NotOnHub(f"{repo}: has no file {name}, or is not public ({code})") from error
-            why = f"answered {code}" if code else "cannot be reached"
-            raise DataError(
-                f"{repo}/{name}: the hub {why}; check the network, or download the file elsewhere "
-                "and give the local path"
-            ) from error
-    return directory
+
+def data_folders(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The folders that hold a data set, each with the files that are read, those it lacks too.
+
+    >>> data_folders(["README.md", "set/train.csv", "set/test.csv"])
+    {'set': ['train.csv', 'test.csv']}
+    """
+    paths, found = set(paths), {}
+    for names in (NPY_FILES, CSV_FILES):  # a folder with both is read as CSV, as `read` does
+        for path in paths:
+            if path == names[0] or path.endswith(f"/{names[0]}"):
+                folder = path.removesuffix(names[0])
+                groups = [n for n in NPY_GROUPS if names is NPY_FILES and folder + n in paths]
+                found[folder.rstrip("/")] = [*names, *groups]
+    return found
+
+
+def _check_pinned(pins: Mapping[str, str], names: list[str]) -> None:
+    for name in pins:
+        if name not in names:
+            raise hub.HubError(f"--sha256 {name}=…: no such file is read{near_miss(name, names)}")
 
 
 def _read_csv(path: Path, task: Sudoku) -> Problems:

@@ -32,7 +32,7 @@ from eqr.data import PROJECT, file_sha256
 MANIFEST = "manifest.json"
 PENDING = ".pending.json"  # kind and configuration of a run that is not complete
 RUN_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}")
-OTHER = ("data", "locks", "partial")  # folders of a store that are not runs
+OTHER = ("data", "downloads", "locks", "partial")  # folders of a store that are not runs
 
 
 class StoreError(ValueError):
@@ -185,7 +185,7 @@ class Store:
         when all files are on the disk, and the directory is renamed when the manifest is.
         """
         run_id = self.run_id(kind, config)
-        with self._lock(run_id):
+        with self.lock(run_id):
             if run := self.get(run_id):
                 return run
             work = self.root / "partial" / run_id
@@ -222,10 +222,11 @@ class Store:
             return self.get(run_id)
 
     @contextlib.contextmanager
-    def _lock(self, run_id: str) -> Iterator[None]:
+    def lock(self, name: str) -> Iterator[None]:
+        """Let one process at a time into the block; the others wait."""
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with (locks / run_id).open("w") as file:
+        with (locks / name).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # freed by the kernel when the process ends
             yield
 

@@ -17,6 +17,7 @@ from eqr.checkpoint import (
     load_model,
     load_resume,
     load_tensors,
+    official_config,
     save_model,
     save_tensors,
 )
@@ -261,6 +262,33 @@ def test_a_missing_setting_or_configuration_and_a_foreign_tensor_are_named(offic
     with pytest.raises(CheckpointError, match=r"puzzle_emb.*no counterpart"):
         import_official(other, out, OFFICIAL)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "board"),
+    [
+        (
+            {"mlp_t": True},
+            {"lm_head.weight": (11, 8), "x.mlp_t.down_proj.weight": (81, 256)},
+            (9, 9),
+        ),
+        ({"board_height": 9, "board_width": 9}, {"lm_head.weight": (11, 8)}, (9, 9)),
+        (
+            {"dataset": {"data_path": "data/maze-30x30-unique-1k"}},
+            {"lm_head.weight": (6, 8)},
+            (30, 30),
+        ),
+        ({"board_height": 5, "board_width": 8}, {"lm_head.weight": (6, 8)}, (5, 8)),
+    ],
+    ids=["token mixer", "board", "name of the data", "not square"],
+)
+def test_sizes_that_the_official_code_does_not_store_are_told_by_others(config, shapes, board):
+    unsized = {k: v for k, v in OFFICIAL.items() if k not in ("seq_len", "vocab_size")}
+    tensors = {f"_orig_mod.model.inner.{k}": torch.ones(shape) for k, shape in shapes.items()}
+    _, task = official_config(unsized | config, tensors)
+    assert (task.height, task.width) == board
+    with pytest.raises(ConfigError, match="seq_len is missing"):
+        official_config(unsized, {})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])

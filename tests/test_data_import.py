@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import os
 import shutil
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pytest
 
-from eqr import data
 from eqr.data import DataError
 from eqr.data_import import read_npy, read_sudoku_csv
 from eqr.sudoku import Sudoku
@@ -159,69 +152,3 @@ def test_the_shared_hard_puzzles_import(shared, tmp_path):
     first = (tmp_path / "test.csv").read_text().splitlines()[1:]
     questions = {line.split(",")[1] for line in first}
     assert {found.task.format(row) for row in found.test.inputs} <= questions
-
-
-# ---------------------------------------------------------------------------------------- the hub
-
-
-@pytest.fixture
-def hub(csv):
-    """A local stand-in for the Hugging Face hub that serves the two CSV files."""
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            base = "/datasets/sapientinc/sudoku-extreme/resolve/main/"
-            file = csv / self.path.removeprefix(base)
-            if not self.path.startswith(base) or not file.is_file():
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            body = file.read_bytes()
-            self.send_response(200)
-            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def import_from(endpoint: str, out, home) -> subprocess.CompletedProcess:
-    """``eqr data import`` from a hub at ``endpoint``, its waits between retries left out."""
-    code = "import time; time.sleep = lambda s: None; from eqr.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "data", "import", "hub:sudoku-extreme", str(out)],
-        env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_sudoku_extreme_comes_from_the_hub(hub, csv, tmp_path):
-    done = import_from(hub, tmp_path / "out", tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    assert data.load(tmp_path / "out").digest == read_sudoku_csv(csv).digest
-    (csv / "test.csv").unlink()
-    done = import_from(hub, tmp_path / "other", tmp_path / "home")
-    assert done.returncode == 1 and "test.csv" in done.stderr and "404" in done.stderr
-    assert not (tmp_path / "other").exists()
-
-
-def test_an_unreachable_hub_is_one_clear_line(tmp_path):
-    done = import_from("http://127.0.0.1:9", tmp_path / "out", tmp_path / "home")
-    assert done.returncode == 1 and not (tmp_path / "out").exists()
-    assert "check the network" in done.stderr and "sudoku-extreme/train.csv" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
