@@ -47,13 +47,17 @@ def matmul_flops(device: str, seconds: float, dtype: torch.dtype = torch.float32
 
 
 def bench(recipe: Recipe, device: str = "cpu", seconds: float = 5.0) -> dict:
-    """Measure one recipe; see the keys of the result.
+    """Measure one recipe, with its operator in full; see the keys of the result.
 
     The matrix-product rate is taken before and after, and the mean is used, so that a machine that
     slows down in between does not flatter the shares. A training step costs one forward pass plus
     twice the share of it that carries a gradient.
     """
-    small = replace(recipe, data=replace(recipe.data, source="generate", train=64, test=64))
+    small = replace(
+        recipe,
+        data=replace(recipe.data, source="generate", train=64, test=64),
+        train=replace(recipe.train, short_until=0.0),
+    )
     problems = data.build(small.task, small.data)
     trainer = Trainer(small, problems, device)
     model, train = trainer.model, recipe.train
