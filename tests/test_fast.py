@@ -22,6 +22,7 @@ from eqr.optim import orthogonalized
 from eqr.parallel import World
 from eqr.store import Store
 from eqr.streams import stream
+from eqr.study_rows import study
 from eqr.train import Trainer, operator_at, short_steps, token_loss, train
 
 MUON = {"optimizer": "muon", "muon_lr": 0.02}
@@ -349,3 +350,19 @@ def test_orthogonalising_is_a_small_part_of_a_step(name, profile):
         total += recipe.model.blocks * 3 * 5 * products
     assert total < 0.02 * step_flops(recipe, model)
     assert orthogonalized(torch.ones(2, 3, 4)).shape == (2, 3, 4)
+
+
+# -------------------------------------------------------------------------------------------- study
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+def test_rows_of_the_study_are_matched_as_it_says(profile):
+    rows = {row.name: row.build(profile, 0) for row in study("fast").rows}
+    base = rows["baseline"]
+    assert base == study("shaping").row("ri-ni").build(profile, 0), "the runs are shared"
+    for name, recipe in rows.items():
+        train_ = recipe.train
+        assert (train_.steps, recipe.data) == (base.train.steps, base.data)
+        assert train_.batch * train_.starts == base.train.batch
+        assert recipe.model == replace(base.model, norm_swiglu=recipe.model.norm_swiglu)
+        assert (train_.short_until > 0) == (name == "short-early") or name == "all"
