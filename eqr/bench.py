@@ -64,7 +64,7 @@ def run_through(model: Reasoner, inputs: Tensor, depth: int, rows: int, breadth:
 def bench(
     recipe: Recipe, device: str = "cpu", seconds: float = 5.0, fused: Sequence[bool] = (False, True)
 ) -> list[dict[str, Any]]:
-    """Measure one recipe, operation by operation (eager) and with its operator compiled.
+    """Measure one recipe at its full operator, op by op (eager) and with that operator compiled.
 
     The matrix-product rate is taken before and after each, and the mean is used, so that a machine
     that slows down in between does not flatter the shares. A training step costs one forward pass
@@ -74,7 +74,11 @@ def bench(
     Returns:
         A row for each way; ``train_gain`` and ``eval_gain`` are rates over those of the first row.
     """
-    small = replace(recipe, data=replace(recipe.data, source="generate", train=64, test=64))
+    small = replace(
+        recipe,
+        data=replace(recipe.data, source="generate", train=64, test=64),
+        train=replace(recipe.train, short_until=0.0),
+    )
     problems, train = data.build(small.task, small.data), recipe.train
     dtype = torch.bfloat16 if train.dtype == "bfloat16" else torch.float32
     inputs, rows = torch.as_tensor(problems.test.inputs), []

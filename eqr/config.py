@@ -50,6 +50,7 @@ class ModelConfig:
     feedforward        as weight-tied with ``low_cycles=1`` and many ``blocks``
     learned start      ``init="learned"``: one trained vector for each latent (paper Tables 10–12)
     learned noise      ``learn_noise=True``: a trained gain on the noise of each channel
+    normalised SwiGLU  ``norm_swiglu=True``: an RMS norm before the last map of every SwiGLU
     =================  ==========================================================================
     """
 
@@ -70,6 +71,7 @@ class ModelConfig:
     damping: float = 0.05  # the paper's lambda
     noise: float = 0.01  # the paper's beta, while training
     learn_noise: bool = field(default=False, metadata=ADDED)  # beta exp(g), g trained from 0
+    norm_swiglu: bool = field(default=False, metadata=ADDED)  # see eqr.model.SwiGLU
 
     def __post_init__(self) -> None:
         for name in ("hidden", "blocks", "high_cycles", "low_cycles", "heads", "width_multiple"):
@@ -146,14 +148,29 @@ class TrainConfig:
     no halting          ``halting="limit", halt_weight=0``
     ==================  ======================================================================
 
+    And so are the ways to train faster that others report (study ``fast``):
+
+    ==================  ======================================================================
+    Muon                ``optimizer="muon", muon_lr=0.003``: :class:`eqr.optim.Muon` for the
+                        matrices of the blocks, AdamW with ``lr`` for everything else
+    cosine              ``schedule="cosine", final_lr=0.01``: down to one per cent of both rates
+    winner takes all    ``starts=4``: every sample runs from four starts, each with a carry of its
+                        own, and the gradient is that of the one with the smallest token loss; it
+                        costs as much as four times the batch
+    short at first      ``short_until=0.25``: the first quarter of the steps has an operator of
+                        ``short_high_cycles`` and ``short_low_cycles``, the last ``grad_cycles``
+                        of which, or all if it has fewer, carry a gradient
+    ==================  ======================================================================
+
     ``model.grad_cycles`` cuts the gradient inside an outer iteration whatever ``unroll`` is: a loss
     reaches back through earlier iterations only with ``grad_cycles = high_cycles``.
     """
 
     steps: int  # optimizer steps, each of `unroll` outer iterations
     batch: int = 768
-    optimizer: Literal["adam_atan2", "adamw"] = "adam_atan2"
+    optimizer: Literal["adam_atan2", "adamw", "muon"] = "adam_atan2"
     lr: float = 1e-4
+    muon_lr: float | None = field(default=None, metadata=ADDED)  # of the matrices; None: as lr
     warmup: int = 2000
     schedule: Literal["constant", "cosine"] = "constant"
     final_lr: float = 0.0  # where a cosine schedule ends, as a share of lr
@@ -164,6 +181,10 @@ class TrainConfig:
     loss: Literal["stablemax", "softmax"] = "stablemax"
     unroll: int = field(default=1, metadata=ADDED)  # outer iterations in one optimizer step
     supervise_from: int = field(default=1, metadata=ADDED)  # the first of them that has a loss
+    starts: int = field(default=1, metadata=ADDED)  # of each sample; the best has the gradient
+    short_until: float = field(default=0.0, metadata=ADDED)  # share of the steps, below 1
+    short_high_cycles: int = field(default=1, metadata=ADDED)  # instead of the model's
+    short_low_cycles: int = field(default=1, metadata=ADDED)
     halting: Literal["learned", "oracle", "limit"] = field(default="learned", metadata=ADDED)
     halt_max: int = 16  # a sample leaves the batch at the latest after so many iterations
     halt_explore: float = 0.1  # with this probability it must first run a random 2..halt_max
@@ -178,13 +199,22 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "halt_max", "log_every", "eval_every", "eval_problems"):
             _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
-        for name in ("eval_depth", "checkpoint_every", "unroll"):
+        for name in ("eval_depth", "checkpoint_every", "unroll", "starts"):
             _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
+        for name in ("short_high_cycles", "short_low_cycles"):
+            _require(getattr(self, name) >= 1, f"train.{name}", "must be at least 1")
+        _require(0.0 <= self.short_until < 1.0, "train.short_until", "must lie in [0, 1)")
         for name in ("beta1", "beta2", "ema"):
             _require(0.0 <= getattr(self, name) < 1.0, f"train.{name}", "must lie in [0, 1)")
         for name in ("halt_explore", "final_lr"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"train.{name}", "must lie in [0, 1]")
         _require(self.lr > 0, "train.lr", "must be positive")
+        _require(self.muon_lr is None or self.muon_lr > 0, "train.muon_lr", "must be positive")
+        _require(
+            self.muon_lr is None or self.optimizer == "muon",
+            "train.muon_lr",
+            'needs train.optimizer = "muon"',
+        )
         _require(self.warmup >= 0, "train.warmup", "must not be negative")
         _require(self.weight_decay >= 0, "train.weight_decay", "must not be negative")
         _require(self.halt_weight >= 0, "train.halt_weight", "must not be negative")
@@ -244,7 +274,19 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        model, train = self.model, self.train
         _require(self.seed >= 0, "seed", "must not be negative")
+        _require(
+            train.starts == 1 or model.init == "random" or model.noise > 0,
+            "train.starts",
+            'above 1 needs model.init = "random" or model.noise > 0, to have starts that differ',
+        )
+        for name in ("high_cycles", "low_cycles"):
+            _require(
+                train.short_until == 0 or getattr(train, f"short_{name}") <= getattr(model, name),
+                f"train.short_{name}",
+                f"must be at most model.{name} = {getattr(model, name)}",
+            )
 
 
 def _require(condition: bool, name: str, rule: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from eqr.config import Recipe
 from eqr.data import Dataset
 from eqr.model import Reasoner, forward_flops, parameter_count, swiglu_width
-from eqr.train import Trainer
+from eqr.train import Trainer, operator_at, short_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,20 @@ class Cost:
     saved_bytes: int  # the same, measured
 
 
-def step_flops(recipe: Recipe, model: Reasoner) -> float:
-    """Operations of one optimizer step.
+def step_flops(recipe: Recipe, model: Reasoner, step: int | None = None) -> float:
+    """Operations of optimizer step ``step``; None: of one with the operator in full.
 
     The forward pass, plus twice the share of it that carries a gradient. A learned start also
-    costs one more pass backwards (to the state alone) through the cycles that are cut.
+    costs one more pass backwards (to the state alone) through the cycles that are cut. Of several
+    starts all are run, forward and backward: what a loser gets back is zero, and computed.
+    The optimizer's own work is left out; Muon's is about one per cent.
     """
-    config, train = recipe.model, recipe.train
+    train = recipe.train
+    config = recipe.model if step is None else operator_at(recipe, step)
+    forward = forward_flops(model) // model.config.layers * config.layers
     carried = config.grad_cycles / config.high_cycles
     share = 1 + 2 * carried + ((1 - carried) if config.init == "learned" else 0)
-    return forward_flops(model) * share * train.batch * train.unroll
+    return forward * share * train.batch * train.starts * train.unroll
 
 
 def block_activations(model: Reasoner, weights: bool = True) -> int:
@@ -48,17 +52,18 @@ def block_activations(model: Reasoner, weights: bool = True) -> int:
     Without a gradient for the ``weights`` the inputs of the linear maps need not be kept.
 
     SwiGLU of width W keeps its input, both halves of the first product, ``silu(gate)`` and the
-    product that enters the last map: ``4 W`` and one input a row. A post-norm keeps the sum it
-    divides, and one scale a row. Attention keeps its input, queries, keys, values, the mixed values
+    product that enters the last map: ``4 W`` and one input a row. If that product is normalised, it
+    is kept before and after, with one scale. A post-norm keeps the sum it divides, and one scale a
+    row. Attention keeps its input, queries, keys, values, the mixed values
     and one number for each query and head; rotary positions keep turned queries and keys.
     """
     config, tokens, hidden = model.config, model.tokens, model.config.hidden
-    inputs = 1 if weights else 0
-    channel = (3 + inputs) * swiglu_width(hidden, config) * tokens
-    channel += (1 + inputs) * tokens * hidden + tokens
+    inputs, normed = int(weights), int(config.norm_swiglu)
+    channel = (3 + inputs + normed) * swiglu_width(hidden, config) * tokens
+    channel += (1 + inputs) * tokens * hidden + (1 + normed) * tokens
     if config.mixer == "mlp":
-        mixing = (3 + inputs) * swiglu_width(tokens, config) * hidden
-        mixing += (1 + inputs) * tokens * hidden + hidden
+        mixing = (3 + inputs + normed) * swiglu_width(tokens, config) * hidden
+        mixing += (1 + inputs) * tokens * hidden + (1 + normed) * hidden
     else:
         turned = 0 if config.rope == "none" else 2
         mixing = (5 + inputs + turned) * tokens * hidden + tokens * (config.heads + 1)
@@ -68,8 +73,9 @@ def block_activations(model: Reasoner, weights: bool = True) -> int:
 def activation_bytes(recipe: Recipe, model: Reasoner) -> int:
     """Bytes that the backward pass of one optimizer step needs, by formula, in float32.
 
-    It grows with the unrolled iterations (the paper's ``T · a_f``) and with the cycles that carry a
-    gradient, and not with the depth that a detached carry reaches. Heads and loss are left out.
+    It grows with the unrolled iterations (the paper's ``T · a_f``), with the starts of a sample and
+    with the cycles that carry a gradient, and not with the depth that a detached carry reaches.
+    Heads and loss are left out, and steps with a short operator need less.
     """
     config, train = recipe.model, recipe.train
     in_cycle = config.layers // config.high_cycles
@@ -77,16 +83,17 @@ def activation_bytes(recipe: Recipe, model: Reasoner) -> int:
     if config.init == "learned":
         cut = config.high_cycles - config.grad_cycles
         values += cut * block_activations(model, weights=False)
-    return 4 * in_cycle * values * train.unroll * train.batch
+    return 4 * in_cycle * values * train.unroll * train.batch * train.starts
 
 
 def saved_bytes(recipe: Recipe, data: Dataset) -> int:
-    """Bytes of the tensors that autograd keeps in the first optimizer step, each storage once.
+    """Bytes of the tensors that autograd keeps in one optimizer step, each storage once.
 
-    Exact and the same on every run: it counts what is saved for the backward pass, not what an
-    allocator holds. Weights are not counted.
+    It is the first step with the operator in full. Exact and the same on every run: it counts what
+    is saved for the backward pass, not what an allocator holds. Weights are not counted.
     """
     trainer = Trainer(recipe, data)
+    trainer.step = short_steps(recipe.train)
     weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
     kept: dict[int, Tensor] = {}  # a tensor stays alive here, so no address is used twice
 
@@ -105,12 +112,15 @@ def cost(recipe: Recipe, data: Dataset) -> Cost:
     with torch.device("meta"):
         model = Reasoner.for_task(recipe.task, recipe.model)
     train, layers = recipe.train, recipe.model.layers
+    short, rows = short_steps(train), train.batch * train.starts * train.unroll
+    short_layers = operator_at(recipe, 0).layers
     return Cost(
         parameters=parameter_count(model),
         flops=forward_flops(model),
         layers=layers,
-        train_layers=train.steps * train.batch * train.unroll * layers,
-        train_flops=train.steps * step_flops(recipe, model),
+        train_layers=rows * (short * short_layers + (train.steps - short) * layers),
+        train_flops=short * step_flops(recipe, model, 0)
+        + (train.steps - short) * step_flops(recipe, model),
         activation_bytes=activation_bytes(recipe, model),
         saved_bytes=saved_bytes(recipe, data),
     )

@@ -29,6 +29,9 @@ Generators = torch.Generator | Sequence[torch.Generator] | Slots
 RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
 
+#: Layers whose weight holds several linear maps, one below the other, and how many.
+STACKED = {"gate_up": 2, "qkv": 3}
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -138,17 +141,25 @@ def swiglu_width(features: int, config: ModelConfig) -> int:
 
 
 class SwiGLU(nn.Module):
-    """``down(silu(gate(h)) * up(h))`` along the last axis."""
+    """``down(silu(gate(h)) * up(h))`` along the last axis.
+
+    With ``norm_swiglu`` the product is divided by its root mean square before ``down``. The size of
+    ``up`` then no longer matters, that of ``gate`` only through the bend of ``silu``, and however
+    large these two matrices grow, what is added to the latents does not: a gated unit is quadratic
+    in them, which a large rate of learning would otherwise turn into blow-up.
+    """
 
     def __init__(self, features: int, config: ModelConfig) -> None:
         super().__init__()
         width = swiglu_width(features, config)
         self.gate_up = nn.Linear(features, 2 * width, bias=False)
         self.down = nn.Linear(width, features, bias=False)
+        self.norm = config.norm_swiglu
 
     def forward(self, h: Tensor) -> Tensor:
         gate, up = self.gate_up(h).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        product = F.silu(gate) * up
+        return self.down(rms_norm(product) if self.norm else product)
 
 
 class TokenMixer(nn.Module):
@@ -350,6 +361,8 @@ class Reasoner(nn.Module):
         noise: float,
         generator: Generators | None = None,
         damping: float | None = None,
+        high_cycles: int | None = None,
+        low_cycles: int | None = None,
     ) -> Step:
         """One outer iteration.
 
@@ -359,6 +372,7 @@ class Reasoner(nn.Module):
             noise: β of this iteration; 0 makes the map deterministic.
             generator: source of the noise; needed when ``noise > 0``.
             damping: λ; None takes the configuration's.
+            high_cycles, low_cycles: T and n; None takes the configuration's.
 
         Gradients flow through the last ``grad_cycles`` cycles only. Cut there, none would ever
         reach a learned start; with ``init="learned"`` the earlier cycles therefore hand the
@@ -367,22 +381,24 @@ class Reasoner(nn.Module):
         """
         config = self.config
         damping = config.damping if damping is None else damping
+        high_cycles = config.high_cycles if high_cycles is None else high_cycles
+        low_cycles = config.low_cycles if low_cycles is None else low_cycles
         emb = self.embed(x.long()) * math.sqrt(config.hidden)  # (B, S, H)
         z_high, z_low = state.z_high, state.z_low
         gains = (self.noise_high, getattr(self, "noise_low", None)) if config.learn_noise else ()
         gain_high, gain_low = gains or (None, None)
         through = config.init == "learned" and torch.is_grad_enabled()
         early = self._state_gradient_only if through else torch.no_grad
-        for cycle in range(config.high_cycles):
-            cut = cycle < config.high_cycles - config.grad_cycles
+        for cycle in range(high_cycles):
+            cut = cycle < high_cycles - config.grad_cycles
             u = emb.detach() if cut else emb
             with early() if cut else contextlib.nullcontext():
                 if config.hierarchical:
-                    for _ in range(config.low_cycles):
+                    for _ in range(low_cycles):
                         z_low = self.update(z_low, z_high + u, noise, generator, damping, gain_low)
                     z_high = self.update(z_high, z_low, noise, generator, damping, gain_high)
                 else:
-                    for _ in range(config.low_cycles):
+                    for _ in range(low_cycles):
                         z_high = self.update(z_high, u, noise, generator, damping, gain_high)
         return Step(
             State(z_high, z_low), self.lm_head(z_high), self.halt_head(z_high[:, 0]).squeeze(-1)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr import studies
+from eqr import checkpoint, studies
 from eqr.config import SEMANTICS, ConfigError, to_dict
 from eqr.data import file_sha256
 from eqr.evaluate import selected

@@ -18,7 +18,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +28,11 @@ from torch import Tensor
 
 from eqr import checkpoint
 from eqr.compiled import compile_operator, training_is_long
-from eqr.config import EvalConfig, Recipe
+from eqr.config import EvalConfig, ModelConfig, Recipe, TrainConfig
 from eqr.data import Dataset
 from eqr.evaluate import records
-from eqr.model import Reasoner, State, parameter_count
-from eqr.optim import build_optimizer, learning_rate, update_average
+from eqr.model import Reasoner, State, Step, parameter_count
+from eqr.optim import build_optimizers, learning_rate, update_average
 from eqr.parallel import ALONE, World
 from eqr.streams import Slots, stream
 
@@ -54,10 +54,11 @@ class Event:
 class Carry:
     """The samples in the batch's slots and where their trajectories stand.
 
-    Of several processes each knows all slots but holds the latents of its own ones only.
+    Of several processes each knows all slots but holds the latents of its own ones only. A slot has
+    ``train.starts`` trajectories, rows that follow one another.
     """
 
-    state: State
+    state: State  # (B · starts, S, H)
     x: Tensor  # (B, S) problem tokens
     y: Tensor  # (B, S) answer tokens
     steps: Tensor  # (B,) outer iterations this sample has run
@@ -88,6 +89,32 @@ def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
 
 
+def short_steps(config: TrainConfig) -> int:
+    """How many of the first optimizer steps have the short operator.
+
+    >>> short_steps(TrainConfig(steps=1000, short_until=0.25)), short_steps(TrainConfig(steps=9))
+    (250, 0)
+    """
+    return round(config.short_until * config.steps)
+
+
+def operator_at(recipe: Recipe, step: int) -> ModelConfig:
+    """The settings of the operator at optimizer step ``step``, counted from 0.
+
+    The short one has fewer cycles, and its gradient passes at most all of them.
+    """
+    train, model = recipe.train, recipe.model
+    if step >= short_steps(train):
+        return model
+    high = train.short_high_cycles
+    return replace(
+        model,
+        high_cycles=high,
+        low_cycles=train.short_low_cycles,
+        grad_cycles=min(high, model.grad_cycles),
+    )
+
+
 def best_device() -> str:
     """``"cuda"``, else ``"mps"``, else ``"cpu"``."""
     if torch.cuda.is_available():
@@ -101,7 +128,7 @@ SUMS = ("steps", *MEANS, "left", "left_steps")
 
 
 class Trainer:
-    """Weights, optimizer, average and carry of one run, advanced one optimizer step at a time."""
+    """Weights, optimizers, average and carry of one run, advanced one optimizer step at a time."""
 
     def __init__(
         self,
@@ -113,19 +140,21 @@ class Trainer:
     ) -> None:
         self.recipe, self.data, self.device, self.world = recipe, data, device, world
         self.own = world.own(recipe.train.batch)
+        starts = recipe.train.starts
+        self.rows = slice(self.own.start * starts, self.own.stop * starts)  # its trajectories
         self.step = 0
         init = stream(recipe.seed, "init")
         self.model = Reasoner.for_task(recipe.task, recipe.model, init).to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.fused = fused and compile_operator(self.model, self.average)
-        self.optimizer = build_optimizer(self.model, recipe.train)
+        self.optimizers = build_optimizers(self.model, recipe.train)
         self.inputs = torch.as_tensor(data.train.inputs, device=device)
         self.labels = torch.as_tensor(data.train.labels, device=device)
         batch = recipe.train.batch
         blank = torch.zeros((batch, self.model.tokens), dtype=torch.uint8, device=device)
         self.carry = Carry(
             state=self.model.initial_state(
-                self.own.stop - self.own.start, self.slots(stream(0, "unused", device=device))
+                self.rows.stop - self.rows.start, self.slots(stream(0, "unused", device=device))
             ).detach(),
             x=blank,
             y=blank.clone(),
@@ -135,8 +164,14 @@ class Trainer:
         self.sums = torch.zeros(len(SUMS), dtype=widest(device), device=device)
 
     def slots(self, draw: torch.Generator) -> torch.Generator | Slots:
-        """The draws for this process's slots, out of those for the batch."""
-        return Slots(draw, self.recipe.train.batch, self.own) if self.world.size > 1 else draw
+        """The draws for this process's trajectories, out of those for the batch."""
+        whole = self.recipe.train.batch * self.recipe.train.starts
+        return Slots(draw, whole, self.rows) if self.world.size > 1 else draw
+
+    def each_start(self, values: Tensor) -> Tensor:
+        """What belongs to a sample, once for each of its trajectories, (B, ...) -> (B K, ...)."""
+        starts = self.recipe.train.starts
+        return values if starts == 1 else values.repeat_interleave(starts, 0)
 
     def fresh_samples(self) -> tuple[Tensor, Tensor]:
         """The new samples offered to the slots at this step: a function of (seed, step)."""
@@ -150,10 +185,11 @@ class Trainer:
         return x, y
 
     def refill(self, draw: torch.Generator) -> None:
-        """Put a new sample, at a new start, into every slot whose sample has halted."""
+        """Put a new sample, at new starts, into every slot whose sample has halted."""
         carry, (x, y) = self.carry, self.fresh_samples()
-        start = self.model.initial_state(len(x[self.own]), self.slots(draw))
-        carry.state = carry.state.replace_rows(carry.halted[self.own], start)
+        halted = self.each_start(carry.halted[self.own])
+        start = self.model.initial_state(len(halted), self.slots(draw))
+        carry.state = carry.state.replace_rows(halted, start)
         carry.x = torch.where(carry.halted[:, None], x, carry.x)
         carry.y = torch.where(carry.halted[:, None], y, carry.y)
         carry.steps = torch.where(carry.halted, 0, carry.steps)
@@ -177,6 +213,21 @@ class Trainer:
         wants = (wish > 0) | (steps >= config.halt_max)
         return wants & (steps >= torch.where(explore, least, 0))
 
+    def winning(self, steps: list[Step], y: Tensor) -> list[Step]:
+        """Of each sample's trajectories the one with the smallest token loss over ``steps``.
+
+        The halting head has no say: its loss tells how well it knows whether an answer is right.
+        """
+        config = self.recipe.train
+        if config.starts == 1:
+            return steps
+        with torch.no_grad():
+            wanted = self.each_start(y)
+            losses = sum(token_loss(step.logits, wanted, config.loss).mean(1) for step in steps)
+            best = losses.view(-1, config.starts).argmin(1)
+            rows = best + torch.arange(len(best), device=best.device) * config.starts
+        return [Step(step.state, step.logits[rows], step.halt[rows]) for step in steps]
+
     def advance(self) -> None:
         """``unroll`` outer iterations of the batch and one optimizer step.
 
@@ -186,22 +237,31 @@ class Trainer:
         config, carry = self.recipe.train, self.carry
         draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
         self.refill(draw)
-        x, y, state = carry.x[self.own], carry.y[self.own].long(), carry.state
-        draws = self.slots(draw)
+        x, y, state = self.each_start(carry.x[self.own]), carry.y[self.own].long(), carry.state
+        operator = operator_at(self.recipe, self.step)
+        settings = {
+            "noise": operator.noise,
+            "generator": self.slots(draw),
+            "high_cycles": operator.high_cycles,
+            "low_cycles": operator.low_cycles,
+        }
         half = config.dtype == "bfloat16"
-        losses = []  # (total, tokens, halting) of each supervised iteration
+        steps = []  # of the supervised iterations
         for iteration in range(1, config.unroll + 1):
             with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
-                step = self.model.step(state, x, noise=self.recipe.model.noise, generator=draws)
+                step = self.model.step(state, x, **settings)
             state = step.state
+            if iteration >= config.supervise_from:
+                steps.append(step)
+        losses = []  # (total, tokens, halting) of each of them
+        for step in self.winning(steps, y):
             right = step.answer == y
             exact = right.all(1)
-            if iteration >= config.supervise_from:
-                tokens = token_loss(step.logits, y, config.loss).mean()
-                halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
-                losses.append((tokens + config.halt_weight * halt, tokens, halt))
+            tokens = token_loss(step.logits, y, config.loss).mean()
+            halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
+            losses.append((tokens + config.halt_weight * halt, tokens, halt))
         loss, tokens, halt = (sum(part) / len(losses) for part in zip(*losses, strict=True))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         token, solved = right.float().mean(), exact.float().mean()
@@ -213,9 +273,10 @@ class Trainer:
                 f"the loss is {loss.item()} and the gradient's norm {norm.item()} at step "
                 f"{self.step}: lower train.lr or use float32; the last checkpoint is intact"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, config, group["initial_lr"])
+            optimizer.step()
         update_average(self.average, self.model, config.ema)
 
         carry.state = state.detach()
@@ -262,12 +323,13 @@ class Trainer:
         found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, p in self.model.named_parameters():
-            for key, value in self.optimizer.state[p].items():
-                found[f"optimizer.{key}.{name}"] = value
-        carry = self.carry
+            for optimizer in self.optimizers:
+                for key, value in optimizer.state.get(p, {}).items():
+                    found[f"optimizer.{key}.{name}"] = value
+        carry, train = self.carry, self.recipe.train
         for name in ("z_high", "z_low"):
-            own = getattr(carry.state, name)
-            found[f"carry.{name}"] = self.world.gather(own, self.recipe.train.batch)
+            own = getattr(carry.state, name).unflatten(0, (-1, train.starts))
+            found[f"carry.{name}"] = self.world.gather(own, train.batch).flatten(0, 1)
         found |= {f"carry.{k}": getattr(carry, k) for k in ("x", "y", "steps", "halted")}
         return found | {"sums": self.sums.detach()}
 
@@ -280,13 +342,19 @@ class Trainer:
         self.model.load_state_dict(part("model."))
         self.average.load_state_dict(part("average."))
         parameters = dict(self.model.named_parameters())
+        states = {
+            p: optimizer.state
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
         for key, value in part("optimizer.").items():
             kind, name = key.split(".", 1)
             # Counters stay on the CPU, moments go where their parameter is.
             device = "cpu" if value.ndim == 0 else self.device
-            self.optimizer.state[parameters[name]][kind] = value.to(device)
+            states[parameters[name]][parameters[name]][kind] = value.to(device)
         carry = {k: v.to(self.device) for k, v in part("carry.").items()}
-        state = State(carry.pop("z_high")[self.own], carry.pop("z_low")[self.own])
+        state = State(carry.pop("z_high")[self.rows], carry.pop("z_low")[self.rows])
         self.carry = Carry(state=state, **carry)
         self.sums = tensors["sums"].to(self.device)
         self.step = step

@@ -1,0 +1,368 @@
+"""What makes training faster: winner takes all, short operators at first, normalised SwiGLUs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from eqr import checkpoint, experiments
+from eqr.config import (
+    ModelConfig,
+    load_recipe,
+    to_dict,
+)
+from eqr.cost import cost, step_flops
+from eqr.model import Reasoner, State, SwiGLU, swiglu_width
+from eqr.optim import orthogonalized
+from eqr.parallel import World
+from eqr.store import Store
+from eqr.streams import stream
+from eqr.study_rows import study
+from eqr.train import Trainer, operator_at, short_steps, token_loss, train
+
+MUON = {"optimizer": "muon", "muon_lr": 0.02}
+SHORT = {"short_until": 0.5}
+FAST = {**MUON, **SHORT, "starts": 3, "schedule": "cosine", "final_lr": 0.01}
+
+
+def kept(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Its state, apart from what it does next."""
+    return {name: value.clone() for name, value in trainer.tensors().items()}
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+# --------------------------------------------------------------------------------- winner takes all
+
+
+def winners_by_hand(trainer: Trainer) -> tuple[dict[str, torch.Tensor], State, torch.Tensor]:
+    """Gradients of the winners run alone, all last states, and who wins, at the step to come.
+
+    Noise is off, so that a trajectory does not depend on which others are run beside it.
+    """
+    recipe, model = trainer.recipe, copy.deepcopy(trainer.model).double()
+    config, carry, starts = recipe.train, trainer.carry, recipe.train.starts
+    x, y = trainer.fresh_samples()
+    start = model.initial_state(starts * len(x), stream(recipe.seed, "noise", trainer.step))
+    halted = [h for h in carry.halted.tolist() for _ in range(starts)]
+    before = carry.state.replace_rows(torch.tensor(halted), start)
+    x = torch.where(carry.halted[:, None], x, carry.x)
+    y = torch.where(carry.halted[:, None], y, carry.y).long()
+    after, best, chosen = [], [], []
+    for k in range(len(x)):
+        rows, losses = slice(k * starts, (k + 1) * starts), 0.0
+        state = State(before.z_high[rows].double(), before.z_low[rows].double())
+        chosen.append(state)
+        for j in range(1, config.unroll + 1):
+            with torch.no_grad():
+                step = model.step(state, x[k : k + 1].expand(starts, -1), noise=0.0)
+            state = step.state
+            if j >= config.supervise_from:
+                losses += token_loss(step.logits, y[k].expand(starts, -1), config.loss).mean(1)
+        best.append(int(losses.argmin()))
+        after.append(state)
+    alone = [State(s.z_high[[b]], s.z_low[[b]]) for s, b in zip(chosen, best, strict=True)]
+    state = State(*(torch.cat([getattr(s, z) for s in alone]) for z in ("z_high", "z_low")))
+    loss = 0.0
+    for j in range(1, config.unroll + 1):
+        step = model.step(state, x, noise=0.0)
+        state = step.state
+        if j >= config.supervise_from:
+            exact = (step.answer == y).all(1).double()
+            halt = F.binary_cross_entropy_with_logits(step.halt, exact)
+            loss = loss + token_loss(step.logits, y, config.loss).mean() + config.halt_weight * halt
+    (loss / (config.unroll - config.supervise_from + 1)).backward()
+    ends = State(*(torch.cat([getattr(s, z) for s in after]) for z in ("z_high", "z_low")))
+    return {n: p.grad for n, p in model.named_parameters()}, ends, torch.tensor(best)
+
+
+@pytest.mark.parametrize("settings", [{}, {"unroll": 4, "supervise_from": 3}], ids=str)
+def test_the_gradient_is_that_of_the_winners_alone(make_recipe, problems, settings):
+    model = {"noise": 0.0, "grad_cycles": 2 if settings else 1}
+    trainer = Trainer(make_recipe(model=model, train={"starts": 3} | settings), problems)
+    trainer.model.double()
+    trainer.average.double()
+    state = trainer.carry.state
+    trainer.carry.state = State(state.z_high.double(), state.z_low.double())
+    won = []
+    for _ in range(3):
+        gradients, ends, best = winners_by_hand(trainer)
+        trainer.advance()
+        won.append(best)
+        for name, p in trainer.model.named_parameters():
+            torch.testing.assert_close(p.grad, gradients[name], rtol=1e-5, atol=1e-9, msg=name)
+        torch.testing.assert_close(trainer.carry.state.z_high, ends.z_high, msg="losers go on too")
+        torch.testing.assert_close(trainer.carry.state.z_low, ends.z_low)
+    assert len(torch.cat(won).unique()) == 3, "everyone wins somewhere"
+
+
+def test_one_start_is_the_plain_step(make_recipe, problems):
+    """The steps go through untouched, and a recipe that says so is the one that does not."""
+    recipe = make_recipe(train={"starts": 1})
+    assert recipe == make_recipe() and to_dict(recipe) == to_dict(make_recipe())
+    trainer, steps = Trainer(recipe, problems), [object()]
+    assert trainer.winning(steps, None) is steps
+    y = torch.arange(4)
+    assert trainer.each_start(y) is y and trainer.rows == trainer.own
+
+
+def test_trajectories_of_a_sample_share_it_and_start_apart(make_recipe, problems):
+    trainer = Trainer(make_recipe(train={"starts": 3, "halt_max": 2}), problems)
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda _, values: seen.append(values[1].detach()))
+    for step in range(1, 5):
+        trainer.advance()
+        latents = trainer.carry.state.z_high.unflatten(0, (16, 3))
+        assert len(trainer.carry.x) == len(trainer.carry.halted) == 16
+        assert (latents[:, 0] - latents[:, 1]).abs().amax((1, 2)).min() > 1e-3
+        assert trainer.carry.halted.all() == (step % 2 == 0), "they leave together"
+    (one, *_), starts = seen, Trainer(make_recipe(train={"starts": 3}), problems)
+    assert len(one) == 48
+    emb = starts.model.embed(trainer.carry.x.long())
+    assert torch.equal(starts.each_start(emb)[::3], emb)
+
+
+def test_a_sample_leaves_when_its_winner_is_right(make_recipe, problems, learned):
+    weights = checkpoint.load_model(learned.path).model.state_dict()
+    settings = {"halting": "oracle", "halt_explore": 0.0, "batch": 64, "starts": 2}
+    recipe = make_recipe(model={"noise": 0.0}, train=settings)
+    trainer = Trainer(recipe, problems)
+    trainer.model.load_state_dict(weights)
+    left = split = 0
+    for _ in range(4):
+        head = copy.deepcopy(trainer.model.lm_head)
+        trainer.advance()
+        carry, y = trainer.carry, trainer.carry.y.long()
+        logits = head(carry.state.z_high)
+        wanted = y.repeat_interleave(2, 0)
+        losses = token_loss(logits, wanted, recipe.train.loss).mean(1).view(-1, 2)
+        right = (logits.argmax(-1) == wanted).all(1).view(-1, 2)
+        winner = right.gather(1, losses.argmin(1, keepdim=True)).squeeze(1)
+        assert torch.equal(carry.halted, winner)
+        left, split = left + int(winner.sum()), split + int((right[:, 0] != right[:, 1]).sum())
+    assert left > 20 and split > 0, "some are solved, some by one trajectory only"
+
+
+def test_trajectories_of_one_process_are_those_of_the_batch(make_recipe, problems):
+    """What two processes draw and hold together is what one does."""
+    recipe = make_recipe(train={"starts": 3, "batch": 15})
+    whole, *parts = (
+        Trainer(recipe, problems, world=w) for w in (World(), World(0, 2), World(1, 2))
+    )
+    for trainer in (whole, *parts):
+        trainer.refill(stream(0, "noise", 0))
+    for latent in ("z_high", "z_low"):
+        joined = torch.cat([getattr(part.carry.state, latent) for part in parts])
+        assert torch.equal(joined, getattr(whole.carry.state, latent))
+    assert [len(part.carry.state.z_high) for part in parts] == [21, 24]
+    restored = Trainer(recipe, problems, world=World(1, 2))
+    restored.restore(whole.tensors(), 0)
+    assert torch.equal(restored.carry.state.z_high, whole.carry.state.z_high[21:])
+
+
+# ---------------------------------------------------------------------------------- short at first
+
+
+@pytest.mark.parametrize("grad_cycles", [1, 2])
+def test_short_steps_are_those_of_a_short_operator_and_the_others_of_the_full_one(
+    make_recipe, problems, grad_cycles
+):
+    full = {"high_cycles": 2, "low_cycles": 2, "grad_cycles": grad_cycles}
+    brief = {"high_cycles": 1, "low_cycles": 1, "grad_cycles": 1}
+    trainer = Trainer(make_recipe(model=full, train={"steps": 6, **SHORT}), problems)
+    first = Trainer(make_recipe(model=brief, train={"steps": 6}), problems)
+    for _ in range(3):
+        trainer.advance()
+        first.advance()
+    assert equal(trainer.tensors(), first.tensors())
+    then = Trainer(make_recipe(model=full, train={"steps": 6}), problems)
+    then.restore(kept(trainer), 3)
+    for _ in range(3):
+        trainer.advance()
+        then.advance()
+    assert equal(trainer.tensors(), then.tensors())
+    first.advance()
+    assert not equal(trainer.average.state_dict(), first.average.state_dict())
+
+
+def test_the_operator_of_a_step_is_a_valid_one(make_recipe):
+    model = {"high_cycles": 4, "low_cycles": 3, "grad_cycles": 3}
+    train_ = {"steps": 10, "short_until": 0.3, "short_high_cycles": 2, "short_low_cycles": 1}
+    recipe = make_recipe(model=model, train=train_)
+    assert short_steps(recipe.train) == 3
+    for step in range(10):
+        found = operator_at(recipe, step)
+        assert (found == recipe.model) == (step >= 3)
+    short = operator_at(recipe, 2)
+    assert (short.high_cycles, short.low_cycles, short.grad_cycles) == (2, 1, 2)
+    assert short == replace(recipe.model, high_cycles=2, low_cycles=1, grad_cycles=2)
+    assert operator_at(make_recipe(), 0) == make_recipe().model
+
+
+# -------------------------------------------------------------------------------- normalised SwiGLU
+
+
+def test_a_normalised_swiglu_does_not_see_how_large_its_product_is():
+    settings = {"hidden": 12, "blocks": 1, "width_multiple": 8}
+    layers = [SwiGLU(12, ModelConfig(**settings, norm_swiglu=norm)) for norm in (True, False)]
+    normed, plain = layers
+    for layer in layers:
+        layer.requires_grad_(False)
+    plain.load_state_dict(normed.state_dict())
+    h = torch.randn(5, 7, 12, generator=stream(0, "h"))
+    before, product = normed(h), plain(h)
+    assert normed.gate_up.weight.chunk(2)[1].mul_(100.0).abs().max() > 1
+    plain.load_state_dict(normed.state_dict())
+    torch.testing.assert_close(normed(h), before, rtol=1e-2, atol=1e-3)  # RMS_EPS, while small
+    torch.testing.assert_close(plain(h), 100 * product, rtol=1e-4, atol=1e-4)
+    normed.gate_up.weight.mul_(1e3)
+    bound = torch.linalg.matrix_norm(normed.down.weight, 2) * normed.down.in_features**0.5
+    assert (normed(h).norm(dim=-1) <= bound).all()
+
+
+def test_every_swiglu_of_a_model_is_normalised(make_recipe, problems):
+    """Multiplying all ups by a constant leaves the logits where they are."""
+    recipe = make_recipe(model={"norm_swiglu": True})
+    model = Trainer(recipe, problems).model.double().requires_grad_(False)
+    x = torch.as_tensor(problems.test.inputs)
+    state = model.initial_state(len(x), stream(0, "start"))
+    before = model.step(state, x, noise=0.0).logits
+    ups = [m.gate_up.weight.chunk(2)[1] for m in model.modules() if isinstance(m, SwiGLU)]
+    assert len(ups) == 2
+    for up in ups:
+        up.mul_(50.0)
+    torch.testing.assert_close(model.step(state, x, noise=0.0).logits, before, rtol=1e-2, atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ({}, MUON),
+        ({"norm_swiglu": True}, SHORT),
+        ({}, {"starts": 3}),
+        ({"norm_swiglu": True, "mixer": "attention", "heads": 2}, {**FAST, "dtype": "bfloat16"}),
+    ],
+    ids=["muon", "short", "starts", "all"],
+)
+def test_every_way_resumes_bitwise(make_recipe, problems, tmp_path, model, settings):
+    """Stopped after each step, before and after the operator grows."""
+    recipe = make_recipe(model=model, train={"steps": 6, "halt_max": 2} | settings)
+    for _ in range(6):
+        list(train(recipe, problems, tmp_path / "broken", stop_after_s=0.0))
+    list(train(recipe, problems, tmp_path / "whole"))
+    for name in ("log.jsonl", "model.safetensors"):
+        files = [(tmp_path / folder / name).read_bytes() for folder in ("broken", "whole")]
+        assert files[0] == files[1], name
+
+
+def test_a_resume_file_holds_the_state_of_both_optimizers(make_recipe, problems):
+    trainer = Trainer(make_recipe(train=MUON), problems)
+    for _ in range(2):
+        trainer.advance()
+    names = [name for name in trainer.tensors() if name.startswith("optimizer.")]
+    kinds = {one: {name.split(".", 2)[1] for name in names if name.endswith(one)} for one in
+             ("blocks.0.channel.down.weight", "embed.weight")}  # fmt: skip
+    assert list(kinds.values()) == [{"momentum"}, {"step", "exp_avg", "exp_avg_sq"}]
+    again = Trainer(make_recipe(train=MUON), problems)
+    again.restore(kept(trainer), trainer.step)
+    for _ in range(2):
+        trainer.advance()
+        again.advance()
+    assert equal(trainer.tensors(), again.tensors())
+
+
+# ----------------------------------------------------------------------------------------- learning
+
+
+def test_a_tiny_model_learns_with_all_of_it(make_recipe, problems):
+    settings = {"steps": 60, "batch": 16, "lr": 0.005, **FAST}
+    trainer = Trainer(make_recipe(model={"norm_swiglu": True}, train=settings), problems)
+    losses = []
+    for _ in range(3):
+        for _ in range(20):
+            trainer.advance()
+        losses.append(trainer.read_sums()["token_loss"])
+    assert losses[2] < 0.7 * losses[0]
+
+
+# --------------------------------------------------------------------------------------------- cost
+
+
+def priced(settings: dict, tmp_path: Path):
+    recipe = load_recipe("headroom", "smoke", overrides=settings)
+    return cost(recipe, experiments.dataset(recipe, Store(tmp_path))), recipe
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model.norm_swiglu": True},
+        {"model.norm_swiglu": True, "model.mixer": "attention", "model.heads": 2},
+        {"model.norm_swiglu": True, "model.init": "learned"},
+        {"train.starts": 3, "train.batch": 8},
+        {"train.short_until": 0.25},
+    ],
+    ids=str,
+)
+def test_activation_memory_is_its_formula(settings, tmp_path):
+    found, _ = priced(settings, tmp_path)
+    assert found.saved_bytes == pytest.approx(found.activation_bytes, rel=0.06)
+
+
+def test_what_a_run_costs(tmp_path):
+    """By hand, for headroom: two cycles of three updates, the gradient through one of them."""
+    base, recipe = priced({}, tmp_path)
+    rows = recipe.train.steps * recipe.train.batch
+    assert base.train_layers == rows * 6 and base.train_flops == rows * base.flops * 2
+    four, _ = priced({"train.starts": 4}, tmp_path)
+    assert four.train_layers == 4 * base.train_layers and four.train_flops == 4 * base.train_flops
+    assert four.activation_bytes == 4 * base.activation_bytes
+    short, recipe = priced({"train.short_until": 0.25}, tmp_path)  # two updates, both carry one
+    assert short.train_layers == rows * (0.25 * 2 + 0.75 * 6)
+    assert short.train_flops == pytest.approx(rows * base.flops * (0.25 * 3 * 2 / 6 + 0.75 * 2))
+    assert short.activation_bytes == base.activation_bytes
+    normed, _ = priced({"model.norm_swiglu": True}, tmp_path)
+    assert normed.flops == base.flops and normed.parameters == base.parameters
+    assert normed.activation_bytes > base.activation_bytes
+
+
+@pytest.mark.parametrize(("name", "profile"), [("sudoku9-fast", "paper"), ("headroom", "laptop")])
+def test_orthogonalising_is_a_small_part_of_a_step(name, profile):
+    """Which is why the cost leaves it out: by the shapes of its products."""
+    recipe = load_recipe(name, profile)
+    with torch.device("meta"):
+        model = Reasoner.for_task(recipe.task, recipe.model)
+    total = 0
+    for features in (recipe.task.seq_len, recipe.model.hidden):
+        width = swiglu_width(features, recipe.model)
+        small, large = sorted((features, width))
+        products = 2 * 2 * small**2 * large + 2 * small**3
+        total += recipe.model.blocks * 3 * 5 * products
+    assert total < 0.02 * step_flops(recipe, model)
+    assert orthogonalized(torch.ones(2, 3, 4)).shape == (2, 3, 4)
+
+
+# -------------------------------------------------------------------------------------------- study
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+def test_rows_of_the_study_are_matched_as_it_says(profile):
+    rows = {row.name: row.build(profile, 0) for row in study("fast").rows}
+    base = rows["baseline"]
+    assert base == study("shaping").row("ri-ni").build(profile, 0), "the runs are shared"
+    for name, recipe in rows.items():
+        train_ = recipe.train
+        assert (train_.steps, recipe.data) == (base.train.steps, base.data)
+        assert train_.batch * train_.starts == base.train.batch
+        assert recipe.model == replace(base.model, norm_swiglu=recipe.model.norm_swiglu)
+        assert (train_.short_until > 0) == (name == "short-early") or name == "all"
