@@ -154,4 +154,4 @@ def show(names: list[str], profile: str, store: Store, as_json: bool) -> None:
             count = f"{len(row['done'])}/{row['seeds']} seeds"
             if row["partial"]:
                 count += f", {len(row['partial'])} without the latest evaluations"
-            print(f"  {row['row']:18s} {count}  {row['title']}")
+            print(f"  {row['row']:24s} {count}  {row['title']}")

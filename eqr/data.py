@@ -36,6 +36,10 @@ class DataError(ValueError):
     """A data set that cannot be used; the message names the file, the field and the mend."""
 
 
+class NoDataSet(DataError):
+    """There is no data set in the directory at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Training and test problems of one task."""
@@ -195,7 +199,10 @@ def load(directory: Path) -> Dataset:
     directory = Path(directory)
     path = directory / MANIFEST
     if not path.is_file():
-        raise DataError(f"{directory}: no data set here ({MANIFEST} is missing)")
+        raise NoDataSet(
+            f"{directory}: no data set here ({MANIFEST} is missing); build or import it first, see "
+            "`eqr data --help` and, for a recipe's, the comment at its top"
+        )
     try:
         manifest = json.loads(path.read_text())
         seal = manifest.pop("seal")

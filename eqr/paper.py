@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from eqr.claims import Claim
-from eqr.studies import Pick, Results, StudyError, load
+from eqr.studies import Pick, Results, shipped
 from eqr.study_rows import MAZE, STUDIES
 
 SUDOKU, ARC = "Sudoku-Extreme", "Mini-ARC"
@@ -108,14 +108,8 @@ def profile_of(study: str, profile: str) -> str:
 
 def available(profile: str) -> dict[str, Results]:
     """The studies whose records are there; altered ones raise, absent ones are left out."""
-    found = {}
-    for name in STUDIES:
-        try:
-            found[name] = load(name, profile_of(name, profile))
-        except StudyError as error:
-            if "absent" not in str(error):
-                raise
-    return found
+    found = {name: shipped(name, profile_of(name, profile)) for name in STUDIES}
+    return {name: results for name, results in found.items() if results}
 
 
 def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[str, str]:

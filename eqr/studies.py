@@ -177,6 +177,16 @@ def results_folder(profile: str) -> Path:
     return PROJECT / "data" / "results" / profile
 
 
+def shipped(name: str, profile: str = "laptop") -> Results | None:
+    """The shipped results of a study, verified; None where none are there: it has not been run.
+
+    Raises:
+        StudyError: they are there and altered.
+    """
+    there = (results_folder(profile) / f"{study(name).name}.json").is_file()
+    return load(name, profile) if there else None
+
+
 def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Results:
     """Read a study and verify it.
 

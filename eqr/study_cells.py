@@ -11,6 +11,7 @@ from typing import Any
 from eqr import experiments
 from eqr.config import ConfigError, Recipe, near_miss, to_dict
 from eqr.cost import Cost, cost
+from eqr.data import NoDataSet
 from eqr.experiments import Evaluated, Trained
 from eqr.store import Store
 from eqr.study_rows import Evaluation, Study, study
@@ -31,11 +32,14 @@ class Cell:
     def evaluations(self) -> tuple[Evaluation, ...]:
         return study(self.study).row(self.row).evaluations(self.profile)
 
-    def train_id(self, store: Store) -> str:
-        """The id of its training run."""
+    def train_id(self, store: Store) -> str | None:
+        """The id of its training run; None where its data set is not at hand to be hashed."""
         recipe = self.recipe()
-        named = experiments.train_named(recipe, experiments.dataset(recipe, store))
-        return store.run_id("train", named)
+        try:
+            problems = experiments.dataset(recipe, store)
+        except NoDataSet:
+            return None
+        return store.run_id("train", experiments.train_named(recipe, problems))
 
     def __str__(self) -> str:
         return f"{self.row} seed {self.seed}"
@@ -104,7 +108,8 @@ def finished(cell: Cell, store: Store) -> Done | None:
     Evaluations that were added to the study later may be absent, so that adding one takes no cell
     out of the study's files before it has been run: see :attr:`Done.complete`.
     """
-    recipe, run = cell.recipe(), store.get(cell.train_id(store))
+    run_id = cell.train_id(store)
+    recipe, run = cell.recipe(), store.get(run_id) if run_id else None
     if not run:
         return None
     model = experiments.of_run(run, recipe, store)

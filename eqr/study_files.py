@@ -115,7 +115,8 @@ def carried(name: str, profile: str, out: Path, store: Store) -> dict[Cell, Part
     """The cells of the files in ``out``, by cell; empty where there are no files.
 
     A cell is taken over only if it is what this version would make: the recipe of its row leads to
-    the training run that the table names, and its evaluations are those of the study. Its ``runs``
+    the training run that the table names (which is not asked where the row's data set is not at
+    hand), and its evaluations are those of the study. Its ``runs``
     are those of the whole file.
 
     Raises:
@@ -132,7 +133,8 @@ def carried(name: str, profile: str, out: Path, store: Store) -> dict[Cell, Part
     for row, seed in results.meta["cells"]:
         cell = Cell(name, profile, row, seed)
         mine = results.rows[(results.rows.row == row) & (results.rows.seed == seed)]
-        if row not in rows or set(mine.train_run) != {cell.train_id(store)}:
+        run_id = cell.train_id(store) if row in rows else ""
+        if run_id is not None and set(mine.train_run) != {run_id}:
             raise ConfigError(
                 f"{out / name}.json: cells holds {cell}, which this version would train "
                 f"otherwise; {giving_up}"

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eqr import paper
+from eqr import paper, studies
 from eqr.evaluate import Difference
 from eqr.studies import Comparison, Pick, StudyError
+from eqr.study_rows import MAZE, STUDIES
 
 
 @dataclass
@@ -75,15 +76,26 @@ def test_every_pick_is_one_that_its_study_can_have():
         assert isinstance(pick, Pick) and paper.STUDIES[name].row(pick.row)
 
 
-def test_an_altered_study_is_an_error_and_an_absent_one_is_not(monkeypatch):
-    def absent(name, profile):
-        raise StudyError("x.json: absent; make it")
-
-    def altered(name, profile):
-        raise StudyError("x.csv: altered; make it anew")
-
-    monkeypatch.setattr(paper, "load", absent)
+def test_absent_records_are_left_out_and_altered_ones_are_not(monkeypatch, tmp_path):
+    folders = {}
+    monkeypatch.setattr(studies, "results_folder", lambda profile: tmp_path / profile)
+    monkeypatch.setattr(paper, "shipped", lambda *a: folders.setdefault(a, studies.shipped(*a)))
     assert paper.available("laptop") == {}
-    monkeypatch.setattr(paper, "load", altered)
-    with pytest.raises(StudyError, match="altered"):
+    assert folders.keys() == {(name, one.profiles[-1]) for name, one in STUDIES.items()}
+    (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "paper-scale.json").write_text("{}")
+    folders.clear()
+    with pytest.raises(StudyError, match=r"paper-scale\.json: damaged"):
         paper.available("laptop")
+
+
+def test_rows_of_the_papers_scale_are_compared_with_their_own_baseline(monkeypatch):
+    level = {"maze30-fast": 0.8, "maze30-fast-trm": 0.5, "sudoku9-fast": 0.7}
+    found = table_of(monkeypatch, **{"paper-scale": Fake(level)})
+    maze = found[found.task == MAZE].set_index("what")
+    assert maze.loc["Maze: EqR, fast recipe", "verdict"] == "reproduced"
+    assert maze.loc["Maze: TRM-style, fast recipe", "verdict"] == "baseline"
+    assert maze.loc["Maze: EqR, fast recipe", "paper's step"] == "+37.3"
+    assert maze.loc["Maze: EqR, fast recipe", "profile"] == "paper"
+    alone = found[found.what == "Sudoku-Extreme: EqR, fast recipe"].iloc[0]
+    assert alone.verdict == "not run" and alone.ours.startswith("70.0")
