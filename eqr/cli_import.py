@@ -14,6 +14,7 @@ from eqr import checkpoint, hub
 from eqr.config import ConfigError
 from eqr.console import Json, emit, say
 from eqr.data import file_sha256
+from eqr.official import import_official, read_official
 
 WEIGHTS = (".pth", ".pt")
 SETTINGS = (".yaml", ".yml", ".json")
@@ -132,7 +133,7 @@ def import_command(
             record = {"file": found.name, "sha256": file_sha256(path), **found.origin()}
     with located(official, WEIGHTS, "checkpoint") as found:
         path = found.get(sha256=pin)
-        content = checkpoint.read_official(path)
+        content = read_official(path)
         if given is None and isinstance(content.get("config"), Mapping):
             record = {"file": found.name}
         elif given is None:
@@ -142,7 +143,7 @@ def import_command(
             record = {"file": name, "sha256": file_sha256(beside)}
             say(f"configuration: {name}")
         try:
-            made = checkpoint.import_official(
+            made = import_official(
                 path,
                 out,
                 given,

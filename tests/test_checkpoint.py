@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import random
 import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from eqr.checkpoint import (
     CheckpointError,
-    import_official,
     load_model,
     load_resume,
     load_tensors,
-    official_config,
     save_model,
     save_tensors,
 )
 from eqr.config import ConfigError, to_dict
 from eqr.model import Reasoner
+from eqr.official import Inert, import_official, official_config, read_official
 from eqr.streams import stream
 from eqr.train import train
 
@@ -228,6 +230,31 @@ def test_a_pickle_in_a_pth_file_is_not_executed(tmp_path, old_format):
         import_official(path, out, OFFICIAL)
     one_line(error, path)
     assert not trap.exists() and not out.exists()
+
+
+@dataclass
+class Carry:
+    """An object of somebody's trainer, as official files hold one; making it leaves a trace."""
+
+    steps: torch.Tensor
+    made: ClassVar[list] = []
+
+    def __setstate__(self, state: dict) -> None:
+        Carry.made.append(state)
+
+
+def test_what_an_official_file_holds_beside_tensors_is_left_alone(official, tmp_path):
+    """A generator's state, an object of the trainer: they are named, and never made."""
+    path, content = tmp_path / "whole.pth", torch.load(official, weights_only=True)
+    state = np.random.RandomState(0).get_state()
+    torch.save(content | {"numpy": state, "carry": Carry(torch.ones(3))}, path)
+    torch.load(path, weights_only=False)
+    assert len(Carry.made) == 1, "the trace works"
+    assert isinstance(read_official(path)["carry"], Inert) and len(Carry.made) == 1
+    plain, whole = tmp_path / "plain.safetensors", tmp_path / "whole.safetensors"
+    import_official(official, plain), import_official(path, whole)
+    one, two = (load_model(p).model.state_dict() for p in (plain, whole))
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,11 @@ import torch
 from huggingface_hub import constants
 
 from eqr import data, hub
-from eqr.checkpoint import import_official, load_model
+from eqr.checkpoint import load_model
 from eqr.data_import import read_npy, read_sudoku_csv
 from eqr.hub import HubError, Source, parse
 from eqr.maze import Maze
+from eqr.official import import_official
 from eqr.sudoku import Sudoku
 
 COMMIT = "5e1e8170a1a10ae352904758c34fc9bd6a35a41b"
@@ -546,9 +547,16 @@ def test_a_configuration_that_is_not_found_or_does_not_fit(eqr, served, tmp_path
     assert not out.exists()
 
 
+class Command:
+    """An object whose unpickling runs a command."""
+
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
 def test_a_pickle_from_the_hub_is_not_executed(eqr, served, tmp_path):
     """It stays where the message says, so that its tensors can be taken out elsewhere."""
-    served.add("model", "a/b", {"x.pth": pth(config=OFFICIAL, numpy=np.random.default_rng(0))})
+    served.add("model", "a/b", {"x.pth": pth(config=OFFICIAL, trap=Command())})
     done = eqr("import-checkpoint", "hf:a/b/x.pth", tmp_path / "out.safetensors")
     refused(done, "models--a--b/x.pth: refused, reading it would execute a pickle")
     assert left(tmp_path) == ["models--a--b/x.pth"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from scipy import stats
 
-from eqr.checkpoint import import_official, load_model
+from eqr.checkpoint import load_model
 from eqr.config import ModelConfig
 from eqr.model import (
     Attention,
@@ -29,6 +29,7 @@ from eqr.model import (
     swiglu_width,
     truncated_normal,
 )
+from eqr.official import import_official
 from eqr.streams import stream
 
 GOLDEN = Path(__file__).parent / "golden" / "operator.json"
