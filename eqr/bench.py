@@ -20,11 +20,13 @@ from scipy import stats
 from torch import Tensor
 
 from eqr import data
-from eqr.config import Recipe, to_dict
+from eqr.config import Recipe, digest, to_dict
 from eqr.cost import step_flops
+from eqr.data import file_sha256
+from eqr.graph import package_files
 from eqr.model import Reasoner, forward_flops, parameter_count
 from eqr.rollout import rollout
-from eqr.store import Run, Store, processor
+from eqr.store import Run, Store, processor, provenance
 from eqr.streams import stream
 from eqr.task import task_from_dict
 from eqr.train import Trainer
@@ -67,7 +69,8 @@ def bench(
     """Measure one recipe at its full operator, op by op (eager) and with that operator compiled.
 
     The matrix-product rate is taken before and after each, and the mean is used, so that a machine
-    that slows down in between does not flatter the shares. A training step costs one forward pass
+    that slows down in between does not flatter the shares; evaluations run in float32 and are
+    compared with its rate, whatever the training's type. A training step costs one forward pass
     plus twice the share of it that carries a gradient. A machine that cannot compile gives the
     eager row only.
 
@@ -89,10 +92,11 @@ def bench(
         model = trainer.model
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        peak = matmul_flops(device, seconds / 2, dtype)
+        peaks = [matmul_flops(device, seconds / 4, kind) for kind in (dtype, torch.float32)]
         steps = rate(trainer.advance, seconds, device)
         passes = rate(lambda: run_through(trainer.average, inputs, 4, 64), seconds, device)  # noqa: B023
-        peak = (peak + matmul_flops(device, seconds / 2, dtype)) / 2
+        after = [matmul_flops(device, seconds / 4, kind) for kind in (dtype, torch.float32)]
+        peak, peak_eval = ((a + b) / 2 for a, b in zip(peaks, after, strict=True))
         if device == "cuda":
             memory = torch.cuda.max_memory_allocated() / 2**20
         else:
@@ -116,7 +120,7 @@ def bench(
                 "train_gain": 1.0,
                 "eval_puzzles_per_s_at_depth_16": iterations / 16,
                 "eval_ms_per_puzzle_iteration": 1e3 / iterations,
-                "eval_share_of_matmul": iterations * forward_flops(model) / peak,
+                "eval_share_of_matmul": iterations * forward_flops(model) / peak_eval,
                 "eval_gain": 1.0,
                 "peak_memory_mib": memory,  # of the process so far, on the CPU
             }
@@ -222,8 +226,8 @@ def benched(recipes: Sequence[Recipe], store: Store, seconds: float, compiled: b
         "recipes": [to_dict(recipe, defaults=False) for recipe in recipes],
         "seconds": seconds,
         "compiled": compiled,
-        "hardware": processor(),
-        "threads": torch.get_num_threads(),
+        "machine": {k: v for k, v in provenance().items() if k != "commit"},
+        "package": digest([file_sha256(path) for path in package_files()]),
     }
 
     def make(directory: Path) -> None:

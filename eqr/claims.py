@@ -96,6 +96,8 @@ class Claim:
         """``reproduced``, ``not reproduced``, ``undecided`` or ``not run``."""
         if self.value is None or self.low is None or self.high is None:
             return "not run"
+        if self.low == self.high and self.low in (self.at_least, self.at_most):
+            return "undecided"  # all of it on the bound: nothing was found on either side
         least = -math.inf if self.at_least is None else self.at_least
         most = math.inf if self.at_most is None else self.at_most
         holds = self.low >= least and self.high <= most

@@ -179,7 +179,7 @@ def eval_command(
     ] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="The first so many.")] = None,
     dataset: Annotated[
-        Path | None, typer.Option("--data", help="A data set [default: the one trained with].")
+        Path | None, typer.Option("--data", help="A data set (default: the one trained with).")
     ] = None,
     seed: Seed = 0,
     rows: Annotated[int, typer.Option(min=1, help="Trajectories in flight.")] = 256,
@@ -326,7 +326,7 @@ def solve_command(
 
 @app.command("bench")
 def bench_command(
-    recipes: Annotated[list[str] | None, typer.Argument(help="[default: sudoku6 sudoku9]")] = None,
+    recipes: Annotated[list[str] | None, typer.Argument(help="(default: sudoku6 sudoku9)")] = None,
     profile: Profile = "laptop",
     setting: Settings = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,

@@ -19,13 +19,13 @@ app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets
 @app.command("build")
 def build_command(
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
-    kind: Annotated[str | None, typer.Option(help="sudoku or maze [default: sudoku].")] = None,
+    kind: Annotated[str | None, typer.Option(help="sudoku or maze (default: sudoku).")] = None,
     setting: Settings = None,
     recipe: Annotated[str | None, typer.Option(help="Take task and sizes from a recipe.")] = None,
     profile: Profile = "laptop",
-    train: Annotated[int | None, typer.Option(min=1, help="Problems [default: 1000].")] = None,
-    test: Annotated[int | None, typer.Option(min=1, help="Problems [default: 512].")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="[default: 0].")] = None,
+    train: Annotated[int | None, typer.Option(min=1, help="Problems (default: 1000).")] = None,
+    test: Annotated[int | None, typer.Option(min=1, help="Problems (default: 512).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="(default: 0).")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -29,7 +29,7 @@ def plan_command(
         typer.Option(min=2, help="Leave settings out that were recorded on fewer problems."),
     ] = None,
     measure: Annotated[
-        bool, typer.Option(help="Measure seconds here, now [default: those of the stored runs].")
+        bool, typer.Option(help="Measure seconds here, now (default: those of the stored runs).")
     ] = False,
     validate: Annotated[
         bool, typer.Option(help="Also plan on halves of the problems and test on the others.")

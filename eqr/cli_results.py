@@ -88,7 +88,7 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 @app.command("verify")
 def verify_command(
-    runs: Annotated[list[str] | None, typer.Argument(help="Ids [default: all runs].")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Ids (default: all runs).")] = None,
     rerun: Annotated[bool, typer.Option(help="Make the runs again and compare.")] = False,
     shipped: Annotated[
         Path, typer.Option(help="Published results, checked where no id is given.")

@@ -35,13 +35,13 @@ def seed_list(text: str | None) -> list[int] | None:
 def run_command(
     name: Annotated[str | None, typer.Argument(help="A study; see --list.")] = None,
     profile: Profile = "laptop",
-    rows: Annotated[str | None, typer.Option(help="Only these, as in a,b [default: all].")] = None,
+    rows: Annotated[str | None, typer.Option(help="Only these, as in a,b (default: all).")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="As in 0-4 or 0,2 [default: each row's own number].")
+        str | None, typer.Option(help="As in 0-4 or 0,2 (default: each row's own number).")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of one thread side by side.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the files [default: data/results/PROFILE].")
+        Path | None, typer.Option(help="Folder of the files (default: data/results/PROFILE).")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option(help="Pay no attention to what the files hold: run it anew.")

@@ -9,9 +9,11 @@ a minute the first time on a machine, which keeps what it built), so short runs 
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
+import warnings
 
 import torch
 
@@ -32,7 +34,7 @@ def trouble(device: str = "cpu") -> str:
         values = torch.ones(8, device=device)
         torch.compile(lambda x: torch.rsqrt(x.square() + 1) * 2, fullgraph=True)(values)
     except (RuntimeError, OSError, ImportError) as error:  # no C++ compiler, no Python headers, …
-        return " ".join(str(error).split())[:200]
+        return " ".join(str(error).split())[-300:]  # the compiler's own words come last
     return ""
 
 
@@ -68,9 +70,22 @@ def evaluation_is_long(model: Reasoner, config: EvalConfig, rows: int) -> bool:
 
 
 def compile_operator(*models: Reasoner) -> bool:
-    """Compile the operator of models in place; returns False where this machine cannot."""
-    if trouble(models[0].device.type):
+    """Compile the operator of models in place; False, with a warning, where this machine cannot.
+
+    Raises:
+        ConfigError: it cannot, and ``EQR_COMPILE=1`` asked for it.
+    """
+    if why := trouble(models[0].device.type):
+        if os.environ.get("EQR_COMPILE") == "1":
+            raise ConfigError(f"EQR_COMPILE = 1, but nothing can be compiled here: {why}")
+        warnings.warn(f"running uncompiled, at about half the speed: {why}", stacklevel=2)
         return False
     for model in models:
         model.compile(fullgraph=True)
     return True
+
+
+def compiled_copy(model: Reasoner) -> Reasoner:
+    """A copy of the model with its operator compiled, or the model itself where that cannot be."""
+    copied = copy.deepcopy(model)
+    return copied if compile_operator(copied) else model

@@ -26,7 +26,7 @@ Settings = Annotated[
     typer.Option("--set", "-s", help="Replace a setting, as key=value; repeatable."),
 ]
 StoreDir = Annotated[
-    Path | None, typer.Option(help="Where runs are kept [default: $EQR_STORE or build/store].")
+    Path | None, typer.Option(help="Where runs are kept (default: $EQR_STORE or build/store).")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 

@@ -6,7 +6,7 @@ Serves the compute-matched rows of the construction path (paper Tables 2, 6–9;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,9 +90,12 @@ def saved_bytes(recipe: Recipe, data: Dataset) -> int:
     """Bytes of the tensors that autograd keeps in one optimizer step, each storage once.
 
     It is the first step with the operator in full. Exact and the same on every run: it counts what
-    is saved for the backward pass, not what an allocator holds. Weights are not counted.
+    is saved for the backward pass, not what an allocator holds. Weights are not counted. Measured
+    on two samples and scaled to the batch, so that a batch which only a GPU holds can be asked
+    about anywhere.
     """
-    trainer = Trainer(recipe, data)
+    few = min(recipe.train.batch, 2)
+    trainer = Trainer(replace(recipe, train=replace(recipe.train, batch=few)), data)
     trainer.step = short_steps(recipe.train)
     weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
     kept: dict[int, Tensor] = {}  # a tensor stays alive here, so no address is used twice
@@ -104,7 +107,8 @@ def saved_bytes(recipe: Recipe, data: Dataset) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         trainer.advance()
-    return sum(value.untyped_storage().nbytes() for value in kept.values())
+    found = sum(value.untyped_storage().nbytes() for value in kept.values())
+    return found * recipe.train.batch // few
 
 
 def cost(recipe: Recipe, data: Dataset) -> Cost:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from eqr import checkpoint, data, evaluate
-from eqr.compiled import compile_operator, evaluation_is_long
+from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
 from eqr.halting import parse_rule
@@ -160,8 +160,9 @@ def trained(
 
 
 def timing(run: Run) -> dict[str, Any]:
-    """Of a training run: ``seconds``, and whether its operator was ``fused``."""
-    return json.loads(run.file("timing.json").read_text())
+    """Whether the operator of a training or evaluation was ``fused``; a training's ``seconds``."""
+    has = "timing.json" in run.manifest["files"]  # evaluations got theirs later
+    return json.loads(run.file("timing.json").read_text()) if has else {}
 
 
 def of_run(run: Run, recipe: Recipe, store: Store, device: str = "cpu") -> Trained:
@@ -254,10 +255,12 @@ def evaluated(
 
     def make(directory: Path) -> None:
         rows = ROWS[model.model.device.type]
-        if evaluation_is_long(model.model, config, rows):
-            compile_operator(model.model)
+        long = evaluation_is_long(model.model, config, rows)
+        runner = compiled_copy(model.model) if long else model.model
+        fused = {"fused": runner is not model.model}
+        (directory / "timing.json").write_text(json.dumps(fused) + "\n")
         kept = evaluate.records(
-            model.model,
+            runner,
             test.inputs,
             test.labels,
             config,

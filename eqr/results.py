@@ -238,7 +238,8 @@ def shipped(folder: Path = SHIPPED) -> dict[str, list[str]]:
             elif file_sha256(file) != sha256:
                 faults.append(f"{file}: altered, its sha256 differs; {mend}")
         found[str(path)] = faults
-    for file in sorted([*folder.rglob("*.csv"), *folder.rglob("*.npz")]):
+    kinds = ("*.csv", "*.npz", "*.safetensors")
+    for file in sorted(path for kind in kinds for path in folder.rglob(kind)):
         if file not in named:
             json_file = file.with_suffix(".json")
             fault = f"{file}: field files of {json_file.name} does not name it; {mend}"
@@ -305,9 +306,9 @@ def repeat(
                     on_event=progress and (lambda e: progress(e.step, recipe.train.steps)),
                 )
                 details = compare_trainings(run, again)
-                fused = [experiments.timing(r).get("fused") for r in (run, again)]
-                if fused[0] != fused[1]:
-                    elsewhere.append(f"fused: {fused[0]} | {fused[1]}")
+            fused = [experiments.timing(r).get("fused", False) for r in (run, again)]
+            if fused[0] != fused[1]:
+                elsewhere.append(f"fused: {fused[0]} | {fused[1]}")
             ours, theirs = config["data"], again.manifest["config"]["data"]
             if ours != theirs:
                 details.insert(0, f"data: {ours} then, {theirs} now")

@@ -73,6 +73,9 @@ def outcomes(done: Done) -> dict[str, np.ndarray]:
     return kept
 
 
+LARGEST_BYTES = 16 * 2**20  # of a file of weights that is shipped
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What the files hold of one finished cell."""
@@ -175,7 +178,9 @@ def write(
     for cell in cells:
         kept = before.get(cell)
         if not (kept and kept.complete) and (done := finished(cell, store)):
-            kept = part_of(done)
+            have = {kind.name for kind, _ in done.evaluated}
+            if not kept or have >= set(kept.rows.evaluation):
+                kept = part_of(done)
         if kept:
             parts.append(kept)
     have = {part.cell for part in parts}
@@ -192,12 +197,14 @@ def write(
     replace_file(paths["curves.csv"], curves.to_csv(index=False).encode())
     replace_file(paths["npz"], packed.getvalue())
     kinds = {e.name: e for row in wanted.rows for e in row.evaluations(profile)}
+    files = [path for kind, path in paths.items() if kind != "json"]
+    files += [weights_path(part.cell, out) for part in parts]
     meta = {
         "format": studies.FORMAT,
         "study": wanted.name,
         "profile": profile,
         "semantics": SEMANTICS,
-        "files": {path.name: file_sha256(path) for kind, path in paths.items() if kind != "json"},
+        "files": {path.name: file_sha256(path) for path in files if path.is_file()},
         "cells": [[c.row, c.seed] for c in cells if c in have],
         "missing": [[c.row, c.seed] for c in cells if c not in have],
         "partial": [[p.cell.row, p.cell.seed] for p in parts if not p.complete],
@@ -228,15 +235,35 @@ def write(
     return meta
 
 
-def ship_weights(cells: Sequence[Cell], store: Store, out: Path) -> list[Path]:
-    """The models of finished cells as float16, ``<study>-<row>-<seed>.safetensors`` in ``out``."""
-    paths = []
+def ship_weights(cells: Sequence[Cell], store: Store, out: Path) -> dict[Cell, str]:
+    """Put the models of finished cells into ``out`` as float16, half the size.
+
+    The records are those of the float32 weights. Call it before :func:`write`, which lists the
+    files and their hashes.
+
+    Returns:
+        For each cell the path that was written, or why none was.
+    """
+    told = {}
     for cell in cells:
-        if done := finished(cell, store):
-            path = out / f"{cell.study}-{cell.row}-{cell.seed}.safetensors"
-            checkpoint.save_half(done.model.run.file("model.safetensors"), path)
-            paths.append(path)
-    return paths
+        done, path = finished(cell, store), weights_path(cell, out)
+        if not done:
+            told[cell] = f"{cell}: no weights, this store has not trained it"
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        source = done.model.run.file("model.safetensors")
+        if source.stat().st_size / 2 > LARGEST_BYTES:
+            size = source.stat().st_size / 2**21
+            told[cell] = f"{cell}: {size:.0f} MiB of weights are too large to be shipped"
+            continue
+        checkpoint.save_half(source, path)
+        told[cell] = str(path)
+    return told
+
+
+def weights_path(cell: Cell, out: Path) -> Path:
+    """Where the weights of a cell are shipped."""
+    return out / f"{cell.study}-{cell.row}-{cell.seed}.safetensors"
 
 
 def replace_file(path: Path, content: bytes) -> None:

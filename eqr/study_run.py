@@ -20,7 +20,9 @@ from typing import Any
 import torch
 
 from eqr import experiments
+from eqr.config import ConfigError
 from eqr.console import say
+from eqr.data import NoDataSet
 from eqr.store import Store
 from eqr.studies import results_folder
 from eqr.study_cells import Cell, cells_of, finished, stored_cost
@@ -118,6 +120,8 @@ def run(
     Raises:
         ConfigError: an unknown study, profile or row, or files that would be lost.
     """
+    if weights and not files:
+        raise ConfigError("weights are shipped with a study's files: leave out --no-files")
     wanted, store = study(name), store or Store()
     out = Path(out or results_folder(profile))
     asked = cells_of(wanted, profile, rows, seeds)
@@ -150,7 +154,7 @@ def run(
                 for number, future in enumerate(as_completed(futures), 1):
                     try:
                         line = future.result()
-                    except TrainingError as error:
+                    except (TrainingError, NoDataSet) as error:
                         failed[str(futures[future])] = str(error)
                         line = f"{futures[future]}: FAILED, {error}"
                     if line is None:
@@ -169,7 +173,7 @@ def run(
             "missing": [[c.row, c.seed] for c in asked if c not in have],
             "failed": failed,
         }
-    meta = write(wanted, profile, every, store, out, failed, before)
     if weights:
-        ship_weights(asked, store, out)
-    return meta
+        for line in ship_weights(asked, store, out).values():
+            tell(line)
+    return write(wanted, profile, every, store, out, failed, before)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eqr import checkpoint
-from eqr.compiled import compile_operator, training_is_long
+from eqr.compiled import compile_operator, training_is_long, trouble
 from eqr.config import EvalConfig, ModelConfig, Recipe, TrainConfig
 from eqr.data import Dataset
 from eqr.evaluate import records
@@ -388,13 +388,21 @@ def train(
         checkpoint.CheckpointError: what lies in ``directory`` is damaged or of another recipe.
     """
     config = recipe.train
-    fused = training_is_long(recipe) if fused is None else fused
-    trainer = Trainer(recipe, data, device, world, fused)
-    log = RunLog(directory / "log.jsonl") if directory and world.first else None
     resume = directory / "resume.safetensors" if directory else None
-    seconds = 0.0
+    tensors, meta = {}, {}
     if resume and resume.exists():
         tensors, meta = checkpoint.load_resume(resume, recipe, data.digest)
+        fused = meta.get("fused", False)  # a run keeps the rounding that it began with
+    fused = training_is_long(recipe) if fused is None else fused
+    trainer = Trainer(recipe, data, device, world, fused)
+    if meta.get("fused") and not trainer.fused:
+        raise TrainingError(
+            f"{resume}: begun with a compiled operator, which cannot be built here "
+            f"({trouble(device)}); mend that, or delete {directory} to train without from the start"
+        )
+    log = RunLog(directory / "log.jsonl") if directory and world.first else None
+    seconds = 0.0
+    if meta:
         trainer.restore(tensors, meta["step"])
         if log:
             log.truncate(meta["log_bytes"])
@@ -422,6 +430,7 @@ def train(
             tensors, spent = trainer.tensors(), seconds + elapsed
             if log:
                 meta = {"step": trainer.step, "log_bytes": log.size(), "seconds": spent}
+                meta["fused"] = trainer.fused
                 checkpoint.save_resume(resume, tensors, recipe, data.digest, meta)
             yield event("checkpoint", {"seconds": spent})
         if pause and not last:

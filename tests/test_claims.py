@@ -61,3 +61,11 @@ def test_the_table_names_what_a_claim_was_made_from():
     row = claims_table([claim], "laptop").loc["x"]
     assert row["bound"] == "0.7 to 1" and row["n"] == 100
     assert row["made from"] == "laptop, 2 seeds, β = 0.1, eval-1"
+
+
+def test_a_value_that_lies_on_its_bound_with_no_width_decides_nothing():
+    """Two models that solve nothing differ by exactly zero, which shows neither direction."""
+    zero = {"value": 0.0, "low": 0.0, "high": 0.0, "n": 9}
+    assert Claim("x", **zero, at_least=0.0).verdict == "undecided"
+    assert Claim("x", **zero, at_most=0.0).verdict == "undecided"
+    assert Claim("x", **zero, at_most=0.1).verdict == "reproduced"

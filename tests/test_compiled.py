@@ -8,16 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eqr import compiled
+from eqr import checkpoint, compiled
 from eqr.config import ConfigError, EvalConfig, load_recipe
-from eqr.train import Trainer, train
+from eqr.train import Trainer, TrainingError, train
+
+TROUBLE = compiled.trouble
 
 
 @pytest.fixture(autouse=True)
 def fresh_verdict():
     """The verdict on the machine is kept for the process; a test that fakes it must not leak."""
     yield
-    compiled.trouble.cache_clear()
+    TROUBLE.cache_clear()
 
 
 @pytest.mark.slow
@@ -53,25 +55,58 @@ def test_a_machine_that_cannot_compile_trains_all_the_same(
     assert compiled.trouble() == "No working C++ compiler found in config.cpp.cxx"
     recipe = make_recipe()
     recipe = replace(recipe, train=replace(recipe.train, steps=2))
-    last = list(train(recipe, problems, tmp_path, fused=True))[-1]
+    with pytest.warns(UserWarning, match="running uncompiled.*No working"):
+        last = list(train(recipe, problems, tmp_path, fused=True))[-1]
     assert last.step == 2 and '"fused": false' in (tmp_path / "timing.json").read_text()
 
 
-def test_only_long_work_is_compiled_unless_it_is_asked_for(monkeypatch):
+@pytest.mark.slow
+def test_a_resumed_run_keeps_the_operator_it_began_with(
+    make_recipe, problems, tmp_path, monkeypatch
+):
+    if why := compiled.trouble():
+        pytest.skip(f"nothing can be compiled here: {why}")
+    recipe = make_recipe()
+    recipe = replace(recipe, train=replace(recipe.train, steps=4, checkpoint_every=2, eval_every=9))
+
+    def whole(folder, fused):
+        list(train(recipe, problems, folder, fused=fused))
+        return checkpoint.load_tensors(folder / "model.safetensors")[2]
+
+    wanted = {fused: whole(tmp_path / f"whole {fused}", fused) for fused in (False, True)}
+    for began in (False, True):
+        folder = tmp_path / f"cut {began}"
+        for event in train(recipe, problems, folder, fused=began):
+            if event.kind == "checkpoint":
+                break
+        assert whole(folder, not began) == wanted[began]
+    for event in train(recipe, problems, tmp_path / "moved", fused=True):
+        if event.kind == "checkpoint":
+            break
+    monkeypatch.setattr(compiled, "trouble", lambda device: "no compiler")
+    with (
+        pytest.warns(UserWarning, match="running uncompiled"),
+        pytest.raises(TrainingError, match="begun with a compiled operator"),
+    ):
+        next(train(recipe, problems, tmp_path / "moved"))
+
+
+def test_only_long_work_is_compiled_unless_it_is_asked_for(monkeypatch, learned):
     monkeypatch.delenv("EQR_COMPILE", raising=False)
     assert not any(compiled.training_is_long(load_recipe(n, "smoke")) for n in ("sudoku9", "maze9"))
     assert all(compiled.training_is_long(load_recipe(n)) for n in ("headroom", "sudoku9", "maze9"))
     for asked, verdict in (("0", False), ("1", True)):
         monkeypatch.setenv("EQR_COMPILE", asked)
         assert compiled.training_is_long(load_recipe("headroom")) is verdict
+    monkeypatch.setattr(compiled, "trouble", lambda device: "no compiler")
+    with pytest.raises(ConfigError, match="EQR_COMPILE = 1, but nothing can be compiled"):
+        compiled.compile_operator(*[checkpoint.load_model(learned.path).model])
     monkeypatch.setenv("EQR_COMPILE", "yes")
     with pytest.raises(ConfigError, match="EQR_COMPILE = 'yes' must be 0, 1 or auto"):
         compiled.wanted(1e9)
 
 
 def test_long_evaluations_are_compiled_and_short_ones_not(learned, monkeypatch):
-    from eqr import checkpoint
-
     monkeypatch.delenv("EQR_COMPILE", raising=False)
     model = checkpoint.load_model(learned.path).model
     short = EvalConfig((16,), problems=64)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eqr import checkpoint, studies
+from eqr import checkpoint, results, studies
+from eqr.data import DataError
 from eqr.studies import Pick
 from eqr.study_rows import STUDIES, study
 
@@ -52,6 +53,8 @@ def small(monkeypatch):
             )
             for kind in row.evaluate
         )
+        if row.name == "sudoku9":
+            tiny["data.source"] = "data/cache/not-there"
         overrides = {**row.overrides, **tiny}
         rows.append(replace(row, overrides=overrides, evaluate=kinds))
     monkeypatch.setitem(STUDIES, "paper-scale", replace(old, rows=tuple(rows)))
@@ -73,7 +76,10 @@ class InThisProcess:
         from concurrent.futures import Future
 
         done = Future()
-        done.set_result(work(*arguments))
+        try:
+            done.set_result(work(*arguments))
+        except DataError as error:
+            done.set_exception(error)
         return done
 
 
@@ -82,7 +88,7 @@ def test_rows_are_made_in_slices_and_shipped_with_weights(small, eqr, tmp_path, 
     monkeypatch.setattr("eqr.study_run.ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     out = tmp_path / "results"
-    rows = "sudoku9-fast-hard,sudoku9-feedforward-hard,maze30-fast-trm"
+    rows = "sudoku9-fast-hard,sudoku9-fast-feedforward-hard,maze30-fast-trm"
     command = ["run", "paper-scale", "--profile", "paper", "--rows", rows, "--out", str(out)]
     first = eqr(*command, "--stop-after", 0, "--json")
     assert first.code == 0 and json.loads(first.out)["cells"] == [], first.err
@@ -92,9 +98,11 @@ def test_rows_are_made_in_slices_and_shipped_with_weights(small, eqr, tmp_path, 
     assert len(json.loads(last.out)["cells"]) == 3
     found = studies.load("paper-scale", "paper", out)
     assert found.problems("grid") == 4 and set(found.curves.step) == {3, 6}
-    assert found.accuracy(Pick("maze30-fast-trm", 16, 2, "converged", "grid")).n == 1
+    assert found.accuracy(Pick("sudoku9-fast-hard", 16, 2, "converged", "grid")).n == 1
+    assert found.seeds("maze30-fast-trm", "grid") == [], "its restarts are all the same"
     # What is shipped solves puzzles on a machine that has no store.
     path = out / "paper-scale-maze30-fast-trm-0.safetensors"
+    assert last.err.count(".safetensors") == 3 and path.name in found.meta["files"]
     loaded = checkpoint.load_model(path)
     assert loaded.task.height == 6 and loaded.meta["from"] != loaded.sha256
     # Another machine, with nothing in its store, adds a row to the files.
@@ -102,6 +110,16 @@ def test_rows_are_made_in_slices_and_shipped_with_weights(small, eqr, tmp_path, 
     command[5] = "maze30-feedforward"
     again = eqr(*command, "--store", tmp_path / "elsewhere", "--json")
     assert again.code == 0 and len(json.loads(again.out)["cells"]) == 4, again.err
+    assert results.shipped(out)[str(out / "paper-scale.json")] == []
+    path.write_bytes(b"x")
+    assert "altered" in results.shipped(out)[str(out / "paper-scale.json")][0]
+    done = eqr(*command, "--no-files", "--weights")
+    assert done.code == 1 and "leave out --no-files" in done.err
+    # A row whose data are not at hand fails by itself; what the files hold stays.
+    command[5] = "maze30-feedforward,sudoku9"
+    done = eqr(*command, "--json")
+    assert done.code == 1 and len(json.loads(done.out)["cells"]) == 4
+    assert "no data set here" in json.loads(done.out)["failed"]["sudoku9 seed 0"]
 
 
 def test_a_study_runs_in_its_own_profiles_only(eqr):

@@ -100,6 +100,16 @@ def test_a_row_without_changes_is_the_recipe_itself():
     )
 
 
+def test_activation_memory_is_measured_on_few_samples_and_scaled(store):
+    recipe = study("construction").row("act").build("smoke", 0)
+    data = experiments.dataset(recipe, store)
+    one, two = (
+        cost(replace(recipe, train=replace(recipe.train, batch=batch)), data).saved_bytes
+        for batch in (2, 1000)
+    )
+    assert two == 500 * one
+
+
 @pytest.mark.parametrize("row", ["act", "hierarchy", "terminal", "deeper", "feedforward"])
 def test_activation_memory_is_its_formula(row, store):
     recipe = study("construction").row(row).build("smoke", 0)
@@ -217,6 +227,29 @@ def test_cells_that_the_store_has_not_got_are_carried_over(written, tmp_path, mo
     assert set(new.meta["runs"]["hardware"]) >= set(old.meta["runs"]["hardware"])
     meta = study_run.run("construction", rows=[], **given, overwrite=True, tell=str)
     assert meta["cells"] == [["weight-tied", 0]] and len(meta["missing"]) == 29
+
+
+def test_a_store_with_fewer_evaluations_takes_none_from_the_files(
+    written, store, tmp_path, monkeypatch
+):
+    old = study("construction")
+    extra = [
+        Evaluation(name, EvalConfig((2,), breadth=2, seed=seed), (1, 2), added=True)
+        for seed, name in enumerate(("one", "two"))
+    ]
+    rows = tuple(replace(row, evaluate=(*row.evaluate, *extra)) for row in old.rows)
+    monkeypatch.setitem(STUDIES, "construction", replace(old, rows=rows))
+    full, cell = Store(tmp_path / "store"), Cell("construction", "smoke", "act", 0)
+    shutil.copytree(store.root, full.root)
+    model = experiments.of_run(full.get(cell.train_id(full)), cell.recipe(), full)
+    experiments.evaluated(model, extra[0].config, full)
+    given = {"profile": "smoke", "rows": [], "out": tmp_path / "out", "tell": str}
+    study_run.run("construction", store=full, **given)
+    for runs in (store, full):  # the store without "one", then with it again
+        study_run.run("construction", store=runs, **given)
+        found = studies.load("construction", "smoke", tmp_path / "out")
+        assert found.seeds("act", "one") == [0], runs.root
+    assert found.meta["partial"].count(["act", 0]) == 1, '"two" has not been run'
 
 
 def test_files_that_this_version_would_make_otherwise_are_neither_kept_nor_lost(
@@ -417,7 +450,7 @@ def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatc
 
 def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
     done = eqr("run", "--list", "--profile", "smoke", "--store", store.root)
-    assert done.code == 0 and "  act                2/2 seeds" in done.out
+    assert done.code == 0 and "  act                      2/2 seeds" in done.out
     assert "shaping: " in done.out and "depth-breadth: " in done.out
     listed = json.loads(eqr("run", "shaping", "--list", "--profile", "smoke", "--json").out)
     first = listed[0]["rows"][0]
