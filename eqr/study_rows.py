@@ -435,11 +435,11 @@ PAPER_SCALE = Study(
 
 NIGHT = Study(
     "night",
-    "Between the scales: what a night without a GPU trains",
+    "Between the scales: what hours without a GPU train",
     "none of the paper's; an honest point between its scale and the laptop's",
-    "One row: 9×9 Sudoku of 28 to 34 clues.",
+    "One row: 9×9 Sudoku of 30 to 36 clues.",
     (
-        Row("sudoku9-night", "9×9 Sudoku of 28–34 clues, two blocks of 192 channels",
+        Row("sudoku9-night", "9×9 Sudoku of 30–36 clues, two blocks of 192 channels",
             "sudoku9-night",
             (Evaluation("depth", EvalConfig((*DEPTHS, 128), problems=256)),
              Evaluation("breadth", EvalConfig((16,), breadth=8, problems=256), (1, 2, 4, 8),
