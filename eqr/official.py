@@ -221,7 +221,9 @@ def import_official(
     tensors = content.get("model", content)
     average = content.get("ema")
     shadow = average.get("shadow") if isinstance(average, Mapping) else None
-    if weights == "ema" and isinstance(shadow, Mapping):
+    if weights == "ema" and not isinstance(shadow, Mapping):
+        weights = "raw"  # there is no average
+    if weights == "ema":
         tensors = {**tensors, **shadow}
     try:
         model_config, task = official_config(config, tensors)

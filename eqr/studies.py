@@ -192,7 +192,7 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
 
     Args:
         name: of the study.
-        profile: ``smoke`` or ``laptop``.
+        profile: ``smoke``, ``laptop`` or ``paper``, of those that the study is run in.
         folder: where its files lie; None takes the shipped ones.
 
     Raises:
