@@ -441,8 +441,8 @@ NIGHT = Study(
     (
         Row("sudoku9-night", "9×9 Sudoku of 30–36 clues, two blocks of 192 channels",
             "sudoku9-night",
-            (Evaluation("depth", EvalConfig((*DEPTHS, 128), problems=256)),
-             Evaluation("breadth", EvalConfig((16,), breadth=8, problems=256), (1, 2, 4, 8),
+            (Evaluation("depth", EvalConfig(DEPTHS, problems=256)),
+             Evaluation("breadth", EvalConfig((16,), breadth=4, problems=256), (1, 2, 4),
                         (*RULES, "halt"))), seeds=1),
     ),
     profiles=("paper",),
