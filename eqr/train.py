@@ -232,7 +232,8 @@ class Trainer:
         """``unroll`` outer iterations of the batch and one optimizer step.
 
         Raises:
-            TrainingError: the loss is not finite; nothing has been updated.
+            TrainingError: the loss is not finite; nothing has been updated. On a GPU
+                :meth:`require_finite` notices it, before anything is logged or kept.
         """
         config, carry = self.recipe.train, self.carry
         draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
@@ -268,7 +269,8 @@ class Trainer:
         means = [loss, tokens, halt, token, solved, *gradients]
         self.world.average_(means, len(y) / config.batch)
         norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(loss + norm):
+        # Asking a GPU waits for it; there the sums are asked before anything is kept.
+        if self.device != "cuda" and not torch.isfinite(loss + norm):
             raise TrainingError(
                 f"the loss is {loss.item()} and the gradient's norm {norm.item()} at step "
                 f"{self.step}: lower train.lr or use float32; the last checkpoint is intact"
@@ -292,6 +294,14 @@ class Trainer:
         self.sums += torch.stack(
             [torch.as_tensor(v, device=self.device).to(self.sums) for v in values]
         )
+
+    def require_finite(self) -> None:
+        """TrainingError if a loss or gradient since the last log event was not finite."""
+        if not torch.isfinite(self.sums).all():
+            raise TrainingError(
+                f"a loss or a gradient was not finite before step {self.step}: lower train.lr or "
+                "use float32; the last checkpoint is intact"
+            )
 
     def read_sums(self) -> dict[str, float]:
         """Means since the last call, and start anew."""
@@ -420,14 +430,21 @@ def train(
     while trainer.step < config.steps:
         trainer.advance()
         last = trainer.step == config.steps
-        if trainer.step % config.log_every == 0 or last:
-            yield event("log", trainer.read_sums())
-        if trainer.step % config.eval_every == 0 or last:
-            yield event("eval", trainer.evaluate())
         elapsed = time.monotonic() - began
         pause = stop_after_s is not None and world.share(elapsed > stop_after_s)
-        if resume and (trainer.step % config.checkpoint_every == 0 or last or pause):
-            tensors, spent = trainer.tensors(), seconds + elapsed
+        due = {
+            kind: trainer.step % every == 0 or last
+            for kind, every in (("log", config.log_every), ("eval", config.eval_every))
+        }
+        keep = resume and (trainer.step % config.checkpoint_every == 0 or last or pause)
+        if keep or any(due.values()):
+            trainer.require_finite()
+        if due["log"]:
+            yield event("log", trainer.read_sums())
+        if due["eval"]:
+            yield event("eval", trainer.evaluate())
+        if keep:
+            tensors, spent = trainer.tensors(), seconds + time.monotonic() - began
             if log:
                 meta = {"step": trainer.step, "log_bytes": log.size(), "seconds": spent}
                 meta["fused"] = trainer.fused

@@ -303,3 +303,13 @@ def test_training_in_bfloat16_keeps_float32_weights_and_lowers_the_loss(make_rec
     assert {v.dtype for v in trainer.model.state_dict().values()} == {torch.float32}
     assert trainer.carry.state.z_high.dtype == torch.float32
     assert losses[0] != exact.read_sums()["loss"]
+
+
+def test_a_loss_that_is_not_finite_is_noticed_before_anything_is_kept(make_recipe, problems):
+    """As on a GPU, where no step waits to be asked."""
+    trainer = Trainer(make_recipe(), problems)
+    trainer.advance()
+    trainer.require_finite()
+    trainer.sums[1] += float("nan")
+    with pytest.raises(TrainingError, match="not finite before step 1: lower"):
+        trainer.require_finite()
