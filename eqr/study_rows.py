@@ -435,7 +435,7 @@ PAPER_SCALE = Study(
 
 NIGHT = Study(
     "night",
-    "Between the scales: what hours without a GPU train",
+    "Between the scales: what one core trains without a GPU",
     "none of the paper's; an honest point between its scale and the laptop's",
     "One row: 9×9 Sudoku of 30 to 36 clues.",
     (
