@@ -18,7 +18,7 @@ from eqr.train import best_device
 
 err = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Profile = Annotated[str, typer.Option(help="smoke, laptop or paper.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random stream.")]
 Settings = Annotated[

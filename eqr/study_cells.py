@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eqr import experiments
-from eqr.config import ConfigError, Recipe, near_miss, to_dict
+from eqr.config import ConfigError, Recipe, to_dict
 from eqr.cost import Cost, cost
 from eqr.data import NoDataSet
 from eqr.experiments import Evaluated, Trained
@@ -55,8 +55,8 @@ def cells_of(
     """
     if profile not in wanted.profiles:
         raise ConfigError(
-            f"study {wanted.name!r} is not run in profile {profile!r}"
-            f"{near_miss(profile, wanted.profiles)}"
+            f"study {wanted.name!r} is not run in profile {profile!r}; say --profile "
+            f"{' or '.join(wanted.profiles)}"
         )
     names = list(rows) if rows is not None else [row.name for row in wanted.rows]
     return [
