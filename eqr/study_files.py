@@ -119,8 +119,7 @@ def carried(name: str, profile: str, out: Path, store: Store) -> dict[Cell, Part
 
     A cell is taken over only if it is what this version would make: the recipe of its row leads to
     the training run that the table names (which is not asked where the row's data set is not at
-    hand), and its evaluations are those of the study. Its ``runs``
-    are those of the whole file.
+    hand), and its evaluations are those of the study. Its ``runs`` are those of the whole file.
 
     Raises:
         ConfigError: the files are damaged, or hold a cell that this version would make otherwise.

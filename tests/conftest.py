@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,33 @@ def learned(tmp_path_factory, problems) -> Learned:
     folder = tmp_path_factory.mktemp("learned")
     events = list(train.train(recipe, problems, folder))
     return Learned(folder / "model.safetensors", recipe, events)
+
+
+class InThisProcess:
+    """An executor that works at once, in this process, where a test has changed something."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable, *words: object) -> Future:
+        done = Future()
+        try:
+            done.set_result(function(*words))
+        except (train.TrainingError, data.DataError) as error:
+            done.set_exception(error)
+        return done
+
+
+@pytest.fixture
+def in_this_process() -> type[InThisProcess]:
+    """What stands for the pool of a study's workers."""
+    return InThisProcess
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from eqr import checkpoint, results, studies
-from eqr.data import DataError
 from eqr.studies import Pick
 from eqr.study_rows import STUDIES, study
 
@@ -60,32 +59,11 @@ def small(monkeypatch):
     monkeypatch.setitem(STUDIES, "paper-scale", replace(old, rows=tuple(rows)))
 
 
-class InThisProcess:
-    """Stands for the pool of workers, which would not know the small rows."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def submit(self, work, *arguments):
-        from concurrent.futures import Future
-
-        done = Future()
-        try:
-            done.set_result(work(*arguments))
-        except DataError as error:
-            done.set_exception(error)
-        return done
-
-
 @pytest.mark.slow
-def test_rows_are_made_in_slices_and_shipped_with_weights(small, eqr, tmp_path, monkeypatch):
-    monkeypatch.setattr("eqr.study_run.ProcessPoolExecutor", InThisProcess)
+def test_rows_are_made_in_slices_and_shipped_with_weights(
+    small, eqr, in_this_process, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("eqr.study_run.ProcessPoolExecutor", in_this_process)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     out = tmp_path / "results"
     rows = "sudoku9-fast-hard,sudoku9-fast-feedforward-hard,maze30-fast-trm"

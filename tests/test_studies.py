@@ -473,30 +473,8 @@ def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
 
 
 def test_a_training_that_diverges_is_told_and_does_not_stop_the_others(
-    store, tmp_path, monkeypatch
+    store, in_this_process, tmp_path, monkeypatch
 ):
-    class Now:
-        """An executor that works at once, in this process."""
-
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, function, *words):
-            from concurrent.futures import Future
-
-            future = Future()
-            try:
-                future.set_result(function(*words))
-            except study_run.TrainingError as error:
-                future.set_exception(error)
-            return future
-
     real = study_run.experiments.train_run
 
     def diverge(recipe, *words, **rest):
@@ -504,7 +482,7 @@ def test_a_training_that_diverges_is_told_and_does_not_stop_the_others(
             raise study_run.TrainingError("the loss is nan")
         return real(recipe, *words, **rest)
 
-    monkeypatch.setattr(study_run, "ProcessPoolExecutor", Now)
+    monkeypatch.setattr(study_run, "ProcessPoolExecutor", in_this_process)
     monkeypatch.setattr(study_run.experiments, "train_run", diverge)
     lines: list[str] = []
     meta = study_run.run(
