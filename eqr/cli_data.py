@@ -32,6 +32,11 @@ def build_command(
     """Generate a data set whose splits share no solution up to symmetry.
 
     Example: eqr data build build/six -s box_height=2 -s box_width=3 -s clues_min=9 -s clues_max=10
+
+    Shifts of Sudoku: -s layout=symmetric or clustered, -s rating_min=1, -s rating_max=9. Of mazes:
+    -s carving=kruskal, wilson, prim or division, -s unique=true with loops, -s flips=2.
+
+    Example: eqr data build build/prim --kind maze -s height=9 -s width=9 -s carving=prim
     """
     if recipe:
         if kind or setting:

@@ -246,6 +246,11 @@ class EvalConfig:
     seed: int = 0
     problems: int | None = None  # the first so many test problems; None: all
     symmetry: bool = field(default=False, metadata=ADDED)  # see eqr.rollout.restart_symmetries
+    branches: int = field(default=1, metadata=ADDED)  # noise paths that leave each start
+    branch_at: int = field(default=0, metadata=ADDED)  # the depth they part at
+    checked: bool = field(default=False, metadata=ADDED)  # record whether the rules accept
+    weight_noise: float = field(default=0.0, metadata=ADDED)  # see eqr.perturb
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=ADDED)
 
     def __post_init__(self) -> None:
         _require(len(self.depths) > 0, "eval.depths", "needs at least one depth")
@@ -260,6 +265,35 @@ class EvalConfig:
         _require(self.window >= 1, "eval.window", "must be at least 1")
         _require(self.seed >= 0, "eval.seed", "must not be negative")
         _require(self.problems is None or self.problems >= 1, "eval.problems", "must be at least 1")
+        _require(
+            self.branches >= 1 and self.breadth % self.branches == 0,
+            "eval.branches",
+            f"must divide eval.breadth = {self.breadth}: the breadth counts all paths",
+        )
+        _require(
+            0 <= self.branch_at < self.depths[0],
+            "eval.branch_at",
+            f"must lie below the smallest of eval.depths, {self.depths[0]}",
+        )
+        _require(
+            self.branches == 1 or (self.noise > 0 and not self.symmetry),
+            "eval.branches",
+            "above 1 needs eval.noise > 0, to have paths that differ, and no eval.symmetry",
+        )
+        _require(
+            self.branches > 1 or self.branch_at == 0,
+            "eval.branch_at",
+            "needs eval.branches above 1",
+        )
+        _require(self.weight_noise >= 0, "eval.weight_noise", "must not be negative")
+
+    def nfe(self, depth: int, breadth: int) -> int:
+        """Outer iterations a problem of the first ``breadth`` trajectories, to ``depth``.
+
+        Those that share a prefix (``branches`` above 1) pay for it once.
+        """
+        starts = -(-breadth // self.branches)
+        return starts * self.branch_at + breadth * (depth - self.branch_at)
 
 
 @dataclass(frozen=True, slots=True)

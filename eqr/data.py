@@ -109,7 +109,7 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
         if progress:
             progress(sum(count.values()), sum(wanted.values()))
     origin = {"kind": "generated", "seed": config.seed, **wanted}
-    return Dataset(task, _join(found["train"]), _join(found["test"]), origin)
+    return Dataset(task, join(found["train"]), join(found["test"]), origin)
 
 
 def _deal(keys: list[bytes], config: DataConfig, wanted: dict[str, int]) -> dict[bytes, str]:
@@ -137,7 +137,8 @@ def take_rows(problems: Problems, rows: Iterable[int]) -> Problems:
     return Problems(*(getattr(problems, name)[index] for name in ARRAYS))
 
 
-def _join(parts: list[Problems]) -> Problems:
+def join(parts: list[Problems]) -> Problems:
+    """The problems of all parts, one after the other."""
     return Problems(*(np.concatenate([getattr(p, name) for p in parts]) for name in ARRAYS))
 
 

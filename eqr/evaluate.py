@@ -8,6 +8,7 @@ selection rule and any smaller breadth (the first b restarts).
 from __future__ import annotations
 
 import math
+import operator
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -40,6 +41,7 @@ class Records:
     halted_at: np.ndarray  # int32
     exact: np.ndarray  # bool
     token: np.ndarray  # float32
+    checked: np.ndarray | None = None  # bool, whether the rules accept; None: not asked for
 
     def at(self, depth: int) -> Outcomes:
         """The outcomes at one of the recorded depths."""
@@ -71,18 +73,19 @@ def records(
 
     Args:
         inputs, labels: (P, S) tokens; ``config.problems`` keeps the first so many.
-        task: of the problems; needed for ``config.symmetry``. Answers are recorded and compared
-            with the symmetry undone.
+        task: of the problems; needed for ``config.symmetry`` and ``config.checked``. Answers are
+            recorded, compared and checked with the symmetry undone.
         rows: trajectories in flight at a time; bounds the memory, and changes results by the
             rounding of matrix products of another size only.
         progress: called with (row-iterations done, of).
         world: processes that share the work by chunks of ``rows``; each gets all records.
 
     Raises:
-        ConfigError: symmetry restarts without a task.
+        ConfigError: symmetry restarts, or a check of the answers, without a task.
     """
-    if config.symmetry and task is None:
-        raise ConfigError("eval.symmetry needs to know the symmetries: pass task=")
+    for name in ("symmetry", "checked"):
+        if getattr(config, name) and task is None:
+            raise ConfigError(f"eval.{name} needs to know the rules: pass task=")
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     problems, breadth, depths = len(inputs), config.breadth, list(config.depths)
     shape = (len(depths), problems, breadth)
@@ -95,12 +98,15 @@ def records(
         halted_at=np.zeros(shape, np.int32),
         exact=np.zeros(shape, bool),
         token=np.zeros(shape, np.float32),
+        checked=np.zeros(shape, bool) if config.checked else None,
     )
     truth = torch.as_tensor(labels, device=model.device).long()
     window: deque[torch.Tensor] = deque(maxlen=config.window)
-    done, pairs = 0, problems * breadth
-    starts = range(world.rank * rows, pairs, world.size * rows)
-    work = sum(min(rows, pairs - first) for first in starts) * depths[-1]
+    done, pairs, at_once = 0, problems * breadth, max(1, rows // config.branches) * config.branches
+    starts = range(world.rank * at_once, pairs, world.size * at_once)
+    chunks = [min(at_once, pairs - first) for first in starts]
+    work = sum(count * config.nfe(depths[-1], config.branches) for count in chunks)
+    work //= config.branches
     for it in rollout(
         model,
         torch.as_tensor(inputs),
@@ -112,10 +118,15 @@ def records(
         part=world.rank,
         parts=world.size,
         symmetries_of=task if config.symmetry else None,
+        branches=config.branches,
+        branch_at=config.branch_at,
     ):
         if it.depth == 1:
             window.clear()
             halted_at = torch.full(it.residual.shape, NEVER, device=model.device)
+        if len(it.residual) > len(halted_at):  # its rows have just parted
+            window = deque((r.repeat_interleave(config.branches) for r in window), config.window)
+            halted_at = halted_at.repeat_interleave(config.branches)
         window.append(it.residual)
         fired = (it.step.halt > 0) & (halted_at == NEVER)
         halted_at = torch.where(fired, it.depth, halted_at)
@@ -135,11 +146,16 @@ def records(
             "exact": right.all(1),
             "token": right.float().mean(1),
         }
+        if config.checked:
+            own = inputs[it.problem]
+            values["checked"] = torch.from_numpy(task.check(own, answer.cpu().numpy()))
         where = (depths.index(it.depth), it.problem, it.restart)
         for name, value in values.items():
+            value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
             getattr(kept, name)[where] = value.cpu().numpy()
     for name in (f.name for f in fields(kept) if f.name != "depths"):
-        world.add_(getattr(kept, name))  # zero where another process has run the trajectory
+        if getattr(kept, name) is not None:
+            world.add_(getattr(kept, name))  # zero where another process has run the trajectory
     return kept
 
 
@@ -151,12 +167,14 @@ def table(
     layers: int,
     noise: float,
     symmetry: bool = False,
+    nfe: Callable[[int, int], int] = operator.mul,
 ) -> pd.DataFrame:
     """One row for each depth, breadth and selection rule.
 
     Columns: ``depth, breadth, select, noise, symmetry`` (of the restarts), ``n`` (problems),
     ``exact`` with its 95 % Wilson interval ``low, high``, ``token``, ``residual`` (mean of the
-    chosen trajectories), ``nfe`` and ``layers`` a problem. For the average over restarts the
+    chosen trajectories), ``nfe`` (of depth and breadth, see :meth:`eqr.config.EvalConfig.nfe`) and
+    ``layers`` a problem. For the average over restarts the
     interval treats a problem, not a restart, as the unit (restarts of one problem are not
     independent): it errs on the wide side.
 
@@ -188,8 +206,8 @@ def table(
                         "high": high,
                         "token": float(token.mean()),
                         "residual": float(residual.mean()),
-                        "nfe": depth * breadth,
-                        "layers": depth * breadth * layers,
+                        "nfe": nfe(depth, breadth),
+                        "layers": nfe(depth, breadth) * layers,
                     }
                 )
     return pd.DataFrame(rows)

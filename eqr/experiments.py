@@ -21,9 +21,12 @@ from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dic
 from eqr.data import Dataset
 from eqr.halting import parse_rule
 from eqr.parallel import ALONE, World
+from eqr.perturb import on_board, perturbed
 from eqr.queue import Halted, halting_records, halting_table
 from eqr.select import Outcomes
+from eqr.shift import Level, level_problems, problems_digest
 from eqr.store import MANIFEST, Run, Store
+from eqr.task import Problems, Task
 from eqr.train import Event, train
 
 #: Trajectories in flight in a stored evaluation.
@@ -73,6 +76,7 @@ class Evaluated:
             layers=self.layers,
             noise=self.config.noise,
             symmetry=self.config.symmetry,
+            nfe=self.config.nfe,
         )
 
 
@@ -234,13 +238,33 @@ def within(config: EvalConfig, model: Trained) -> EvalConfig:
     return replace(config, problems=min(config.problems or count, count))
 
 
-def eval_named(model: Trained, config: EvalConfig) -> dict[str, Any]:
+def eval_named(model: Trained, config: EvalConfig, level: Level | None = None) -> dict[str, Any]:
     """What the id of an evaluation hashes."""
-    return {
+    named = {
         "weights": model.checkpoint.sha256,
         "data": model.data.digest,
         "eval": to_dict(within(config, model), defaults=False),
     }
+    return named | {"level": level.named()} if level else named
+
+
+def posed(
+    model: Trained, config: EvalConfig, level: Level | None, store: Store
+) -> tuple[Task, Problems]:
+    """The task and the problems that an evaluation asks: the recipe's test set, or a level's."""
+    if level is None:
+        return model.data.task, model.data.test
+    count = within(config, model).problems
+
+    def make(directory: Path) -> None:
+        problems = level_problems(level, model.data, count)
+        arrays = {f.name: getattr(problems, f.name) for f in fields(problems)}
+        np.savez_compressed(directory / "problems.npz", **arrays)
+
+    named = {"data": model.data.digest, "level": level.named(), "problems": count}
+    run = store.obtain("problems", named, make)
+    with np.load(run.file("problems.npz"), allow_pickle=False) as arrays:
+        return level.task_from(model.data.task), Problems(**arrays)
 
 
 def evaluated(
@@ -248,31 +272,36 @@ def evaluated(
     config: EvalConfig,
     store: Store | None = None,
     progress: data.Progress | None = None,
+    level: Level | None = None,
 ) -> Evaluated:
-    """Evaluate on the recipe's test problems, or read the stored evaluation."""
-    test, config = model.data.test, within(config, model)
-    named = eval_named(model, config)
+    """Evaluate on the recipe's test problems or those of a level, or read the stored evaluation."""
+    store, config = store or Store(), within(config, model)
+    named = eval_named(model, config, level)
 
     def make(directory: Path) -> None:
+        task, test = posed(model, config, level, store)
+        operator = on_board(perturbed(model.model, config), task)
         rows = ROWS[model.model.device.type]
-        long = evaluation_is_long(model.model, config, rows)
-        runner = compiled_copy(model.model) if long else model.model
-        fused = {"fused": runner is not model.model}
-        (directory / "timing.json").write_text(json.dumps(fused) + "\n")
+        long = evaluation_is_long(operator, config, rows)
+        runner = compiled_copy(operator) if long else operator
+        about = {"fused": runner is not operator}
+        if level:
+            about["problems"] = problems_digest(test)
+        (directory / "timing.json").write_text(json.dumps(about) + "\n")
         kept = evaluate.records(
             runner,
             test.inputs,
             test.labels,
             config,
-            task=model.data.task,
+            task=task,
             rows=rows,
             progress=progress,
         )
-        np.savez_compressed(
-            directory / "records.npz", **{f.name: getattr(kept, f.name) for f in fields(kept)}
-        )
+        arrays = {f.name: getattr(kept, f.name) for f in fields(kept)}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
+        np.savez_compressed(directory / "records.npz", **arrays)
 
-    run = (store or Store()).obtain("eval", named, make)
+    run = store.obtain("eval", named, make)
     return Evaluated(run, read_records(run), config, model.recipe.model.layers)
 
 

@@ -290,3 +290,37 @@ def growth(ax: Axes, found: Growth, index: int = 0) -> None:
     ax.set(yscale="log", xlabel=found.quantity, ylabel="milliseconds")
     log2_axis(ax, found.values)
     ax.legend(fontsize="x-small")
+
+
+#: How the lines of :func:`level_curve` are told apart: place in the palette and name.
+LEVEL_LINES = {
+    "base": (2, "base (16, 1)"),
+    "deep": (0, "depth (128, 1)"),
+    "wide": (1, "breadth (16, 8)"),
+    "depth": (0, "depth"),
+    "breadth": (1, "breadth"),
+    "coverage": (4, "coverage, pass@8"),
+    "selector": (3, "selector efficiency"),
+    "signal": (5, "AUROC of the residual"),
+}
+
+
+def level_curve(ax: Axes, found: pd.DataFrame, measures: Sequence[str]) -> None:
+    """Measures of :func:`eqr.verdicts.curve` against its levels, with their intervals."""
+    places = np.arange(len(found))
+    for offset, name in enumerate(measures):
+        index, label = LEVEL_LINES[name]
+        low, high = found[name] - found[f"{name}_low"], found[f"{name}_high"] - found[name]
+        ax.errorbar(
+            places + 0.08 * (offset - (len(measures) - 1) / 2),
+            found[name],
+            [np.nan_to_num(low), np.nan_to_num(high)],
+            color=f"C{index}",
+            marker=MARKERS[index],
+            linestyle=DASHES[index % len(DASHES)],
+            markersize=5,
+            capsize=2,
+            label=label,
+        )
+    ax.set_xticks(places, found.title, fontsize=7)
+    ax.set_xlim(-0.4, len(found) - 0.6)

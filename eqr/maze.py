@@ -1,4 +1,5 @@
-"""Mazes: perfect ones with one path (Maze-Unique), or with loops and several shortest paths.
+"""Mazes: perfect ones with one path (Maze-Unique), or with loops and several shortest paths, in
+several textures (the carvings of :mod:`eqr.maze_carving`).
 
 Serves the maze experiments and the ambiguity study (paper, section 4 and C.2, where several
 shortest paths but one label break the attractor landscape). Tokens are those of the official data:
@@ -13,7 +14,7 @@ its number of ``o`` tokens.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
 
@@ -21,9 +22,11 @@ import numpy as np
 import torch
 from numba import njit
 
+from eqr.maze_carving import CARVINGS, OPEN, WALL, carve, flip_cells, open_walls
 from eqr.task import (
     BLUE,
     INK,
+    LATER,
     VERMILLION,
     ProblemError,
     Problems,
@@ -39,7 +42,7 @@ from eqr.task import (
     random_unit,
 )
 
-WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
+START, GOAL, PATH = 3, 4, 5
 ATTEMPTS = 2_000  # mazes carved for one problem before the request is called out of reach
 STARTS = 8  # start cells tried in one maze
 PATIENCE = 50  # mazes carved for one path length before another length is drawn
@@ -105,73 +108,34 @@ def _trace(height, width, goal, steps, paths, stream, label):
 
 
 @njit(cache=True)
-def _carve(height, width, stream, tokens):
-    """A perfect maze into ``tokens`` (S,): depth first from a random cell, in random order."""
-    rows, columns = (height - 1) // 2, (width - 1) // 2
-    tokens[:] = WALL
-    stack, top = np.empty(rows * columns, np.int64), 1
-    row, column = random_below(stream, rows), random_below(stream, columns)
-    stack[0] = (2 * row + 1) * width + 2 * column + 1
-    tokens[stack[0]] = OPEN
-    while top > 0:
-        cell, chosen, ties = stack[top - 1], -1, 0
-        row, column = cell // width // 2, cell % width // 2
-        for side in range(4):
-            step = (-width, -1, 1, width)[side]
-            inside = (row > 0, column > 0, column < columns - 1, row < rows - 1)[side]
-            if inside and tokens[cell + 2 * step] == WALL:
-                ties += 1
-                if random_below(stream, ties) == 0:
-                    chosen = step
-        if ties == 0:
-            top -= 1
-            continue
-        tokens[cell + chosen] = tokens[cell + 2 * chosen] = OPEN
-        stack[top] = cell + 2 * chosen
-        top += 1
-
-
-@njit(cache=True)
-def _open_walls(height, width, count, stream, tokens):
-    """Open ``count`` random walls between two cells; there must be as many."""
-    walls, found = np.empty(tokens.size, np.int64), 0
-    for row in range(1, (height - 1) // 2 * 2):
-        for column in range(1, (width - 1) // 2 * 2):
-            cell = row * width + column
-            if (row + column) % 2 == 1 and tokens[cell] == WALL:
-                walls[found] = cell
-                found += 1
-    for i in range(count):
-        j = i + random_below(stream, found - i)
-        walls[i], walls[j] = walls[j], walls[i]
-        tokens[walls[i]] = OPEN
-
-
-@njit(cache=True)
-def _generate(seed, index, height, width, low, high, even, loops, attempts, tokens, label):
+def _generate(
+    seed, index, height, width, low, high, even, carving, loops, flips, several, tokens, label
+):
     """Fill ``tokens`` and ``label`` (S,) with problem ``index`` of ``seed``.
 
     ``even``: the path length is drawn evenly from low .. high before anything else; otherwise it is
-    that of a random goal in the range. Returns (path length, or 0 where no attempt reached
-    low .. high; shortest, longest met).
+    that of a random goal in the range. ``several``: there must be several shortest paths, else one.
+    Returns (path length, or 0 where no attempt reached low .. high; shortest, longest met).
     """
     stream = random_stream(seed, index)
     steps, paths = np.empty(tokens.size, np.int64), np.empty(tokens.size, np.float64)
     goals = np.empty(tokens.size, np.int64)
     shortest, longest = tokens.size, 0
     least, most = low, high
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         if even and attempt % PATIENCE == 0:
             least = most = low + random_below(stream, high - low + 1)
-        _carve(height, width, stream, tokens)
-        _open_walls(height, width, loops, stream, tokens)
-        free = np.flatnonzero(tokens == OPEN)
+        carve(carving, height, width, stream, tokens)
+        open_walls(height, width, loops, stream, tokens)
+        flipped = flip_cells(height, width, flips, stream, tokens)
+        free = np.flatnonzero((tokens == OPEN) & ~flipped)
+        if free.size < 2:
+            continue
         for _start in range(STARTS):
             start, found = free[random_below(stream, free.size)], 0
             _flood(tokens == OPEN, height, width, start, steps, paths)
             for cell in free:
-                # With loops, only goals whose answer is ambiguous will do.
-                if cell != start and (loops == 0 or paths[cell] > 1):
+                if cell != start and (paths[cell] > 1 if several else paths[cell] == 1):
                     shortest = min(shortest, steps[cell])
                     longest = max(longest, steps[cell])
                     if least <= steps[cell] <= most:
@@ -232,6 +196,11 @@ class Maze(Task):
     more walls, keeps only problems with several shortest paths, and labels each with one of them,
     drawn evenly. Maze-Unique is ``Maze(30, 30, 100, 140)``. Raises ProblemError for ranges that no
     maze of this size can meet.
+
+    For shifts: ``carving`` names the algorithm of the perfect maze (one of ``CARVINGS``); with
+    ``unique``, loops keep only problems with one shortest path instead; ``flips`` cells within the
+    border, posts among them, then turn from wall to open or back, never S or G, and the label is
+    the shortest path thereafter, the only one. Flips may leave cells that S does not reach.
     """
 
     kind: ClassVar[str] = "maze"
@@ -240,6 +209,9 @@ class Maze(Task):
     path_min: int | None = None
     path_max: int | None = None
     loops: int = 0
+    carving: str = field(default="depth-first", metadata={**LATER, "choices": CARVINGS})
+    unique: bool = field(default=False, metadata=LATER)
+    flips: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -258,6 +230,17 @@ class Maze(Task):
             raise ProblemError(
                 f"loops={self.loops}: {self.height}x{self.width} has 0 to {spare} spare walls"
             )
+        inner = (2 * rows - 1) * (2 * columns - 1) - 2
+        if not 0 <= self.flips <= inner:
+            raise ProblemError(
+                f"flips={self.flips}: {self.height}x{self.width} has 0 to {inner} cells to flip, "
+                "without S, G and the border"
+            )
+        if self.flips and self.several_paths:
+            raise ProblemError(
+                f"flips={self.flips} keep one shortest path, loops={self.loops} several: "
+                "set unique=true"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -269,6 +252,11 @@ class Maze(Task):
         high = self.seq_len if self.path_max is None else self.path_max
         return (2 if self.path_min is None else self.path_min), high
 
+    @property
+    def several_paths(self) -> bool:
+        """Whether every problem has several shortest paths; otherwise every one has one."""
+        return self.loops > 0 and not self.unique
+
     def generate(self, n: int, seed: int, start: int = 0) -> Problems:
         """Mazes start .. start + n - 1 of the list that ``seed`` names; the rating is the path
         length. See ``Task.generate``."""
@@ -276,14 +264,16 @@ class Maze(Task):
         labels, lengths = np.zeros_like(inputs), np.zeros(n, np.int32)
         low, high = self.path_range
         even = self.path_max is not None
-        rules = (self.height, self.width, low, high, even, self.loops, ATTEMPTS)
+        change = (CARVINGS.index(self.carving), self.loops, self.flips, self.several_paths)
+        rules = (self.height, self.width, low, high, even, *change)
         for i in range(n):  # one call a maze, so that Ctrl-C gets through
             stream = (np.uint64(seed % 2**64), np.uint64(start + i))
             lengths[i], shortest, longest = _generate(*stream, *rules, inputs[i], labels[i])
             if lengths[i] == 0:
                 raise ProblemError(
                     f"no maze with a path of {low} to {high} steps in {ATTEMPTS:,} attempts "
-                    f"(met: {shortest} to {longest}): widen path_min .. path_max"
+                    f"(met: {f'{shortest} to {longest}' if longest else 'none'}): "
+                    f"widen path_min .. path_max{', or lower flips' * (self.flips > 0)}"
                 )
         return Problems(inputs, labels, lengths)
 
@@ -331,8 +321,8 @@ class Maze(Task):
         """Tokens (S,) of a maze written row by row, the rows run together or parted by '/' or new
         lines; a space or '.' is open. Quote it in a shell, where ``#`` may begin a comment.
 
-        Raises ProblemError for anything but one S, one G and a way between them, and where
-        ``loops`` is 0 for several shortest paths. 'o' is refused: the path belongs to the answer.
+        Raises ProblemError for anything but one S, one G and a way between them, and for several
+        shortest paths unless the task has them. 'o' is refused: the path belongs to the answer.
         """
         rows = text.strip("\r\n").replace("\r", "").replace("\n", "/").split("/")
         if len(rows) > 1:
@@ -359,8 +349,9 @@ class Maze(Task):
         count = self.count_shortest_paths(tokens)
         if count == 0:
             raise ProblemError("no way leads from S to G: open a wall")
-        if count > 1 and self.loops == 0:
-            raise ProblemError(f"{count} shortest paths: close all but one, or set loops above 0")
+        if count > 1 and not self.several_paths:
+            mend = "set loops above 0" if self.loops == 0 else "set unique=false"
+            raise ProblemError(f"{count} shortest paths: close all but one, or {mend}")
         return tokens
 
     def format(self, tokens: np.ndarray) -> str:

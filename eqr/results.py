@@ -31,6 +31,7 @@ from eqr.config import (
     to_dict,
 )
 from eqr.data import PROJECT, file_sha256
+from eqr.shift import Level
 from eqr.store import (
     MANIFEST,
     PENDING,
@@ -200,6 +201,7 @@ def result_table(run: Run) -> pd.DataFrame:
         layers=1,
         noise=config.noise,
         symmetry=config.symmetry,
+        nfe=config.nfe,
     )
     return table.drop(columns="layers")
 
@@ -295,7 +297,9 @@ def repeat(
         with tempfile.TemporaryDirectory(prefix="eqr-repeat-") as folder:
             other = Store(Path(folder))
             if trained:
-                again = experiments.evaluated(trained, evaluation_of(run), other, progress).run
+                level = Level("stored", **config["level"]) if "level" in config else None
+                config_of_run = evaluation_of(run)
+                again = experiments.evaluated(trained, config_of_run, other, progress, level).run
                 details = compare_records(run, again)
             else:
                 recipe = recipe_from_dict(config["recipe"], f"{run.path / MANIFEST}: recipe")
@@ -350,6 +354,8 @@ def compare_records(one: Run, other: Run) -> list[str]:
     details = []
     for spec in fields(a):
         x, y = getattr(a, spec.name), getattr(b, spec.name)
+        if x is None and y is None:
+            continue  # not asked for
         if x.shape != y.shape:
             details.append(f"{spec.name}: shape {x.shape} | {y.shape}")
         elif not np.array_equal(x, y, equal_nan=x.dtype.kind == "f"):

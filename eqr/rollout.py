@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqr.model import Reasoner, Step, residual
+from eqr.model import Reasoner, State, Step, residual
 from eqr.streams import stream
 from eqr.task import Symmetry, Task
 
@@ -45,6 +45,13 @@ def restart_symmetries(task: Task, seed: int, problem: np.ndarray, restart: np.n
     return task.symmetries(len(own), own).only(torch.from_numpy(restart > 0))
 
 
+def branched(state: State, branches: int) -> State:
+    """Every row ``branches`` times over, copies side by side."""
+    return State(
+        state.z_high.repeat_interleave(branches, 0), state.z_low.repeat_interleave(branches, 0)
+    )
+
+
 @torch.no_grad()
 def rollout(
     model: Reasoner,
@@ -59,6 +66,8 @@ def rollout(
     part: int = 0,
     parts: int = 1,
     symmetries_of: Task | None = None,
+    branches: int = 1,
+    branch_at: int = 0,
 ) -> Iterator[Iteration]:
     """Run ``breadth`` trajectories of every problem for ``depth`` outer iterations.
 
@@ -78,24 +87,35 @@ def rollout(
         symmetries_of: a task; every restart but the first then solves the problem under a random
             symmetry of it (see :func:`restart_symmetries`), which ``Iteration.answer`` undoes.
             Starts and noise are drawn as without.
+        branches: trajectories that leave each start, each with noise of its own from depth
+            ``branch_at`` on; before it they are one, and computed once. ``breadth`` counts all of
+            them, restart r being path ``r % branches`` of start ``r // branches``.
 
     Yields:
         Every iteration 1..depth of the first chunk of rows, then of the next chunk.
     """
     inputs = torch.as_tensor(inputs)
-    pairs = np.stack(
-        np.meshgrid(np.arange(len(inputs)), np.arange(breadth), indexing="ij"), -1
-    ).reshape(-1, 2)
-    for first in range(part * rows, len(pairs), parts * rows):
-        problem, restart = pairs[first : first + rows].T
+    starts = np.arange(0, breadth, branches)
+    pairs = np.stack(np.meshgrid(np.arange(len(inputs)), starts, indexing="ij"), -1).reshape(-1, 2)
+    chunk = max(1, rows // branches)
+    for first in range(part * chunk, len(pairs), parts * chunk):
+        problem, restart = pairs[first : first + chunk].T
         x = inputs[torch.from_numpy(problem)].to(model.device)
         symmetry = None
         if symmetries_of:
             symmetry = restart_symmetries(symmetries_of, seed, problem, restart)
             x = symmetry.apply(x)
-        own = [stream(seed, "evaluation", p, r) for p, r in zip(problem, restart, strict=True)]
+        start = restart // branches
+        own = [stream(seed, "evaluation", p, s) for p, s in zip(problem, start, strict=True)]
         state = model.initial_state(len(problem), own)
         for done in range(1, depth + 1):
+            if branches > 1 and done == branch_at + 1:
+                problem = problem.repeat(branches)
+                restart = restart.repeat(branches) + np.tile(np.arange(branches), len(restart))
+                x, state = x.repeat_interleave(branches, 0), branched(state, branches)
+                own = [
+                    stream(seed, "branch", p, r) for p, r in zip(problem, restart, strict=True)
+                ]
             step = model.step(state, x, noise=noise, generator=own, damping=damping)
             change = residual(state, step.state)
             yield Iteration(problem, restart, done, step, change, symmetry)

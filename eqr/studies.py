@@ -62,7 +62,7 @@ class Results:
     study: Study
     rows: pd.DataFrame
     curves: pd.DataFrame  # accuracy during training: row, seed, step, exact_1, exact_2, …
-    bits: dict[str, np.ndarray]  # packed outcomes by "row/seed/evaluation[/select]"
+    bits: dict[str, np.ndarray]  # packed outcomes by "row/seed/evaluation[/select]", and the rest
     meta: dict[str, Any]
 
     @property
@@ -109,6 +109,17 @@ class Results:
             exact = self.unpack(key)[k, :, : pick.breadth].astype(float)
             return exact.mean(1) if pick.select == "average" else exact.max(1)
         return self.unpack(f"{key}/{pick.select}")[k, kind["breadths"].index(pick.breadth)] * 1.0
+
+    def kept(self, name: str, row: str, seed: int, evaluation: str) -> np.ndarray:
+        """What an evaluation kept of every trajectory: see :func:`eqr.study_files.outcomes`.
+
+        Raises:
+            StudyError: it did not keep that.
+        """
+        key = f"{row}/{seed}/{evaluation}/{name}"
+        if key not in self.bits:
+            raise StudyError(f"{key} is not among the records: run it with keep = {name!r}")
+        return self.unpack(key).astype(bool) if name == "checked" else self.bits[key]
 
     def unpack(self, key: str) -> np.ndarray:
         """The bits of one key in their shape, 0 or 1."""

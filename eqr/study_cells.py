@@ -115,7 +115,7 @@ def finished(cell: Cell, store: Store) -> Done | None:
     model = experiments.of_run(run, recipe, store)
     have = []
     for one in cell.evaluations():
-        named = experiments.eval_named(model, one.config)
+        named = experiments.eval_named(model, one.config, one.level)
         if store.get(store.run_id("eval", named)):
             have.append(one)
         elif not one.added:
@@ -123,5 +123,5 @@ def finished(cell: Cell, store: Store) -> Done | None:
     price = stored_cost(recipe, store, make=False)
     if not price:
         return None
-    found = tuple((e, experiments.evaluated(model, e.config, store)) for e in have)
+    found = tuple((e, experiments.evaluated(model, e.config, store, level=e.level)) for e in have)
     return Done(cell, model, found, price)

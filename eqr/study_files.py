@@ -21,7 +21,7 @@ import pandas as pd
 from eqr import checkpoint, studies
 from eqr.config import SEMANTICS, ConfigError, to_dict
 from eqr.data import file_sha256
-from eqr.evaluate import selected
+from eqr.evaluate import Records, selected
 from eqr.store import Store, provenance
 from eqr.study_cells import Cell, Done, finished
 from eqr.study_rows import Evaluation, Study, study
@@ -57,6 +57,8 @@ def outcomes(done: Done) -> dict[str, np.ndarray]:
 
     The plain key holds every trajectory, (K, P, B) for K depths, P problems, B restarts; that of a
     selection rule the chosen answers, (K, breadths, P). Average and oracle follow from the former.
+    What the evaluation keeps beside (:data:`eqr.study_rows.KEPT`) has keys of its own:
+    ``residual`` float16 (P, B), ``answer`` uint8 (P, B), ``checked`` bool (K, P, B).
     """
     kept = {}
     for kind, found in done.evaluated:
@@ -70,7 +72,19 @@ def outcomes(done: Done) -> dict[str, np.ndarray]:
                         for d in records.depths.tolist()
                     ]
                 ).astype(bool)
+        for name in kind.keep:
+            kept[f"{key}/{name}"] = kept_array(records, name)
     return kept
+
+
+def kept_array(records: Records, name: str) -> np.ndarray:
+    """One of :data:`eqr.study_rows.KEPT` of an evaluation."""
+    if name == "checked":
+        return records.checked
+    if name == "residual":
+        return records.residual[-1].astype(np.float16)
+    same = records.answer[-1][:, :, None] == records.answer[-1][:, None, :]  # (P, B, B)
+    return same.argmax(2).astype(np.uint8)
 
 
 LARGEST_BYTES = 16 * 2**20  # of a file of weights that is shipped
@@ -111,6 +125,10 @@ def curve_of(done: Done) -> pd.DataFrame:
 def described(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as the JSON tells it."""
     kept = {"breadths": list(evaluation.breadths), "select": list(evaluation.select)}
+    if evaluation.keep:
+        kept["keep"] = list(evaluation.keep)
+    if evaluation.level:
+        kept["level"] = evaluation.level.named()
     return to_dict(evaluation.config) | kept
 
 
@@ -149,7 +167,11 @@ def carried(name: str, profile: str, out: Path, store: Store) -> dict[Cell, Part
                 f"run; {giving_up}"
             )
         keys = [k for k in results.bits if k.startswith(f"{row}/{seed}/")]
-        bits = {key: results.unpack(key).astype(bool) for key in keys}
+        packed = results.meta["shapes"]
+        bits = {
+            key: results.unpack(key).astype(bool) if key in packed else results.bits[key]
+            for key in keys
+        }
         complete = len(have) == len(cell.evaluations())
         curve = results.curves
         curve = curve[(curve.row == row) & (curve.seed == seed)]
@@ -187,7 +209,9 @@ def write(
     table = pd.concat([p.rows for p in parts], ignore_index=True) if parts else empty
     bits = {key: value for part in parts for key, value in part.outcomes.items()}
     packed = io.BytesIO()
-    np.savez_compressed(packed, **{key: np.packbits(value) for key, value in bits.items()})
+    np.savez_compressed(
+        packed, **{k: np.packbits(v) if v.dtype == bool else v for k, v in bits.items()}
+    )
     out.mkdir(parents=True, exist_ok=True)
     paths = {k: out / f"{wanted.name}.{k}" for k in ("csv", "curves.csv", "npz", "json")}
     replace_file(paths["csv"], table.to_csv(index=False).encode())
@@ -221,7 +245,7 @@ def write(
             for row in wanted.rows
         },
         "evaluations": {name: described(e) for name, e in kinds.items()},
-        "shapes": {key: list(value.shape) for key, value in bits.items()},
+        "shapes": {k: list(v.shape) for k, v in bits.items() if v.dtype == bool},
         "runs": {
             "commits": sorted({c for p in parts for c in p.runs["commits"]}),
             "hardware": sorted({h for p in parts for h in p.runs["hardware"]}),

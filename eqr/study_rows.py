@@ -7,97 +7,14 @@ parameters): they stand beside a row for the order of the rows, not as a target 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from eqr.config import ConfigError, EvalConfig, Recipe, load_recipe, near_miss
+from eqr.config import ConfigError, EvalConfig, near_miss
+from eqr.study import DEPTHS, RULES, Evaluation, Published, Row, Study
+from eqr.study_shift import AMBIGUITY, SHIFT, VARIANCE, VERIFIER
 
 PROFILES = ("smoke", "laptop", "paper")  # whose recipes the rows build on
-DEPTHS = (1, 2, 4, 8, 16, 32, 64)
-RULES = ("average", "converged", "majority", "oracle")
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One evaluation of a trained model; its name tells rows of equal depth and breadth apart."""
-
-    name: str
-    config: EvalConfig
-    breadths: tuple[int, ...] = (1,)
-    select: tuple[str, ...] = ("average",)
-    added: bool = False  # after the study's first results: cells made before count without it
-
-    def within(self, profile: str) -> Evaluation:
-        """As it is run in ``profile``: smoke tests stop at depth 64 and breadth 8."""
-        if profile != "smoke":
-            return self
-        depths = tuple(d for d in self.config.depths if d <= 64)
-        breadth = min(self.config.breadth, 8)
-        breadths = tuple(b for b in self.breadths if b <= breadth)
-        return replace(
-            self, config=replace(self.config, depths=depths, breadth=breadth), breadths=breadths
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A figure of the paper: exact accuracy in per cent."""
-
-    table: str
-    value: float
-    task: str = "Sudoku-Extreme"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One model of a study."""
-
-    name: str
-    title: str
-    recipe: str
-    evaluate: tuple[Evaluation, ...]
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # dotted, as load_recipe takes
-    scale: Mapping[str, float] = field(default_factory=dict)  # dotted: times the recipe's own value
-    paper: tuple[Published, ...] = ()
-    depth: int = 16  # the depth that is compared with the paper's figure
-    seeds: int = 3
-
-    def build(self, profile: str, seed: int) -> Recipe:
-        """The recipe of this row."""
-        base = load_recipe(self.recipe, profile)
-        scaled = {}
-        for dotted, factor in self.scale.items():
-            section, _, key = dotted.rpartition(".")
-            scaled[dotted] = max(1, round(factor * getattr(getattr(base, section), key)))
-        return load_recipe(self.recipe, profile, seed=seed, overrides={**self.overrides, **scaled})
-
-    def evaluations(self, profile: str) -> tuple[Evaluation, ...]:
-        """The evaluations as they are run in ``profile``."""
-        return tuple(e.within(profile) for e in self.evaluate)
-
-    def seed_range(self, profile: str) -> range:
-        """The seeds it is run with unless others are asked for."""
-        return range(min(self.seeds, 2) if profile == "smoke" else self.seeds)
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """Rows that are read together."""
-
-    name: str
-    title: str
-    tables: str  # what of the paper it redoes
-    matched: str  # what is held equal between the rows
-    rows: tuple[Row, ...]
-    profiles: tuple[str, ...] = ("smoke", "laptop")  # that it is run in
-
-    def row(self, name: str) -> Row:
-        """A row by name; ConfigError with the near miss where there is none."""
-        known = {row.name: row for row in self.rows}
-        if name not in known:
-            raise ConfigError(f"study {self.name!r} has no row {name!r}{near_miss(name, known)}")
-        return known[name]
 
 
 def study(name: str) -> Study:
@@ -448,8 +365,14 @@ NIGHT = Study(
     profiles=("paper",),
 )  # fmt: skip
 
+#: All studies by name; those of the preregistration are in :mod:`eqr.study_shift`.
 STUDIES = {
-    one.name: one for one in (CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST, PAPER_SCALE, NIGHT)
+    one.name: one
+    for one in (
+        *(CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST),
+        *(SHIFT, AMBIGUITY, VERIFIER, VARIANCE),
+        *(PAPER_SCALE, NIGHT),
+    )
 }
 
 

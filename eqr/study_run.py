@@ -61,7 +61,7 @@ def work(
     stored_cost(recipe, store)
     found = []
     for kind in cell.evaluations():
-        found.append(experiments.evaluated(model, kind.config, store))
+        found.append(experiments.evaluated(model, kind.config, store, level=kind.level))
         if stop_after_s is not None and time.monotonic() - began > stop_after_s:
             break  # what there is, is stored; the rest another time
     if len(found) < len(cell.evaluations()):

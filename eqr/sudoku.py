@@ -6,7 +6,7 @@ encoding: 0 padding, 1 blank, 2 .. side + 1 the digits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from eqr import sudoku_solver as solver
 from eqr.task import (
     BLUE,
     INK,
+    LATER,
     VERMILLION,
     ProblemError,
     Problems,
@@ -25,6 +26,7 @@ from eqr.task import (
     check_fields,
     check_rows,
     drawn,
+    mix64,
     paint_cells,
 )
 
@@ -48,6 +50,8 @@ class Sudoku(Task):
     Each puzzle's number of clues is drawn evenly from clues_min .. clues_max; with one end given
     that is the number, with none it is 4/9 of the cells (36 of 81), 5/9 beyond 9 symbols. With
     ``minimal``, digging goes on until no clue can be spared, and the ends only filter the outcome.
+    For shifts: ``layout`` puts the givens point-symmetrically ("symmetric") or near one cell
+    ("clustered"), and only puzzles with a rating of rating_min .. rating_max are kept.
     Raises ProblemError for numbers of clues that no puzzle can have.
 
     >>> task = Sudoku(2, 2)
@@ -61,6 +65,9 @@ class Sudoku(Task):
     clues_min: int | None = None
     clues_max: int | None = None
     minimal: bool = False
+    layout: str = field(default="any", metadata={**LATER, "choices": solver.LAYOUTS})
+    rating_min: int | None = field(default=None, metadata=LATER)
+    rating_max: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,6 +86,17 @@ class Sudoku(Task):
                 )
         if None not in (self.clues_min, self.clues_max) and self.clues_min > self.clues_max:
             raise ProblemError(f"clues_min={self.clues_min} exceeds clues_max={self.clues_max}")
+        if self.layout == "symmetric" and self.minimal:
+            raise ProblemError(
+                "layout='symmetric' with minimal=true: hardly any minimal puzzle is symmetric; "
+                "give clues_min and clues_max instead"
+            )
+        for name in ("rating_min", "rating_max"):
+            if (getattr(self, name) or 0) < 0:
+                raise ProblemError(f"{name}={getattr(self, name)} must not be negative")
+        low, high = self.rating_range
+        if low > high:
+            raise ProblemError(f"rating_min={low} exceeds rating_max={high}")
 
     @property
     def height(self) -> int:
@@ -101,26 +119,20 @@ class Sudoku(Task):
         ends = [end for end in (self.clues_min, self.clues_max) if end is not None] or [usual]
         return ends[0], ends[-1]
 
+    @property
+    def rating_range(self) -> tuple[int, int]:
+        """The range of ratings in force, None filled in."""
+        most = np.iinfo(np.int32).max if self.rating_max is None else self.rating_max
+        return self.rating_min or 0, most
+
     def generate(self, n: int, seed: int, start: int = 0) -> Problems:
         """Puzzles start .. start + n - 1 of the list that ``seed`` names; see ``Task.generate``."""
         puzzles = np.zeros((n, self.seq_len), np.int64)
         solutions = np.zeros_like(puzzles)
         units, unit_of = solver.geometry(self.box_height, self.box_width)
-        low, high = self.clue_range
-        stream_seed = np.uint64(seed % 2**64)
-        for i in range(n):  # one call a puzzle, so that Ctrl-C gets through
-            index = np.uint64(start + i)
-            rules = (low, high, self.minimal, ATTEMPTS, DIG_BUDGET)
-            clues, fewest, most = solver.generate(
-                stream_seed, index, units, unit_of, *rules, puzzles[i], solutions[i]
-            )
-            if clues == 0:
-                raise ProblemError(
-                    f"no {'minimal ' * self.minimal}puzzle with {low} to {high} clues in "
-                    f"{ATTEMPTS:,} attempts (digging ended at {fewest} to {most}): "
-                    "widen clues_min .. clues_max"
-                )
-        ratings = solver.ratings(puzzles, units, unit_of, SOLVE_BUDGET)
+        ratings = np.zeros(n, np.int32)
+        for i in range(n):
+            ratings[i] = self._generate(seed, start + i, units, unit_of, puzzles[i], solutions[i])
         return Problems(self._to_tokens(puzzles), self._to_tokens(solutions), ratings)
 
     def rating(self, inputs: np.ndarray) -> np.ndarray:
@@ -275,6 +287,36 @@ class Sudoku(Task):
             light = {"color": "0.6", "lw": 0.015 * points}
             ax.axhline(k - 0.5, **(light if k % self.box_height else heavy), clip_on=False)
             ax.axvline(k - 0.5, **(light if k % self.box_width else heavy), clip_on=False)
+
+    def _generate(self, seed, index, units, unit_of, puzzle, solution) -> int:
+        """Fill ``puzzle`` and ``solution`` (S,) with problem ``index``; returns its rating.
+
+        Candidates come from the stream of (seed, index), and if their rating will not do from
+        others derived from it, so that a problem depends on nothing but these two.
+        """
+        (low, high), (least, most) = self.clue_range, self.rating_range
+        rules = (low, high, self.minimal, solver.LAYOUTS.index(self.layout), ATTEMPTS, DIG_BUDGET)
+        met: list[int] = []
+        for attempt in range(ATTEMPTS):  # one call a puzzle, so that Ctrl-C gets through
+            own = np.uint64(seed % 2**64) ^ np.uint64(mix64(np.uint64(attempt)))  # 0 leaves it
+            clues, fewest, largest = solver.generate(
+                own, np.uint64(index), units, unit_of, *rules, puzzle, solution
+            )
+            if clues == 0:
+                kind = "minimal " * self.minimal + f"{self.layout} " * (self.layout != "any")
+                raise ProblemError(
+                    f"no {kind}puzzle with {low} to {high} clues in "
+                    f"{ATTEMPTS:,} attempts (digging ended at {fewest} to {largest}): "
+                    "widen clues_min .. clues_max"
+                )
+            rating = int(solver.ratings(puzzle[None], units, unit_of, SOLVE_BUDGET)[0])
+            if least <= rating <= most:
+                return rating
+            met.append(rating)
+        raise ProblemError(
+            f"no puzzle with a rating of {least} to {most} in {ATTEMPTS:,} tries (met: "
+            f"{min(met)} to {max(met)}): widen rating_min .. rating_max"
+        )
 
     def _to_bits(self, tokens: np.ndarray) -> np.ndarray:
         """One bit a digit, 0 for a blank and for what is no token of the board."""

@@ -11,7 +11,10 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
-from eqr.task import mix64, random_below, random_stream
+from eqr.task import mix64, random_below, random_stream, random_unit
+
+LAYOUTS = ("any", "symmetric", "clustered")
+SYMMETRIC, CLUSTERED = 1, 2
 
 # --- Solver: singles, then a guess at the cell with the fewest candidates -------------------------
 
@@ -183,10 +186,39 @@ def ratings(puzzles, units, unit_of, budget):
 
 
 @njit(cache=True)
-def generate(seed, index, units, unit_of, low, high, minimal, attempts, budget, puzzle, solution):
+def _near_first(order, side, stream):
+    """Sort ``order`` (S,) by falling distance from a random cell, with jitter: dug in this order,
+    the clues that stay lie near that cell."""
+    centre = random_below(stream, order.size)
+    distance = np.empty(order.size)
+    for i in range(order.size):
+        down, right = order[i] // side - centre // side, order[i] % side - centre % side
+        distance[i] = -np.sqrt(down * down + right * right) - random_unit(stream)
+    order[:] = order[np.argsort(distance)]
+
+
+@njit(cache=True)
+def _dig(cell, puzzle, solution, units, unit_of, budget, stream, scratch):
+    """Take the clue in ``cell`` away unless a second solution would appear: (taken, proven)."""
+    puzzle[cell] = 0
+    # A second solution would have to differ in this cell: look for one that does.
+    others = ((1 << units.shape[1]) - 1) ^ solution[cell]
+    found, _guesses = search(
+        puzzle, units, unit_of, cell, others, 1, budget, stream, False, scratch
+    )
+    if found != 0:
+        puzzle[cell] = solution[cell]
+    return found == 0, found >= 0
+
+
+@njit(cache=True)
+def generate(
+    seed, index, units, unit_of, low, high, minimal, layout, attempts, budget, puzzle, solution
+):
     """Fill ``puzzle`` and ``solution`` (S,) bits with problem ``index`` of ``seed``.
 
-    Returns (clues left or 0 where no attempt reached low .. high, fewest and most clues met).
+    ``layout``: 0 any, 1 point-symmetric, 2 clustered (see :class:`eqr.sudoku.Sudoku`). Returns
+    (clues left or 0 where no attempt reached low .. high, fewest and most clues met).
     """
     stream = random_stream(seed, index)
     size, side = puzzle.size, units.shape[1]
@@ -204,21 +236,25 @@ def generate(seed, index, units, unit_of, low, high, minimal, attempts, budget, 
         for i in range(size - 1, 0, -1):
             j = random_below(stream, i + 1)
             order[i], order[j] = order[j], order[i]
+        if layout == CLUSTERED:
+            _near_first(order, side, stream)
         clues, proven = size, True
         for cell in order:
             if clues == target:
                 break
-            puzzle[cell] = 0
-            # A second solution would have to differ in this cell: look for one that does.
-            others = ((1 << side) - 1) ^ solution[cell]
-            found, _guesses = search(
-                puzzle, units, unit_of, cell, others, 1, budget, stream, False, scratch
-            )
-            if found == 0:
-                clues -= 1
-            else:
-                puzzle[cell] = solution[cell]
-                proven = proven and found == 1
+            partner = size - 1 - cell
+            pair = layout == SYMMETRIC and partner != cell
+            if pair and (partner < cell or clues - 2 < target):
+                continue  # seen with its partner, or one clue too many to take
+            rest = (puzzle, solution, units, unit_of, budget, stream, scratch)
+            taken, sure = _dig(cell, *rest)
+            if pair and taken:
+                taken, sure = _dig(partner, *rest)
+                if not taken:
+                    puzzle[cell] = solution[cell]
+            proven = proven and sure
+            if taken:
+                clues -= 2 if pair else 1
         fewest, most = min(fewest, clues), max(most, clues)
         # Once through is enough for minimality: a clue needed among more clues is needed now.
         if (low <= clues <= high and proven) if minimal else clues == target:

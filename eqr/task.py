@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from torch import Tensor
 
 INK, BLUE, VERMILLION, AMBER = "#222222", "#0072B2", "#D55E00", (0.90, 0.62, 0.0)  # Okabe-Ito
 _KINDS = {"sudoku": "eqr.sudoku:Sudoku", "maze": "eqr.maze:Maze"}  # imported only when asked for
+#: Marks a field that came after the first published data: ``task_to_dict`` leaves it out at its
+#: default, so that older data sets and runs keep their hashes (as ``ADDED`` in eqr.config, which
+#: imports this module).
+LATER = types.MappingProxyType({"added": True})
 
 # Random stream of the generators: SplitMix64 (Steele et al. 2014), one per (seed, index), so that
 # problem i does not depend on how many are made or in which chunks. Numba's cache does not notice
@@ -231,12 +236,17 @@ def paint_cells(ax, colours: np.ndarray, settled: np.ndarray | None) -> float:
 
 
 def check_fields(task: Task) -> None:
-    """Refuse a task whose fields are not of the declared kind: int, int | None or bool."""
+    """Refuse a task whose fields are not of the declared kind: int, int | None, bool or str; a str
+    is one of the ``choices`` in the field's metadata."""
     for field in dataclasses.fields(task):
-        value = getattr(task, field.name)
+        value, kinds = getattr(task, field.name), {"bool": bool, "str": str}
         optional = field.default is None and value is None
-        if not optional and type(value) is not (bool if field.type == "bool" else int):
+        if not optional and type(value) is not kinds.get(field.type, int):
             raise ProblemError(f"{field.name} must be of type {field.type}, not {value!r}")
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            known = nearest(value, list(choices))
+            raise ProblemError(f"{field.name}={value!r} is not known; {known}")
 
 
 def check_rows(task: Task, **arrays: np.ndarray) -> list[np.ndarray]:
@@ -271,5 +281,10 @@ def task_from_dict(fields: dict) -> Task:
 
 
 def task_to_dict(task: Task) -> dict:
-    """The inverse of ``task_from_dict``: ints, bools and None only."""
-    return {"kind": task.kind, **dataclasses.asdict(task)}
+    """The inverse of ``task_from_dict``: ints, bools, strings and None only; without the fields
+    marked ``LATER`` that have their default."""
+    values = dataclasses.asdict(task)
+    for field in dataclasses.fields(task):
+        if "added" in field.metadata and values[field.name] == field.default:
+            del values[field.name]
+    return {"kind": task.kind, **values}
