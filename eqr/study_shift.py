@@ -149,7 +149,7 @@ def _asked(name: str, group: str) -> tuple[Evaluation, Evaluation]:
         Evaluation(
             f"{name}.wide",
             wide,
-            (1, FACTOR),
+            (FACTOR,),
             ("average", "converged", "majority", "oracle"),
             level=level,
             keep=keep,
