@@ -305,7 +305,12 @@ LEVEL_LINES = {
 }
 
 
-def level_curve(ax: Axes, found: pd.DataFrame, measures: Sequence[str]) -> None:
+def level_curve(
+    ax: Axes,
+    found: pd.DataFrame,
+    measures: Sequence[str],
+    ylim: tuple[float, float] = (-0.05, 1.05),
+) -> None:
     """Measures of :func:`eqr.verdicts.curve` against its levels, with their intervals."""
     places = np.arange(len(found))
     for offset, name in enumerate(measures):
@@ -323,4 +328,4 @@ def level_curve(ax: Axes, found: pd.DataFrame, measures: Sequence[str]) -> None:
             label=label,
         )
     ax.set_xticks(places, found.title, fontsize=7)
-    ax.set_xlim(-0.4, len(found) - 0.6)
+    ax.set(xlim=(-0.4, len(found) - 0.6), ylim=ylim)

@@ -18,7 +18,8 @@ def several(task: Sudoku, problems: Problems, taken: int, seed: int) -> Problems
     given will do; from others draws that leave one solution are dropped.
 
     Raises:
-        ProblemError: ``taken`` is not at least 1, or no draw leaves several solutions.
+        ProblemError: fewer than 1 or more than all givens are to be taken, or no draw leaves
+            several solutions.
     """
     if taken < 1:
         raise ProblemError(f"taken={taken} must be at least 1")
@@ -26,9 +27,11 @@ def several(task: Sudoku, problems: Problems, taken: int, seed: int) -> Problems
     inputs = np.empty_like(problems.inputs)
     for i, puzzle in enumerate(problems.inputs):
         rng, givens = np.random.default_rng((seed, i)), np.flatnonzero(puzzle > 1)
+        if taken > len(givens):
+            raise ProblemError(f"taken={taken}: puzzle {i} has {len(givens)} givens")
         for _ in range(TRIES):
             spoiled = puzzle.copy()
-            spoiled[rng.choice(givens, min(taken, len(givens)), replace=False)] = 1
+            spoiled[rng.choice(givens, taken, replace=False)] = 1
             if task.count_solutions(spoiled) > 1:
                 break
         else:
@@ -42,7 +45,7 @@ def several(task: Sudoku, problems: Problems, taken: int, seed: int) -> Problems
 
 def unsolvable(task: Sudoku, problems: Problems, n: int, seed: int) -> Problems:
     """The first n puzzles in which one given can be changed such that no two givens clash and yet
-    no solution is left, with such a change; few puzzles have none.
+    no solution is left. Puzzles without such a change (few) are skipped.
 
     The labels stay those of the whole puzzles, and are wrong: nothing would be right.
 

@@ -49,4 +49,4 @@ def on_board(model: Reasoner, task: Task) -> Reasoner:
             f"a model for {size} boards cannot be asked about {task.height}x{task.width}: only "
             'model.mixer = "attention" and the same vocabulary leave the size open'
         ) from error
-    return moved.to(model.device).eval().requires_grad_(False)
+    return moved.to(model.device, model.lm_head.weight.dtype).eval().requires_grad_(False)

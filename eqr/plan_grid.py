@@ -314,8 +314,14 @@ def runs_grid(
     return replace(laid, rate=rate, clock="measured now" if rates else "by the stored runs")
 
 
+#: What tells settings of the grid apart, or does not change what they mean. A run with any other
+#: setting (restarts under symmetries, shared prefixes, changed dynamics) is of something else.
+PLANNED = {"depths", "breadth", "noise", "window", "seed", "problems", "checked"}
+
+
 def stored_runs(weights: str, store: Store) -> list[Run]:
-    """The store's evaluations and halting runs of these weights.
+    """The store's evaluations and halting runs of these weights on their own test problems, with
+    ordinary restarts; those under shift are left out.
 
     Raises:
         PlanError: there are none.
@@ -328,7 +334,10 @@ def stored_runs(weights: str, store: Store) -> list[Run]:
         manifest, _ = inspect_manifest(path)
         if not manifest or manifest["semantics"] != SEMANTICS:
             continue
-        if manifest["config"].get("weights") == weights:
+        config = manifest["config"]
+        if "level" in config or not set(config.get("eval", ())) <= PLANNED:
+            continue
+        if config.get("weights") == weights:
             found.append(store.get(path.name))
     if not found:
         raise PlanError(

@@ -33,10 +33,11 @@ class Evaluation:
     keep: tuple[str, ...] = ()  # of KEPT, beside which problems were solved
 
     def within(self, profile: str) -> Evaluation:
-        """As it is run in ``profile``: smoke tests stop at depth 64 and breadth 8."""
+        """As it is run in ``profile``: smoke tests stop at breadth 8, and at depth 64 where
+        nothing but outcomes is kept."""
         if profile != "smoke":
             return self
-        depths = tuple(d for d in self.config.depths if d <= 64)
+        depths = tuple(d for d in self.config.depths if d <= 64 or self.keep)
         paths = self.config.branches
         breadth = min(self.config.breadth, 8 // paths * paths)
         breadths = tuple(b for b in self.breadths if b <= breadth) or (breadth,)

@@ -12,7 +12,7 @@ from typing import Any
 
 from eqr.config import ConfigError, EvalConfig, near_miss
 from eqr.study import DEPTHS, RULES, Evaluation, Published, Row, Study
-from eqr.study_shift import AMBIGUITY, SHIFT, VARIANCE, VERIFIER
+from eqr.study_shift import AMBIGUITY, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
 
 PROFILES = ("smoke", "laptop", "paper")  # whose recipes the rows build on
 
@@ -371,7 +371,7 @@ STUDIES = {
     for one in (
         *(CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST),
         *(SHIFT, AMBIGUITY, VERIFIER, VARIANCE),
-        *(PAPER_SCALE, NIGHT),
+        *(PAPER_SCALE, NIGHT, SOURCES_STUDY),
     )
 }
 

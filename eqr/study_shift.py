@@ -1,4 +1,5 @@
-"""The preregistered studies as data: shift, ambiguity, verifier, variance (page *Preregistration*).
+"""Studies away from training as data: the preregistered ones (shift, ambiguity, verifier, variance:
+page *Preregistration*), and other sources of 9×9 Sudoku.
 
 Trajectories have β = 0.1 in all of them unless a level is about β or the study says otherwise.
 """
@@ -52,7 +53,7 @@ LEVELS = {
         Level("easier", EASY | {"rating_max": 0}, title="11 clues, rating 0"),
         Level("rating-1", {"rating_min": 1}, title="rating ≥ 1"),
         Level("rating-3", {"rating_min": 3}, title="rating ≥ 3"),
-        Level("symmetric", _clues(12, layout="symmetric"), title="point-symmetric"),
+        Level("symmetric", _clues(12, layout="symmetric"), title="symmetric"),
         Level("clustered", _clues(12, layout="clustered"), title="clustered"),
         *(Level(f"several-{n}", spoil=f"several:{n}", title=f"{n} taken") for n in (1, 2, 4)),
         Level("unsolvable", spoil="unsolvable", title="none"),
@@ -117,7 +118,7 @@ FAMILIES = (
 #: Puzzles that have several solutions or none: described, and judged by what is answered.
 INVALID = ("several-1", "several-2", "several-4", "unsolvable")
 
-#: What a group of models was trained on -> (problems a level, its levels).
+#: What a group of models was trained on -> problems at each of its levels.
 GROUPS = {
     "minimal": 256,
     "easy": 256,
@@ -244,9 +245,7 @@ AMBIGUITY = Study(
 def _verified(name: str, level: str | None) -> Evaluation:
     config = EvalConfig((16,), breadth=16, noise=BETA, problems=256)
     rules = ("average", "converged", "majority", "margin", "halt", "oracle")
-    return Evaluation(
-        name, config, (1, 2, 4, 8, 16), rules, level=LEVELS[level] if level else None
-    )
+    return Evaluation(name, config, (1, 2, 4, 8, 16), rules, level=LEVELS[level] if level else None)
 
 
 VERIFIED = (
@@ -303,4 +302,39 @@ VARIANCE = Study(
              replace(_nested("shared", 4, 3, 8), config=replace(
                  _nested("shared", 4, 3, 8).config, problems=None)))),
     ),
+)  # fmt: skip
+
+# ----------------------------------------------------------------------------------------- sources
+
+#: Single sources of hard 9×9 Sudoku, imported as *Run it again* says; not shipped.
+SOURCES = tuple(
+    Level(name, title=title, source=f"data/cache/sudoku-{folder}", pin=pin)
+    for name, title, folder, pin in (
+        ("17-clue", "17 clues", "17-clue", "9a271cc23478201e"),
+        ("top1465", "magictour", "magictour-top1465", "c5d94a584a773e81"),
+        ("forum", "forum 11+", "forum-hardest-1106", "2eda567cac0ce082"),
+    )
+)
+NEARER = tuple(Level(f"clues-{n}", _clues(n), title=f"{n} clues") for n in (28, 26, 24))
+ASKED = EvalConfig((4, 16, 64), problems=64)
+
+SOURCES_STUDY = Study(
+    "sources",
+    "Nine by nine: fewer clues, and puzzles of other sources",
+    "none of the paper's",
+    "The model of the study night (30 to 36 clues), 64 problems a level, β = 0.",
+    (
+        Row(
+            "sudoku9-night",
+            "9×9 Sudoku of 30–36 clues, two blocks of 192 channels",
+            "sudoku9-night",
+            (
+                Evaluation("depth", ASKED, keep=("residual",)),
+                *(Evaluation(level.name, ASKED, level=level, keep=("residual",))
+                  for level in (*NEARER, *SOURCES)),
+            ),
+            seeds=1,
+        ),
+    ),
+    profiles=("paper",),
 )  # fmt: skip

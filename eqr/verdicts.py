@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 
 from eqr.evaluate import Difference, auroc, mean_interval
+from eqr.shift import Level
 from eqr.studies import Pick, Results
-from eqr.study_shift import BASES, FACTOR, FAMILIES, Family
+from eqr.study_shift import BASES, FACTOR, FAMILIES, LEVELS, Family
 
 AXES = ("depth", "breadth")
+PLAIN = Level("plain")  # what a name stands for that is no level: a group's own problems
 HELD, COLLAPSED = 0.5, 0.25  # shares of the repair rate in distribution
 ROOM = 0.05  # failures of the base that there must be for a rate of repair to mean anything
 STEEP = 0.5  # of the accuracy in distribution: a larger loss from level to level is no grace
@@ -39,18 +41,20 @@ class Asked:
     exact: np.ndarray  # (P, B) bool: each restart at the larger base
     residual: np.ndarray  # (P, B) float: its residual
     chosen: np.ndarray  # (P,) bool: whether the restart with the smallest residual is right
+    valid: np.ndarray  # (P,) bool: whether the rules accept it, which may accept none or several
     deep_exact: np.ndarray  # (P,) bool: the deepest single trajectory
     deep_residual: np.ndarray  # (P,) float
+    bases: tuple[int, ...] = BASES  # that gains and rooms are averaged over
 
     @property
     def room(self) -> float:
         """F: the share of problems that the bases fail on."""
-        return 1 - float(np.mean([self.accuracy[base, 1] for base in BASES]))
+        return 1 - float(np.mean([self.accuracy[base, 1] for base in self.bases]))
 
     def gain(self, axis: str) -> float:
         """G: what an axis adds to the accuracy of a base, averaged over the bases."""
         grown = {"depth": lambda d: (FACTOR * d, 1), "breadth": lambda d: (d, FACTOR)}[axis]
-        return float(np.mean([self.accuracy[grown(d)] - self.accuracy[d, 1] for d in BASES]))
+        return float(np.mean([self.accuracy[grown(d)] - self.accuracy[d, 1] for d in self.bases]))
 
     def repair(self, axis: str) -> float:
         """R = G / F: the share of the bases' failures that an axis repairs; NaN without any."""
@@ -67,15 +71,20 @@ class Asked:
         return self.residual.min(1)
 
 
-def asked(results: Results, row: str, seed: int, level: str) -> Asked:
+def asked(
+    results: Results, row: str, seed: int, level: str, bases: tuple[int, ...] = BASES
+) -> Asked:
     """What a model did at a level of the study ``shift``; its own problems go by its group's name.
+
+    Args:
+        bases: that gains are averaged over, of :data:`eqr.study_shift.BASES`.
 
     Raises:
         StudyError: the records have no such level for this row and seed.
     """
     deep, wide = f"{level}.deep", f"{level}.wide"
     accuracy = {}
-    for base in BASES:
+    for base in bases:
         for depth, breadth, rule, kind in (
             (base, 1, "average", deep),
             (FACTOR * base, 1, "average", deep),
@@ -85,14 +94,22 @@ def asked(results: Results, row: str, seed: int, level: str) -> Asked:
             accuracy[depth, breadth] = float(results.outcomes(pick, seed).mean())
     exact = results.unpack(f"{row}/{seed}/{wide}")[-1].astype(bool)
     best = Pick(row, BASES[-1], FACTOR, "converged", wide)
+    chosen = results.outcomes(best, seed).astype(bool)
+    residual = results.kept("residual", row, seed, wide).astype(float)
+    valid = np.zeros_like(chosen) if LEVELS.get(level, PLAIN).spoil == "unsolvable" else chosen
+    if f"{row}/{seed}/{wide}/checked" in results.bits:
+        accepted = results.kept("checked", row, seed, wide)[-1]
+        valid = accepted[np.arange(len(accepted)), residual.argmin(1)]
     return Asked(
         accuracy,
         float(exact.any(1).mean()),
         exact,
-        results.kept("residual", row, seed, wide).astype(float),
-        results.outcomes(best, seed).astype(bool),
+        residual,
+        chosen,
+        valid,
         results.unpack(f"{row}/{seed}/{deep}")[-1, :, 0].astype(bool),
         results.kept("residual", row, seed, deep)[:, 0].astype(float),
+        bases,
     )
 
 
@@ -101,10 +118,12 @@ def group_of(row: str) -> str:
     return row.rpartition("-")[0]
 
 
-def by_seed(results: Results, row: str, level: str) -> dict[int, Asked]:
+def by_seed(
+    results: Results, row: str, level: str, bases: tuple[int, ...] = BASES
+) -> dict[int, Asked]:
     """What each seed of a row did at a level."""
     seeds = results.seeds(row, f"{level}.wide")
-    return {seed: asked(results, row, seed, level) for seed in seeds}
+    return {seed: asked(results, row, seed, level, bases) for seed in seeds}
 
 
 def curve(results: Results, row: str, family: Family) -> pd.DataFrame:
@@ -114,8 +133,6 @@ def curve(results: Results, row: str, family: Family) -> pd.DataFrame:
     base ``base`` (16, 1), ``deep`` (128, 1), ``wide`` (16, 8), ``coverage``, ``selector`` (wide ÷
     coverage), ``signal``, and the rates of repair ``depth`` and ``breadth``.
     """
-    from eqr.study_shift import LEVELS
-
     lines, base = [], BASES[-1]
     for level in (family.trained, *family.levels):
         found = by_seed(results, row, level).values()
@@ -141,36 +158,52 @@ def curve(results: Results, row: str, family: Family) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------- verdicts
 
 
-def contrast(results: Results, row: str, level: str, axis: str, share: float) -> Difference:
+def contrast(
+    results: Results,
+    row: str,
+    level: str,
+    axis: str,
+    share: float,
+    bases: tuple[int, ...] = BASES,
+) -> Difference:
     """The interval of ``R(level) − share · R(in distribution)``, seed by seed."""
-    here, home = by_seed(results, row, level), by_seed(results, row, group_of(row))
+    here, home = (by_seed(results, row, name, bases) for name in (level, group_of(row)))
     both = sorted(set(here) & set(home))
     return mean_interval([here[s].repair(axis) - share * home[s].repair(axis) for s in both])
 
 
-def axis_verdict(results: Results, row: str, level: str, axis: str) -> str:
-    """``no gain``, ``no room``, ``holds``, ``collapses``, ``loses half`` or ``undecided``.
+def axis_verdict(
+    results: Results, row: str, level: str, axis: str, bases: tuple[int, ...] = BASES
+) -> str:
+    """``no gain``, ``no room``, ``holds``, ``collapses``, ``loses half`` or ``undecided``; with one
+    seed only ``too few seeds``.
 
     ``collapses`` says more than ``loses half`` and comes before it.
     """
-    home, here = by_seed(results, row, group_of(row)), by_seed(results, row, level)
+    here, home = (by_seed(results, row, name, bases) for name in (level, group_of(row)))
     gain = mean_interval([one.repair(axis) for one in home.values()])
+    if len(set(here) & set(home)) < 2:
+        return "too few seeds"
     if not gain.low > 0:
         return "no gain"
     if np.mean([one.room for one in here.values()]) < ROOM:
         return "no room"
-    if contrast(results, row, level, axis, HELD).low > 0:
+    half, quarter = (
+        contrast(results, row, level, axis, share, bases) for share in (HELD, COLLAPSED)
+    )
+    if half.low > 0:
         return "holds"
-    if contrast(results, row, level, axis, COLLAPSED).high < 0:
+    if quarter.high < 0:
         return "collapses"
-    if contrast(results, row, level, axis, HELD).high < 0:
-        return "loses half"
-    return "undecided"
+    return "loses half" if half.high < 0 else "undecided"
 
 
 def first_hypothesis(results: Results, row: str, family: Family) -> str:
-    """H1 for one family: ``supported``, ``contradicted``, ``undecided`` or ``not testable``."""
+    """H1 for one family: ``supported``, ``contradicted``, ``undecided`` or ``not testable``; with
+    one seed only ``too few seeds``."""
     depth, breadth = (axis_verdict(results, row, family.far, axis) for axis in AXES)
+    if "too few seeds" in (depth, breadth):
+        return "too few seeds"
     if {depth, breadth} & {"no gain", "no room"}:
         return "not testable"
     if depth == "holds" and breadth == "collapses":
@@ -182,7 +215,7 @@ def first_hypothesis(results: Results, row: str, family: Family) -> str:
 
 def overall(verdicts: Sequence[str]) -> str:
     """H1 over all families, from their verdicts: two thirds of the testable ones decide."""
-    testable = [v for v in verdicts if v != "not testable"]
+    testable = [v for v in verdicts if v not in ("not testable", "too few seeds")]
     for word in ("supported", "contradicted"):
         if testable and testable.count(word) >= 2 / 3 * len(testable):
             return word
@@ -209,19 +242,28 @@ def grace(results: Results, row: str, family: Family) -> tuple[Difference, str]:
     return found, "catastrophic" if found.low > STEEP else "undecided"
 
 
-def loss_of_breadth(results: Results, row: str, level: str) -> tuple[float, str]:
-    """H2: the share of the fall of ``log A(16, 8)`` that is pass@8's, and ``coverage`` or
-    ``selection``; meant for levels at which breadth loses half."""
+def loss_of_breadth(results: Results, row: str, level: str) -> tuple[Difference, str]:
+    """H2: the share of the fall of ``log A(16, 8)`` that is pass@8's, and its word.
+
+    ``coverage`` or ``selection`` by the mean over seeds; ``all lost`` where no answer is right any
+    more; ``–`` where breadth does not lose half, so that there is nothing to explain.
+    """
+    nothing = mean_interval([])
+    if axis_verdict(results, row, level, "breadth") not in ("loses half", "collapses"):
+        return nothing, "–"
     home, here = by_seed(results, row, group_of(row)), by_seed(results, row, level)
-    wide = (BASES[-1], FACTOR)
-    before, after = (
-        np.mean([[one.accuracy[wide], one.coverage] for one in found.values()], axis=0)
-        for found in (home, here)
-    )
-    if min(*before, *after) <= 0 or after[0] >= before[0]:
-        return math.nan, "no loss"
-    share = math.log(after[1] / before[1]) / math.log(after[0] / before[0])
-    return share, "coverage" if share > 0.5 else "selection"
+    wide, shares = (BASES[-1], FACTOR), []
+    for seed in sorted(set(home) & set(here)):
+        before, after = home[seed], here[seed]
+        if not after.accuracy[wide]:
+            continue
+        fall = math.log(after.accuracy[wide] / before.accuracy[wide])
+        if fall < 0:
+            shares.append(math.log(after.coverage / before.coverage) / fall)
+    if not shares:
+        return nothing, "all lost"
+    found = mean_interval(shares)
+    return found, "coverage" if found.mean > 0.5 else "selection"
 
 
 def signal_verdict(results: Results, row: str, level: str) -> tuple[Difference, str]:
@@ -247,8 +289,9 @@ def threshold(home: Asked) -> float:
 def abstention(results: Results, row: str, level: str) -> tuple[Difference, Difference, str]:
     """H4: (wrong among the answers given, share of problems answered, ``few``/``many``/…).
 
-    In distribution the second half of the problems is judged, under shift all of them. A seed that
-    answers nothing has no share of wrong answers and is left out of it.
+    In distribution the second half of the problems is judged, under shift all of them. Where a
+    puzzle has several solutions an answer is wrong if the rules refuse it. A seed that answers
+    nothing has no share of wrong answers and is left out of it.
     """
     home, here = by_seed(results, row, group_of(row)), by_seed(results, row, level)
     wrong, given = [], []
@@ -258,7 +301,7 @@ def abstention(results: Results, row: str, level: str) -> tuple[Difference, Diff
         answered = one.answer_residual[first:] <= tau
         given.append(answered.mean())
         if answered.any():
-            wrong.append(1 - one.chosen[first:][answered].mean())
+            wrong.append(1 - one.valid[first:][answered].mean())
     found = mean_interval(wrong)
     word = "few" if found.high <= FEW else "many" if found.low > MANY else "undecided"
     return found, mean_interval(given), word
@@ -278,33 +321,45 @@ def settling(results: Results, row: str, level: str) -> tuple[Difference, str]:
 
 
 def retention(results: Results, row: str, other: str, level: str) -> tuple[Difference, str]:
-    """H6: ``A(128, 1)`` at a level as a share of that in distribution, ``row`` − ``other``."""
+    """H6: ``A(128, 1)`` at a level as a share of that in distribution, ``row`` − ``other``.
+
+    A seed that solves nothing in distribution is left out.
+    """
     top = (FACTOR * BASES[-1], 1)
     shares = []
     for name in (row, other):
         home, here = by_seed(results, name, group_of(name)), by_seed(results, name, level)
-        both = set(home) & set(here)
+        both = [s for s in home if s in here and home[s].accuracy[top] > 0]
         shares.append({s: here[s].accuracy[top] / home[s].accuracy[top] for s in both})
     seeds = sorted(set(shares[0]) & set(shares[1]))
     found = mean_interval([shares[0][s] - shares[1][s] for s in seeds])
     return found, "above" if found.low > 0 else "below" if found.high < 0 else "undecided"
 
 
+def interval(found: Difference) -> str:
+    """A mean with its interval, for a table; a dash where there are no values.
+
+    >>> interval(mean_interval([0.1, 0.3])), interval(mean_interval([]))
+    ('0.20 [-1.07, 1.47]', '–')
+    """
+    if not found.n:
+        return "–"
+    if found.n == 1:
+        return f"{found.mean:.2f} [one seed]"
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
 def risk_coverage(one: Asked, points: int = 41) -> tuple[np.ndarray, np.ndarray]:
     """Share of problems answered (points,) and share of wrong ones among them, as the threshold of
     the residual rises (El-Yaniv and Wiener 2010)."""
     order = np.argsort(one.answer_residual)
-    wrong = np.cumsum(~one.chosen[order]) / np.arange(1, len(order) + 1)
+    wrong = np.cumsum(~one.valid[order]) / np.arange(1, len(order) + 1)
     places = np.unique(np.linspace(0.05, 1, points) * len(order)).astype(int) - 1
     return (places + 1) / len(order), wrong[places]
 
 
 def verdict_table(results: Results, row: str) -> pd.DataFrame:
     """The verdicts at the far level of every family that the row was asked."""
-
-    def interval(found: Difference, digits: int = 2) -> str:
-        return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
     lines = []
     for family in FAMILIES:
         if family.trained != group_of(row) or not results.seeds(row, f"{family.far}.wide"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import data, evaluate, experiments
+from eqr import data, evaluate, experiments, invalid, results, studies, study_run
 from eqr.config import ConfigError, DataConfig, EvalConfig, ModelConfig
+from eqr.data import DataError
 from eqr.maze import Maze
-from eqr.model import Reasoner
+from eqr.model import Reasoner, State, Step
 from eqr.perturb import on_board, perturbed
+from eqr.plan_grid import PlanError, stored_runs
 from eqr.rollout import rollout
-from eqr.shift import Level, level_problems
+from eqr.shift import Level, level_problems, problems_digest
 from eqr.store import Store
 from eqr.streams import stream
+from eqr.study_cells import Cell, finished
 from eqr.study_rows import STUDIES
 from eqr.study_shift import DYNAMICS, FAMILIES, GROUPS, INVALID, LEVELS, levels_of
 from eqr.sudoku import Sudoku
@@ -138,6 +142,8 @@ def test_attention_moves_to_another_board_and_the_mixer_does_not(model):
     small, large = Maze(7, 7), Maze(9, 9)
     moved = on_board(Reasoner.for_task(small, attention, stream(0, "init")), large)
     assert moved.tokens == 81 and on_board(moved, large) is moved
+    half = on_board(Reasoner.for_task(small, attention).bfloat16(), large)
+    assert half.lm_head.weight.dtype == torch.bfloat16
     assert next(rollout(moved, torch.ones(1, 81), depth=1)).answer.shape == (1, 81)
     with pytest.raises(ConfigError, match=r"only model\.mixer"):
         on_board(Reasoner.for_task(small, SMALL, stream(0, "init")), large)
@@ -170,14 +176,53 @@ def test_spoiled_puzzles_have_several_solutions_or_none(minimal):
         assert {task.count_solutions(puzzle) for puzzle in found.inputs} == counts
 
 
-def test_answers_are_checked_by_the_rules_where_asked(model, minimal):
-    task = TASK
-    posed = task.generate(4, 0)
+class Answers:
+    """A model whose answers are given: logits that point at them, whatever the latents."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, inputs, answers):
+        self.inputs, self.answers = torch.as_tensor(inputs), torch.as_tensor(answers).long()
+
+    def initial_state(self, rows, generator):
+        return State(torch.zeros(rows, 1, 1), torch.zeros(rows, 0, 1))
+
+    def step(self, state, x, **_):
+        which = [int((self.inputs == puzzle).all(1).nonzero()[0]) for puzzle in x]
+        logits = torch.nn.functional.one_hot(self.answers[which], 8).float()
+        return Step(state, logits, torch.zeros(len(x)))
+
+
+def test_answers_are_checked_by_the_rules_where_asked():
+    """A puzzle with two solutions, of which one is the label: both are accepted, nothing else."""
+    whole = Sudoku(2, 3, minimal=True).generate(4, 0)
+    task = Sudoku(2, 3, minimal=True)
+    posed = invalid.several(task, whole, 1, seed=0)
+    solved = np.stack([task.solve(puzzle) for puzzle in posed.inputs])
+    broken = solved.copy()
+    broken[0, 0] = 2 + (broken[0, 0] - 1) % 6
     config = EvalConfig((1,), checked=True)
-    kept = evaluate.records(model, posed.inputs, posed.labels, config, task=task)
-    assert kept.checked.shape == kept.exact.shape and not (kept.exact & ~kept.checked).any()
+    for answers, accepted in ((posed.labels, [1] * 4), (solved, [1] * 4), (broken, [0, 1, 1, 1])):
+        model = Answers(posed.inputs, answers)
+        kept = evaluate.records(model, posed.inputs, posed.labels, config, task=task)
+        assert kept.checked[0, :, 0].tolist() == list(map(bool, accepted))
+        assert kept.exact[0, :, 0].tolist() == (answers == posed.labels).all(1).tolist()
     with pytest.raises(ConfigError, match="checked needs to know the rules"):
         evaluate.records(model, posed.inputs, posed.labels, config)
+
+
+def test_a_source_is_read_only_with_the_problems_it_was_pinned_to(tmp_path, minimal):
+    folder = data.save(minimal, tmp_path / "source")
+    pin = problems_digest(minimal.test)
+    level = Level("own", source=str(folder), pin=pin)
+    assert np.array_equal(level_problems(level, minimal, 5).inputs, minimal.test.inputs[:5])
+    assert len(level_problems(level, minimal, 99)) == 12 and level.named()["pin"] == pin
+    with pytest.raises(DataError, match="test problems are not those of level own"):
+        level_problems(Level("own", source=str(folder), pin="0" * 16), minimal, 5)
+    with pytest.raises(DataError, match="holds problems of another board"):
+        level_problems(level, data.build(TASK, DataConfig(train=4, test=2)), 5)
+    with pytest.raises(ValueError, match="needs its pin"):
+        Level("own", source=str(folder))
 
 
 def test_a_level_is_evaluated_once_and_under_its_own_name(tmp_path):
@@ -202,7 +247,11 @@ def test_every_family_of_the_registration_is_asked():
         for name in (family.trained, *family.levels):
             assert {f"{name}.deep", f"{name}.wide"} <= asked
             assert name in LEVELS or name in DYNAMICS or name in GROUPS
-    assert len(FAMILIES) == 14 and set(INVALID) <= set(levels_of("minimal"))
+    registered = ("clues-18", "fewer-8", "harder-3", "easier", "rating-3", "clustered", "path-24",
+                  "division", "loops-4", "flips-4", "size-11", "beta-0.4", "weights-10",
+                  "bfloat16")  # fmt: skip
+    assert tuple(family.far for family in FAMILIES) == registered, "the far levels of the page"
+    assert set(INVALID) <= set(levels_of("minimal"))
 
 
 def test_both_axes_of_a_level_cost_the_same():
@@ -220,3 +269,49 @@ def test_both_axes_of_a_level_cost_the_same():
 def test_a_level_names_what_its_problems_depend_on():
     one = Level("a", {"flips": 1}, title="x")
     assert one.named() == Level("b", {"flips": 1}).named() != Level("a", {"flips": 2}).named()
+
+
+# ------------------------------------------------------------------------------------------ records
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Smoke records of the study on ambiguity, one seed of one row: (store, folder)."""
+    store, out = Store(tmp_path_factory.mktemp("store")), tmp_path_factory.mktemp("out")
+    settings = {"rows": ["ambiguous"], "seeds": [0], "store": store, "out": out}
+    study_run.run("ambiguity", "smoke", tell=lambda line: None, **settings)
+    return store, out
+
+
+def test_what_was_kept_is_read_back_and_carried_over(written, tmp_path):
+    store, out = written
+    found = studies.load("ambiguity", "smoke", out)
+    wide = found.kept("checked", "ambiguous", 0, "wide")
+    problems = found.problems("wide")
+    assert wide.shape == (3, problems, 8) and wide.dtype == bool
+    residual = found.kept("residual", "ambiguous", 0, "wide")
+    cell = finished(Cell("ambiguity", "smoke", "ambiguous", 0), store)
+    exact = dict((kind.name, kept) for kind, kept in cell.evaluated)["wide"].records.residual[-1]
+    assert residual.shape == (problems, 8) and abs(residual / exact - 1).max() < 2**-10
+    answer = found.kept("answer", "ambiguous", 0, "wide")
+    assert (answer[:, 0] == 0).all() and (answer <= np.arange(8)).all()
+    with pytest.raises(studies.StudyError, match="run it with keep"):
+        found.kept("residual", "ambiguous", 0, "depth")
+    # Extended on a machine that has none of the runs: what the files hold stays as it is.
+    shutil.copytree(out, tmp_path / "out")
+    empty = Store(tmp_path / "store")
+    study_run.run("ambiguity", "smoke", rows=[], store=empty, out=tmp_path / "out",
+                  tell=lambda line: None)  # fmt: skip
+    again = studies.load("ambiguity", "smoke", tmp_path / "out")
+    assert again.bits.keys() == found.bits.keys()
+    assert all(np.array_equal(again.bits[k], found.bits[k]) for k in found.bits)
+
+
+def test_an_evaluation_under_shift_is_repeated_with_its_problems(written):
+    store, _ = written
+    model = experiments.trained("headroom", "smoke", store=store)
+    config = EvalConfig((2,), problems=6, checked=True)
+    run = experiments.evaluated(model, config, store, level=LEVELS["several-1"]).run
+    assert results.repeat(store, run).verdict == "equal"
+    with pytest.raises(PlanError, match="no evaluation of these weights"):
+        stored_runs(model.checkpoint.sha256, store)

@@ -16,7 +16,7 @@ FAMILY = next(f for f in FAMILIES if f.name == "difficulty, hard → easy")
 ROW = "minimal-eqr"
 
 
-def made(levels: dict[str, dict]) -> Results:
+def made(levels: dict[str, dict], seeds=SEEDS, row=ROW) -> Results:
     """Records in which each level has the accuracies asked for: base, deep, wide, cover."""
     bits, shapes, rows = {}, {}, []
 
@@ -24,14 +24,14 @@ def made(levels: dict[str, dict]) -> Results:
         shapes[key], bits[key] = list(value.shape), np.packbits(value)
 
     for name, want in levels.items():
-        for seed in SEEDS:
+        for seed in seeds:
             rng = np.random.default_rng((seed, len(name)))
             wobble = 0.005 * (seed - 1.5)
 
             def right(share, wobble=wobble):
                 return np.arange(PROBLEMS) < round((share + wobble) * PROBLEMS)
 
-            key = f"{ROW}/{seed}/{name}"
+            key = f"{row}/{seed}/{name}"
             deep = np.stack([right(want[k]) for k in ("base", "base", "deep", "deep")])
             put(f"{key}.deep", deep[:, :, None])
             covered = right(want["cover"])
@@ -48,7 +48,7 @@ def made(levels: dict[str, dict]) -> Results:
             settled = np.where(deep[-1], 0.1, want.get("failed", 0.3)) + noise[:, 0]
             bits[f"{key}.deep/residual"] = settled[:, None].astype(np.float16)
             rows += [
-                {"row": ROW, "seed": seed, "evaluation": f"{name}.{k}"} for k in ("deep", "wide")
+                {"row": row, "seed": seed, "evaluation": f"{name}.{k}"} for k in ("deep", "wide")
             ]
     kind = {"depths": [8, 16, 64, 128], "breadths": [1], "select": ["average"]}
     wide = {"depths": [8, 16], "breadths": [1, 8],
@@ -113,16 +113,40 @@ def test_grace_is_the_largest_step():
 
 
 def test_a_fall_is_laid_to_coverage_or_to_selection():
-    lost = HOME | {"cover": 0.45, "wide": 0.4, "base": 0.4}
-    assert verdicts.loss_of_breadth(made({"minimal": HOME, "easier": lost}), ROW, "easier")[1] == (
-        "coverage"
-    )
-    blind = HOME | {"cover": 0.88, "wide": 0.4, "base": 0.4}
-    share, part = verdicts.loss_of_breadth(made({"minimal": HOME, "easier": blind}), ROW, "easier")
-    assert part == "selection" and 0 < share < 0.5
-    assert verdicts.loss_of_breadth(made({"minimal": HOME, "easier": HOME}), ROW, "easier")[1] == (
-        "no loss"
-    )
+    def part(**far):
+        results = made({"minimal": HOME, "easier": HOME | far})
+        share, word = verdicts.loss_of_breadth(results, ROW, "easier")
+        return share.mean, word
+
+    share, word = part(cover=0.45, wide=0.4, base=0.4)
+    assert word == "coverage" and share == pytest.approx(1.0, abs=0.02)
+    share, word = part(cover=0.88, wide=0.4, base=0.4)
+    assert word == "selection" and 0 < share < 0.5
+    assert part(cover=-0.1, wide=-0.1, base=-0.1)[1] == "all lost"
+    assert part()[1] == "–", "breadth holds: nothing to explain"
+
+
+def test_one_seed_decides_nothing():
+    results = made({"minimal": HOME, "easier": HOME}, seeds=range(1))
+    assert verdicts.axis_verdict(results, ROW, "easier", "breadth") == "too few seeds"
+    assert verdicts.first_hypothesis(results, ROW, FAMILY) == "too few seeds"
+    assert verdicts.overall(["too few seeds"]) == "not testable"
+
+
+def test_answers_to_a_puzzle_without_a_solution_are_wrong():
+    results = made({"minimal": HOME, "unsolvable": HOME})
+    wrong, given, _ = verdicts.abstention(results, ROW, "unsolvable")
+    assert wrong.mean == 1.0 and given.mean > 0.5
+
+
+def test_where_several_answers_are_valid_the_rules_judge():
+    results = made({"minimal": HOME, "several-1": HOME | {"wide": -0.1}})
+    assert verdicts.abstention(results, ROW, "several-1")[0].mean == 1.0
+    for seed in SEEDS:
+        key = f"{ROW}/{seed}/several-1.wide/checked"
+        results.bits[key] = np.packbits(np.ones((2, PROBLEMS, 8), bool))
+        results.meta["shapes"][key] = [2, PROBLEMS, 8]
+    assert verdicts.abstention(results, ROW, "several-1")[0].mean == 0.0
 
 
 def test_signal_settling_and_retention_have_their_words():
@@ -132,7 +156,21 @@ def test_signal_settling_and_retention_have_their_words():
     assert verdicts.signal_verdict(results, ROW, "easier")[1] == "is lost"
     assert verdicts.settling(results, ROW, "minimal")[1] == "wander"
     assert verdicts.settling(results, ROW, "easier")[1] == "settle"
-    assert verdicts.retention(results, ROW, ROW, "easier")[1] == "undecided"
+
+
+def test_retention_compares_what_two_models_keep():
+    ours = made({"minimal": HOME, "easier": HOME | {"deep": 0.6}})
+    other = made({"minimal": HOME, "easier": HOME | {"deep": 0.2}}, row="minimal-trm")
+    both = Results(
+        ours.study,
+        pd.concat([ours.rows, other.rows]),
+        ours.curves,
+        ours.bits | other.bits,
+        ours.meta | {"shapes": ours.meta["shapes"] | other.meta["shapes"]},
+    )
+    found, word = verdicts.retention(both, ROW, "minimal-trm", "easier")
+    assert word == "above" and found.mean == pytest.approx(4 / 7, abs=0.02)
+    assert verdicts.retention(both, "minimal-trm", ROW, "easier")[1] == "below"
 
 
 def test_the_threshold_is_fixed_at_home_and_judged_elsewhere():
