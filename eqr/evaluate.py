@@ -43,6 +43,11 @@ class Records:
     token: np.ndarray  # float32
     checked: np.ndarray | None = None  # bool, whether the rules accept; None: not asked for
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays that there are, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
     def at(self, depth: int) -> Outcomes:
         """The outcomes at one of the recorded depths."""
         found = np.flatnonzero(self.depths == depth)
@@ -153,9 +158,9 @@ def records(
         for name, value in values.items():
             value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
             getattr(kept, name)[where] = value.cpu().numpy()
-    for name in (f.name for f in fields(kept) if f.name != "depths"):
-        if getattr(kept, name) is not None:
-            world.add_(getattr(kept, name))  # zero where another process has run the trajectory
+    for name, array in kept.arrays().items():
+        if name != "depths":
+            world.add_(array)  # zero where another process has run the trajectory
     return kept
 
 

@@ -297,9 +297,7 @@ def evaluated(
             rows=rows,
             progress=progress,
         )
-        arrays = {f.name: getattr(kept, f.name) for f in fields(kept)}
-        arrays = {name: array for name, array in arrays.items() if array is not None}
-        np.savez_compressed(directory / "records.npz", **arrays)
+        np.savez_compressed(directory / "records.npz", **kept.arrays())
 
     run = store.obtain("eval", named, make)
     return Evaluated(run, read_records(run), config, model.recipe.model.layers)

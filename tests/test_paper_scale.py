@@ -106,4 +106,4 @@ def test_a_study_runs_in_its_own_profiles_only(eqr):
     done = eqr("run", "shaping", "--profile", "paper")
     assert done.code == 1 and "not run in profile 'paper'" in done.err
     listed = json.loads(eqr("run", "--list", "--profile", "paper", "--json").out)
-    assert [one["study"] for one in listed] == ["paper-scale", "night"]
+    assert [one["study"] for one in listed] == ["paper-scale", "night", "sources"]
