@@ -103,7 +103,8 @@ def jobs(profile: str, seed: int = 0, out: Path = Path("build")) -> dict[str, Jo
 
 
 def training_jobs(profile: str, seed: int) -> list[Job]:
-    """A job for each recipe, the longest first, so that the last to end does not start last."""
+    """A job for each recipe that :func:`models` names, the longest first, so that the last to end
+    does not start last."""
 
     def cost(name: str) -> float:
         found = load_recipe(name, profile)
@@ -118,7 +119,7 @@ def training_jobs(profile: str, seed: int) -> list[Job]:
             resources(profile, "train", load_recipe(name, profile)),
             reads=(RECIPES / profile / f"{name}.toml", *meaning()),
         )
-        for name in sorted(recipe_names(profile), key=cost, reverse=True)
+        for name in sorted(models(profile), key=cost, reverse=True)
     ]
 
 
@@ -151,7 +152,7 @@ def book_jobs(profile: str, seed: int, out: Path) -> list[Job]:
         "book",
         ("book", *options, "--out", str(out), "--jobs", "1"),
         RESOURCES[profile]["book"],
-        needs=tuple(f"train/{name}" for name in recipe_names(profile))
+        needs=tuple(f"train/{name}" for name in models(profile))
         + tuple(job.name for job in done),
         reads=tuple(pages),
     )
@@ -207,6 +208,15 @@ def recipes_named(notebook: Path, profile: str) -> list[str]:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     return [name for name in recipe_names(profile) if f'"{name}"' in code or f"'{name}'" in code]
+
+
+def models(profile: str) -> list[str]:
+    """The recipes that are trained for a profile: those that chapters name, for the book, and all
+    of the paper's. Others, which only studies build on, are left to the studies."""
+    if profile == "paper":
+        return recipe_names(profile)
+    named = {name for path in chapters() for name in recipes_named(path, profile)}
+    return [name for name in recipe_names(profile) if name in named]
 
 
 def package_files() -> list[Path]:
