@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from eqr.evaluate import mean_interval, paired_difference, wilson
+from eqr.evaluate import Difference, mean_interval, paired_difference, wilson
 from eqr.studies import Pick, Results
 
 
@@ -63,6 +63,12 @@ class Claim:
             return cls(name, None, None, None, len(values), **rest)
         found = mean_interval(values)
         return cls(name, found.mean, found.low, found.high, found.n, **rest)
+
+    @classmethod
+    def of_seeds(cls, name: str, found: Difference, n: int, **rest) -> Claim:
+        """A claim about a mean over seeds, each on n problems; fewer than two seeds: not run."""
+        told = (found.mean, found.low, found.high) if found.n > 1 else (None, None, None)
+        return cls(name, *told, n, seeds=found.n, **rest)
 
     @classmethod
     def of_ratio(cls, name: str, ours: np.ndarray, other: np.ndarray, **rest) -> Claim:

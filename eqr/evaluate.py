@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -277,12 +277,24 @@ def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A mean difference between two methods on the same problems."""
+    """A mean, or a mean difference between two methods, with its interval."""
 
     mean: float
     low: float
     high: float
     n: int
+
+    def text(self, spec: str = ".2f") -> str:
+        """For a table, the numbers written as ``spec`` says; a dash where there are no values.
+
+        >>> Difference(0.2, -0.1, 0.5, 3).text(), Difference(0.2, math.nan, math.nan, 1).text(".0%")
+        ('0.20 [-0.10, 0.50]', '20% [one seed]')
+        """
+        if not self.n:
+            return "–"
+        if self.n == 1:
+            return f"{self.mean:{spec}} [one seed]"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 def mean_interval(values: Sequence[float]) -> Difference:
@@ -300,6 +312,11 @@ def mean_interval(values: Sequence[float]) -> Difference:
         return Difference(mean, math.nan, math.nan, n)
     half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n)
+
+
+def over_seeds(values: Iterable[float]) -> Difference:
+    """:func:`mean_interval` of the values that there are: NaN says that a seed has none."""
+    return mean_interval([value for value in values if not math.isnan(value)])
 
 
 def t_quantile(freedom: int) -> float:

@@ -329,3 +329,23 @@ def level_curve(
         )
     ax.set_xticks(places, found.title, fontsize=7)
     ax.set(xlim=(-0.4, len(found) - 0.6), ylim=ylim)
+
+
+def level_panels(
+    curves: Mapping[str, pd.DataFrame],
+    measures: Sequence[str],
+    ylabel: str,
+    ylim: tuple[float, float] = (-0.05, 1.05),
+) -> tuple[Figure, list[Axes]]:
+    """A :func:`level_curve` for each of up to 15 families, by name; the figure and their axes."""
+    fig, axes = plt.subplots(3, 5, figsize=(12, 8), sharey=True)
+    used = list(axes.flat)[: len(curves)]
+    for ax, (name, found) in zip(used, curves.items(), strict=True):
+        level_curve(ax, found, measures, ylim)
+        ax.set_title(name, fontsize=9)
+    for ax in axes.flat[len(curves) :]:
+        ax.axis("off")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
+    fig.legend(*used[0].get_legend_handles_labels(), loc="lower right", fontsize="small")
+    return fig, used

@@ -15,6 +15,15 @@ from eqr.shift import Level
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 RULES = ("average", "converged", "majority", "oracle")
+NO_HALTING = {"train.halting": "limit", "train.halt_weight": 0.0}
+ONE_PASS = {
+    "model.hierarchical": False,
+    "model.high_cycles": 1,
+    "model.low_cycles": 6,
+    "train.halt_max": 1,
+    **NO_HALTING,
+}
+FEEDFORWARD = ONE_PASS | {"model.low_cycles": 1, "model.blocks": 6}
 #: What an evaluation can keep of every trajectory: the residual at its largest depth; whether the
 #: rules accept its answer, at all depths; and which restart was the first with the same answer.
 KEPT = ("residual", "checked", "answer")

@@ -11,7 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 from eqr.config import ConfigError, EvalConfig, near_miss
-from eqr.study import DEPTHS, RULES, Evaluation, Published, Row, Study
+from eqr.study import (
+    DEPTHS,
+    FEEDFORWARD,
+    NO_HALTING,
+    ONE_PASS,
+    RULES,
+    Evaluation,
+    Published,
+    Row,
+    Study,
+)
 from eqr.study_shift import AMBIGUITY, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
 
 PROFILES = ("smoke", "laptop", "paper")  # whose recipes the rows build on
@@ -28,14 +38,6 @@ def study(name: str) -> Study:
 
 DEPTH = Evaluation("depth", EvalConfig(DEPTHS))
 ONE_LATENT = {"model.hierarchical": False, "model.grad_cycles": 2, "model.low_cycles": 3}
-NO_HALTING = {"train.halting": "limit", "train.halt_weight": 0.0}
-ONE_PASS = {
-    "model.hierarchical": False,
-    "model.high_cycles": 1,
-    "model.low_cycles": 6,
-    "train.halt_max": 1,
-    **NO_HALTING,
-}
 # Sixteen outer iterations a step on a sixteenth of the batch: steps, layers and puzzles are equal.
 # (A quarter of the batch with a quarter of the steps had learned nothing in its 500 steps.)
 UNROLLED = ONE_LATENT | NO_HALTING | {"train.unroll": 16}
@@ -64,7 +66,7 @@ CONSTRUCTION = Study(
         _step(
             "feedforward",
             "Feedforward: 6 blocks, one pass",
-            ONE_PASS | {"model.low_cycles": 1, "model.blocks": 6},
+            FEEDFORWARD,
             ("Table 2", 2.6),
             depth=1,
             seeds=5,

@@ -11,19 +11,10 @@ from typing import Any
 
 from eqr.config import EvalConfig
 from eqr.shift import Level
-from eqr.study import Evaluation, Row, Study
+from eqr.study import DEPTHS, FEEDFORWARD, RULES, Evaluation, Row, Study
 
 FIXED = {"model.init": "fixed", "model.damping": 0.0, "model.noise": 0.0}
 SINGLE = {"model.hierarchical": False, "model.low_cycles": 3}
-ONE_PASS = {
-    "model.hierarchical": False,
-    "model.high_cycles": 1,
-    "model.low_cycles": 1,
-    "model.blocks": 6,
-    "train.halt_max": 1,
-    "train.halting": "limit",
-    "train.halt_weight": 0.0,
-}
 BETA = 0.1
 BASES = (8, 16)  # depths from which an axis may grow
 FACTOR = 8  # by how much: depth 8 D, or D with so many restarts
@@ -91,28 +82,25 @@ class Family:
     trained: str  # a key of GROUPS
     levels: tuple[str, ...]  # by rising severity
     far: str  # the level that the verdicts are about
-    axis: str = ""  # what the levels' titles count
     ordered: bool = True  # whether severity rises from each to the next
 
 
 FAMILIES = (
-    Family("more clues", "minimal", ("clues-10", "clues-12", "clues-14", "clues-18"), "clues-18",
-           "clues"),
-    Family("fewer clues", "easy", ("fewer-10", "fewer-9", "fewer-8"), "fewer-8", "clues"),
-    Family("difficulty, easy → hard", "easy", ("harder-1", "harder-3"), "harder-3", "rating"),
+    Family("more clues", "minimal", ("clues-10", "clues-12", "clues-14", "clues-18"), "clues-18"),
+    Family("fewer clues", "easy", ("fewer-10", "fewer-9", "fewer-8"), "fewer-8"),
+    Family("difficulty, easy → hard", "easy", ("harder-1", "harder-3"), "harder-3"),
     Family("difficulty, hard → easy", "minimal", ("easier",), "easier"),
-    Family("difficulty, within", "minimal", ("rating-1", "rating-3"), "rating-3", "rating"),
-    Family("layout", "minimal", ("clues-12", "symmetric", "clustered"), "clustered", "layout",
+    Family("difficulty, within", "minimal", ("rating-1", "rating-3"), "rating-3"),
+    Family("layout", "minimal", ("clues-12", "symmetric", "clustered"), "clustered",
            ordered=False),
-    Family("path length", "perfect", ("path-16", "path-20", "path-24"), "path-24", "steps"),
+    Family("path length", "perfect", ("path-16", "path-20", "path-24"), "path-24"),
     Family("generator", "perfect", ("kruskal", "wilson", "prim", "division"), "division",
-           "generator", ordered=False),
-    Family("loops", "perfect", ("loops-1", "loops-2", "loops-4"), "loops-4", "walls opened"),
-    Family("wall noise", "perfect", ("flips-1", "flips-2", "flips-4"), "flips-4", "cells flipped"),
-    Family("grid size", "seven", ("size-9", "size-11"), "size-11", "board"),
-    Family("noise", "minimal", ("beta-0.2", "beta-0.4", "beta-0.8"), "beta-0.4", "β"),
-    Family("weights", "minimal", ("weights-1", "weights-3", "weights-10"), "weights-10",
-           "relative noise"),
+           ordered=False),
+    Family("loops", "perfect", ("loops-1", "loops-2", "loops-4"), "loops-4"),
+    Family("wall noise", "perfect", ("flips-1", "flips-2", "flips-4"), "flips-4"),
+    Family("grid size", "seven", ("size-9", "size-11"), "size-11"),
+    Family("noise", "minimal", ("beta-0.2", "beta-0.4", "beta-0.8"), "beta-0.4"),
+    Family("weights", "minimal", ("weights-1", "weights-3", "weights-10"), "weights-10"),
     Family("precision", "minimal", ("bfloat16",), "bfloat16"),
 )  # fmt: skip
 #: Puzzles that have several solutions or none: described, and judged by what is answered.
@@ -151,7 +139,7 @@ def _asked(name: str, group: str) -> tuple[Evaluation, Evaluation]:
             f"{name}.wide",
             wide,
             (FACTOR,),
-            ("average", "converged", "majority", "oracle"),
+            RULES,
             level=level,
             keep=keep,
         ),
@@ -189,7 +177,7 @@ def _models(group: str, recipe: str, fixed: dict, title: str) -> tuple[Row, ...]
         Row(f"{group}-trm", f"{title}: TRM-style", recipe, _iterated(group), fixed),
         Row(f"{group}-single", f"{title}: single latent", recipe, _iterated(group), SINGLE),
         Row(f"{group}-feedforward", f"{title}: feedforward", recipe, _single_pass(group),
-            FIXED | ONE_PASS, depth=1),
+            FIXED | FEEDFORWARD, depth=1),
     )  # fmt: skip
 
 
@@ -206,7 +194,7 @@ SHIFT = Study(
         Row("minimal-single", "Minimal Sudoku: single latent", "headroom", _iterated("minimal"),
             SINGLE),
         Row("minimal-feedforward", "Minimal Sudoku: feedforward", "headroom-trm",
-            _single_pass("minimal"), ONE_PASS, depth=1),
+            _single_pass("minimal"), FEEDFORWARD, depth=1),
         *_models("easy", "headroom-easy", FIXED, "11 clues"),
         *_models("perfect", "maze9-small", FIXED, "9×9 mazes"),
         Row("seven-eqr", "7×7 mazes: EqR with attention", "maze7-attention", _iterated("seven")),
@@ -219,10 +207,10 @@ SHIFT = Study(
 
 LOOPS = {"task.loops": 3}
 AMBIGUOUS = (
-    Evaluation("depth", EvalConfig((1, 2, 4, 8, 16, 32, 64), problems=256, checked=True),
+    Evaluation("depth", EvalConfig(DEPTHS, problems=256, checked=True),
                keep=("checked",)),
     Evaluation("wide", EvalConfig((4, 16, 64), breadth=8, problems=256, checked=True),
-               (1, 2, 4, 8), ("average", "converged", "majority", "oracle"),
+               (1, 2, 4, 8), RULES,
                keep=("residual", "checked", "answer")),
 )  # fmt: skip
 
@@ -267,7 +255,7 @@ VERIFIER = Study(
 # ---------------------------------------------------------------------------------------- variance
 
 
-def _nested(name: str, starts: int, paths: int, at: int, problems: int = 128) -> Evaluation:
+def _nested(name: str, starts: int, paths: int, at: int, problems: int | None = 128) -> Evaluation:
     config = EvalConfig(
         (16,),
         breadth=starts * paths,
@@ -276,8 +264,7 @@ def _nested(name: str, starts: int, paths: int, at: int, problems: int = 128) ->
         branches=paths,
         branch_at=at,
     )
-    rules = ("average", "converged", "majority", "oracle")
-    return Evaluation(name, config, (starts * paths,), rules, keep=("residual",))
+    return Evaluation(name, config, (starts * paths,), RULES, keep=("residual",))
 
 
 #: Depths at which the paths of one start part.
@@ -285,7 +272,7 @@ PARTINGS = (0, 4, 8, 12)
 #: 128 iterations a problem: eight restarts, or four starts that part at depth 8 into three paths.
 INDEPENDENT = Evaluation(
     "independent", EvalConfig((16,), breadth=8, noise=BETA), (1, 8),
-    ("average", "converged", "majority", "oracle"), keep=("residual",),
+    RULES, keep=("residual",),
 )  # fmt: skip
 
 VARIANCE = Study(
@@ -299,8 +286,7 @@ VARIANCE = Study(
             (Evaluation("depth", EvalConfig((16,), noise=BETA)),
              *(_nested(f"part-{at}", 8, 4, at) for at in PARTINGS),
              INDEPENDENT,
-             replace(_nested("shared", 4, 3, 8), config=replace(
-                 _nested("shared", 4, 3, 8).config, problems=None)))),
+             _nested("shared", 4, 3, 8, problems=None))),
     ),
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from eqr.evaluate import Difference, auroc, mean_interval
+from eqr.evaluate import Difference, auroc, mean_interval, over_seeds
 from eqr.shift import Level
 from eqr.studies import Pick, Results
 from eqr.study_shift import BASES, FACTOR, FAMILIES, LEVELS, Family
@@ -149,7 +149,7 @@ def curve(results: Results, row: str, family: Family) -> pd.DataFrame:
         title = LEVELS[level].title if level in LEVELS else level.rpartition("-")[2]
         line = {"level": level, "title": "trained" if level == family.trained else title}
         for name, values in measures.items():
-            mean = mean_interval([v for v in values if not math.isnan(v)])
+            mean = over_seeds(values)
             line |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
         lines.append(line | {"seeds": len(measures["base"])})
     return pd.DataFrame(lines)
@@ -268,8 +268,7 @@ def loss_of_breadth(results: Results, row: str, level: str) -> tuple[Difference,
 
 def signal_verdict(results: Results, row: str, level: str) -> tuple[Difference, str]:
     """H3: the AUROC of the residual at a level, and ``stays``, ``is lost`` or ``undecided``."""
-    values = [one.signal for one in by_seed(results, row, level).values()]
-    found = mean_interval([v for v in values if not math.isnan(v)])
+    found = over_seeds(one.signal for one in by_seed(results, row, level).values())
     word = "stays" if found.low > SIGNAL else "is lost" if found.high < SIGNAL else "undecided"
     return found, word
 
@@ -336,19 +335,6 @@ def retention(results: Results, row: str, other: str, level: str) -> tuple[Diffe
     return found, "above" if found.low > 0 else "below" if found.high < 0 else "undecided"
 
 
-def interval(found: Difference) -> str:
-    """A mean with its interval, for a table; a dash where there are no values.
-
-    >>> interval(mean_interval([0.1, 0.3])), interval(mean_interval([]))
-    ('0.20 [-1.07, 1.47]', '–')
-    """
-    if not found.n:
-        return "–"
-    if found.n == 1:
-        return f"{found.mean:.2f} [one seed]"
-    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
 def risk_coverage(one: Asked, points: int = 41) -> tuple[np.ndarray, np.ndarray]:
     """Share of problems answered (points,) and share of wrong ones among them, as the threshold of
     the residual rises (El-Yaniv and Wiener 2010)."""
@@ -367,12 +353,12 @@ def verdict_table(results: Results, row: str) -> pd.DataFrame:
         far = family.far
         line = {"family": family.name, "far level": far}
         for axis in AXES:
-            values = [one.repair(axis) for one in by_seed(results, row, far).values()]
-            line[f"R {axis}"] = interval(mean_interval([v for v in values if not math.isnan(v)]))
+            found = by_seed(results, row, far).values()
+            line[f"R {axis}"] = over_seeds(one.repair(axis) for one in found).text()
             line[axis] = axis_verdict(results, row, far, axis)
         line["H1"] = first_hypothesis(results, row, family)
         loss, word = grace(results, row, family)
-        line |= {"largest loss": interval(loss), "A(128, 1)": word}
+        line |= {"largest loss": loss.text(), "A(128, 1)": word}
         line["seeds"] = len(results.seeds(row, f"{far}.wide"))
         lines.append(line)
     return pd.DataFrame(lines)
