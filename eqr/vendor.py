@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 BOOK_DIR = Path(__file__).resolve().parent.parent / "book"
@@ -42,7 +43,12 @@ FILES: tuple[tuple[str, str, str], ...] = (
     ("@jupyter-widgets/html-manager/dist", "embed-amd.js", "widgets"),
     ("@jupyter-widgets/html-manager/dist", "*.woff2", "widgets"),
     ("@jupyter-widgets/html-manager/dist", "*.LICENSE.txt", "widgets"),
+    ("onnxruntime-web/dist", "ort.wasm.bundle.min.mjs", "onnxruntime"),
+    ("onnxruntime-web/dist", "ort-wasm-simd-threaded.wasm", "onnxruntime"),
 )
+
+# What checks the pages and is no part of them: likewise, but below `book/_vendor` itself.
+CHECKS: tuple[tuple[str, str, str], ...] = (("axe-core", "axe.min.js", ".checks"),)
 
 
 class VendorError(RuntimeError):
@@ -50,8 +56,8 @@ class VendorError(RuntimeError):
 
 
 def lock_hash(book_dir: Path) -> str:
-    """Hash of what `book/_vendor` is made from: the two npm files and `FILES`."""
-    digest = hashlib.sha256(repr(FILES).encode())
+    """Hash of what `book/_vendor` is made from: the two npm files, `FILES` and `CHECKS`."""
+    digest = hashlib.sha256(repr(FILES + CHECKS).encode())
     for name in ("package.json", "package-lock.json"):
         digest.update((book_dir / name).read_bytes())
     return digest.hexdigest()
@@ -78,7 +84,8 @@ def ensure(book_dir: Path = BOOK_DIR) -> Path:
     with tempfile.TemporaryDirectory(prefix=".vendor-", dir=book_dir) as work:
         modules = npm_ci(book_dir, Path(work))
         fresh = Path(work) / "fresh"
-        copy_files(modules, fresh / PLACE)
+        copy_files(modules, fresh / PLACE, FILES)
+        copy_files(modules, fresh, CHECKS)
         (fresh / STAMP).write_text(lock_hash(book_dir) + "\n")
         if target.exists():
             target.rename(Path(work) / "old")
@@ -114,13 +121,13 @@ def npm_ci(book_dir: Path, work: Path) -> Path:
     return work / "node_modules"
 
 
-def copy_files(modules: Path, target: Path) -> None:
-    """Copy what `FILES` names from `modules` to `target`.
+def copy_files(modules: Path, target: Path, files: Iterable[tuple[str, str, str]]) -> None:
+    """Copy what `files` (such as `FILES`) names from `modules` to `target`.
 
     Raises:
         VendorError: a pattern matches nothing, so a package has changed its layout.
     """
-    for folder, pattern, below in FILES:
+    for folder, pattern, below in files:
         found = sorted((modules / folder).glob(pattern))
         if not found:
             raise VendorError(f"No {pattern} in {folder}: mend FILES in eqr/vendor.py.")

@@ -69,7 +69,8 @@ def test_npm_lock_names_no_other_registry() -> None:
     lock = json.loads((ROOT / "book/package-lock.json").read_text())
     named = {entry.get("resolved", "") for entry in lock["packages"].values()}
     assert all(url.startswith("https://registry.npmjs.org/") for url in named - {""})
-    wanted = json.loads((ROOT / "book/package.json").read_text())["dependencies"]
+    package = json.loads((ROOT / "book/package.json").read_text())
+    wanted = package["dependencies"] | package["devDependencies"]
     for name, version in wanted.items():
         entry = lock["packages"][f"node_modules/{name}"]
         assert entry["version"] == version and entry["integrity"].startswith("sha512-")
