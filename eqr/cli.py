@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import typer
 
-from eqr import checkpoint, cli_data, cli_import, cli_plan, cli_results, cli_run, data
+from eqr import checkpoint, cli_data, cli_export, cli_import, cli_plan, cli_results, cli_run, data
 from eqr.config import (
     PROFILES,
     ConfigError,
@@ -39,6 +39,7 @@ from eqr.console import (
     say,
     whole_numbers,
 )
+from eqr.export import ExportError
 from eqr.hub import HubError
 from eqr.parallel import WorldError, joined
 from eqr.plan_grid import PlanError
@@ -58,6 +59,7 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_results.app, name="results")
 app.command("run")(cli_run.run_command)
 app.command("import-checkpoint")(cli_import.import_command)
+app.command("export")(cli_export.export_command)
 app.command("plan")(cli_plan.plan_command)
 
 ERRORS = (
@@ -67,6 +69,7 @@ ERRORS = (
     ProblemError,
     data.DataError,
     checkpoint.CheckpointError,
+    ExportError,
     HubError,
     VendorError,
     WorldError,

@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from eqr import book, graph, vendor
+from eqr import book, graph, play, vendor
 from eqr.config import ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
+from eqr.experiments import trained
 from eqr.graph import BOOK, NOTEBOOKS, Job
 from eqr.store import Store
 from eqr.study_rows import studies_of
@@ -211,6 +212,8 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
     source = book.assemble(
         BOOK, executed, out / profile / "source", SMOKE if profile == "smoke" else ""
     )
+    live = {name: trained(name, profile, seed, store) for name in play.LIVE}
+    play.install(source, live, profile)
     page = book.build_html(source, out / profile / "html")
     book.check_html(page.parent)
     say(f"the book is ready after {time.monotonic() - began:.0f} s:")

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from eqr import book, vendor
+from eqr import book, play, vendor
 from eqr.runner import BOOK
 
 CHROMIUM = next(
@@ -40,6 +40,8 @@ def html(tmp_path_factory) -> Path:
     names = [file.removeprefix("chapters/") for file in files if file.startswith("chapters/")]
     chapters = {name: chapter(work / f"{name}.ipynb", name) for name in names}
     source = book.assemble(BOOK, chapters, work / "source", "Only a rehearsal.")
+    (source / play.HOME).parent.mkdir()
+    (source / play.HOME).write_text("<p>A board.</p>")
     book.build_html(source, work / "html")
     return work / "html"
 

@@ -23,7 +23,7 @@ from eqr.model import Reasoner
 from eqr.streams import stream
 from eqr.sudoku import Sudoku
 
-COMMANDS = ["train", "eval", "solve", "bench", "run", "recipes", "notebook", "book"]
+COMMANDS = ["train", "eval", "export", "solve", "bench", "run", "recipes", "notebook", "book"]
 COMMANDS += ["import-checkpoint", "plan"]
 
 

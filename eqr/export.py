@@ -1,0 +1,225 @@
+"""One outer iteration as an ONNX file, for readers who have no torch (chapter *Play with the
+attractor*, where a browser runs it in a loop).
+
+The graph is the map ``f(z; x)`` of the paper (§3) with everything that a caller may want to vary as
+an input: the latents, the problem, the noise that is added at each update, its size β, and the
+damping λ. Whoever runs it draws starts and noise; so a result can be compared with torch number by
+number, and :func:`export` does so before it writes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eqr import __version__
+from eqr.model import Reasoner, State, parameter_count, residual, start_vectors
+from eqr.streams import stream
+from eqr.task import Task, task_to_dict
+
+INPUTS = ("z_high", "z_low", "x", "noise", "beta", "damping")
+OUTPUTS = ("next_high", "next_low", "logits", "halt", "residual")
+OPSET = 17  # the oldest with all that a model needs; every runtime since 2022 reads it
+TOLERANCE = 1e-4  # of any output against torch
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported, or whose export disagrees with it; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What :func:`export` has written."""
+
+    path: Path  # the ONNX file; beside it lies the same name with .json
+    size: int  # bytes
+    difference: float  # largest difference from torch, over all outputs
+
+
+def updates(model: Reasoner) -> int:
+    """How often one outer iteration applies the operator, each time with noise of its own."""
+    config = model.config
+    return config.high_cycles * (config.low_cycles + config.hierarchical)
+
+
+class OneIteration(nn.Module):
+    """:meth:`eqr.model.Reasoner.step` with the noise given instead of drawn."""
+
+    def __init__(self, model: Reasoner) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, z_high: Tensor, z_low: Tensor, x: Tensor, noise: Tensor, beta: Tensor, damping: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The outputs named in ``OUTPUTS``.
+
+        Args:
+            z_high: (B, S, H) latents; z_low: the same, or (B, 0, H) for a single latent.
+            x: (B, S) int64 problem tokens.
+            noise: (K, B, S, H) standard normal draws, one for each of the K :func:`updates`, in
+                the order in which ``step`` draws them.
+            beta, damping: scalars β and λ.
+        """
+        model, config = self.model, self.model.config
+        before = State(z_high, z_low)
+        emb = model.embed(x) * config.hidden**0.5
+        drawn = iter(noise)
+
+        def update(z: Tensor, u: Tensor, gain: str) -> Tensor:
+            added = beta * next(drawn)
+            if config.learn_noise:
+                added = added * getattr(model, gain).exp()
+            return damping * z + (1 - damping) * model(z, u, 0.0) + added
+
+        for _ in range(config.high_cycles):
+            for _ in range(config.low_cycles):
+                if config.hierarchical:
+                    z_low = update(z_low, z_high + emb, "noise_low")
+                else:
+                    z_high = update(z_high, emb, "noise_high")
+            if config.hierarchical:
+                z_high = update(z_high, z_low, "noise_high")
+        after = State(z_high, z_low)
+        halt = model.halt_head(z_high[:, 0]).squeeze(-1)
+        return z_high, z_low, model.lm_head(z_high), halt, residual(before, after)
+
+
+def example(model: Reasoner, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs of ``OneIteration`` for ``rows`` rows: a random start, random tokens, β > 0.
+
+    Float32, and int64 for ``x``; shapes as in :meth:`OneIteration.forward`.
+    """
+    own = stream(seed, "export", rows)
+    state = model.initial_state(rows, own)
+    noise = torch.randn((updates(model), *state.z_high.shape), generator=own)
+    x = torch.randint(1, model.vocab_size, (rows, model.tokens), generator=own)
+    found = (state.z_high, state.z_low, x, noise, torch.tensor(0.1), torch.tensor(0.3))
+    return {name: value.detach().numpy() for name, value in zip(INPUTS, found, strict=True)}
+
+
+def export(model: Reasoner, path: Path, meta: Mapping[str, Any] | None = None) -> Exported:
+    """Write ``model``'s outer iteration to ``path`` as ONNX; the file appears whole or not at all.
+
+    Args:
+        model: in float32, on the CPU.
+        meta: goes into the file's properties, as JSON under the key ``eqr``.
+
+    Raises:
+        ExportError: the package onnx is missing, or the graph disagrees with torch.
+    """
+    import onnx
+
+    graph = traced(model)
+    onnx.helper.set_model_props(graph, {"eqr": json.dumps(dict(meta or {}), sort_keys=True)})
+    graph.producer_name, graph.producer_version = "eqr-book", __version__
+    onnx.checker.check_model(graph)
+    gap = disagreement(model, graph)
+    if not gap <= TOLERANCE:
+        raise ExportError(f"{path}: differs from torch by {gap:.2g}, more than {TOLERANCE}")
+    content = graph.SerializeToString(deterministic=True)
+    write_whole(path, content)
+    return Exported(path, len(content), gap)
+
+
+def difference(model: Reasoner) -> float:
+    """The largest difference of the graph of ``model`` from torch, as :func:`export` checks it."""
+    return disagreement(model, traced(model))
+
+
+def traced(model: Reasoner) -> Any:
+    """The ONNX graph (an ``onnx.ModelProto``) of ``model``, with the number of rows left open.
+
+    Through the TorchScript exporter: it needs no further package, and its files are smaller. That
+    it is the older of two ways is all that it has to say, so its warnings are not shown.
+
+    Raises:
+        ExportError: the package onnx is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ExportError("onnx is not installed here: pip install 'eqr-book[book]'") from error
+    inputs = tuple(torch.from_numpy(value) for value in example(model, 2).values())
+    rows = {name: {0: "rows"} for name in ("z_high", "z_low", "x", *OUTPUTS)}
+    rows["noise"] = {1: "rows"}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            torch.onnx.export(
+                OneIteration(model).eval(),
+                inputs,
+                buffer,
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
+                dynamic_axes=rows,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+@torch.no_grad()
+def disagreement(model: Reasoner, graph: Any) -> float:
+    """The largest difference of any output from torch, by ONNX's own evaluator, for three rows."""
+    from onnx.reference import ReferenceEvaluator
+
+    inputs = example(model, 3, seed=1)
+    found = ReferenceEvaluator(graph).run(None, inputs)
+    wanted = OneIteration(model)(*(torch.from_numpy(value) for value in inputs.values()))
+    gaps = [np.abs(a - b.numpy()).max() for a, b in zip(found, wanted, strict=True) if a.size]
+    return float(max(gaps))
+
+
+def describe(model: Reasoner, task: Task) -> dict[str, Any]:
+    """All that a caller without this package needs to run the file: the sidecar's content.
+
+    The task's fields and symbols, the model's settings, shapes, and how trajectories start: random
+    ones from a normal cut at ±2 with the standard deviations given, others from the vectors given.
+    """
+    config = model.config
+    start: dict[str, Any] = {"kind": config.init}
+    if config.init == "random":
+        start |= {"std_high": config.init_std_high, "std_low": config.init_std_low}
+    else:
+        high, low = start_vectors(model)
+        start |= {"high": high.tolist(), "low": (high if low is None else low).tolist()}
+    return {
+        "task": task_to_dict(task) | {"height": task.height, "width": task.width},
+        "vocab_size": task.vocab_size,
+        "hidden": config.hidden,
+        "tokens_low": model.tokens if config.hierarchical else 0,
+        "updates": updates(model),
+        "noise": config.noise,
+        "damping": config.damping,
+        "start": start,
+        "parameters": parameter_count(model),
+        "model": asdict(config),
+    }
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

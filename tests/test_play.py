@@ -1,0 +1,100 @@
+"""Recordings hold what the rollout did, and the page's pieces are well-formed."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from eqr import checkpoint, play
+from eqr.rollout import rollout
+from eqr.solve import solve
+
+
+@pytest.fixture(scope="module")
+def page_model(learned) -> play.PageModel:
+    """The tiny learned model as the page speaks of it."""
+    loaded = checkpoint.load_model(learned.path)
+    return play.PageModel("tiny", loaded.model, loaded.task, "train-0123456789abcdef", "smoke")
+
+
+def read(text: str) -> list[int]:
+    """The inverse of `in_base_36`."""
+    return [int(char, 36) for char in text]
+
+
+def stored(html: play.Html) -> dict:
+    """The JSON inside a piece of a page."""
+    (found,) = re.findall(r'<script type="application/json">(.*?)</script>', html.text, re.DOTALL)
+    return json.loads(found)
+
+
+def test_recording_is_the_rollout(page_model, problems):
+    inputs, label = problems.test.inputs[3], problems.test.labels[3]
+    made = play.record(page_model, inputs, label, depth=6, breadth=4, noise=0.1, seed=5)
+    x = torch.as_tensor(inputs)[None]
+    steps = list(rollout(page_model.model, x, depth=6, breadth=4, noise=0.1, seed=5))
+    assert len(made["frames"]) == len(steps) == 6
+    assert read(made["inputs"]) == inputs.tolist() and read(made["label"]) == label.tolist()
+    for frame, it in zip(made["frames"], steps, strict=True):
+        assert [read(row) for row in frame["answers"]] == it.answer.tolist()
+        sure = it.step.logits.softmax(-1).amax(-1)
+        levels = np.array([read(row) for row in frame["confidence"]]) / play.LEVELS
+        np.testing.assert_allclose(levels, sure, atol=0.5 / play.LEVELS + 1e-6)
+        np.testing.assert_allclose(frame["residual"], it.residual, rtol=6e-3)
+
+
+def test_plane_keeps_what_two_axes_can(page_model, problems):
+    made = play.record(page_model, problems.test.inputs[0], depth=12, breadth=3)
+    plane = np.array([frame["plane"] for frame in made["frames"]])
+    assert plane.shape == (12, 3, 2) and np.abs(plane).max() == 1000
+    first, second = (plane[..., axis].ravel().std() for axis in (0, 1))
+    assert first >= second > 0  # the axes come in the order of what they show
+
+
+def test_text_cannot_end_the_script(page_model, problems):
+    made = play.record(page_model, problems.test.inputs[0], depth=2, breadth=1)
+    made["model"]["name"] = "</script><b>"
+    html = play.replay([("</script>", [made])])
+    assert stored(html)["items"][0]["title"] == "</script>"
+    assert html.text.count("</script>") == 2  # the data's own end and the player's
+
+
+def test_models_with_the_same_board_share_their_problems(page_model):
+    other = play.PageModel("rival", page_model.model, page_model.task, "train-f", "smoke")
+    puzzles = [{"title": "one", "text": "1" + "." * 15, "model": "rival"}]
+    found = stored(play.solver([page_model, other], puzzles))
+    assert [model["board"] for model in found["models"]] == [0, 0]
+    assert found["puzzles"][0]["board"] == 0
+    assert found["models"][0]["file"] == "train-0123456789abcdef.onnx"
+
+
+@dataclass
+class FakeTrained:
+    """As much of `eqr.experiments.Trained` as `install` asks for."""
+
+    model: object
+    recipe: object
+    run: object
+    data: object
+
+
+def test_install_puts_modules_models_and_the_board_in_place(
+    page_model, learned, problems, tmp_path
+):
+    run = SimpleNamespace(id="train-0123456789abcdef")
+    found = FakeTrained(page_model.model, learned.recipe, run, problems)
+    play.install(tmp_path, {"sudoku6": found}, "smoke")
+    place = tmp_path / "_vendor" / play.PLACE
+    assert {p.name for p in place.iterdir()} == {*play.MODULES, "train-0123456789abcdef.onnx"}
+    (made,) = stored(play.Html((tmp_path / play.HOME).read_text()))["items"][0]["recordings"]
+    solution = solve(
+        page_model.model, page_model.task, problems.test.inputs[0], depth=16, breadth=8
+    )
+    last = made["frames"][-1]["answers"][solution.restart]
+    assert read(last) == solution.answer.tolist()
