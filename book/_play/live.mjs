@@ -81,22 +81,26 @@ class Live {
     this.message = element("p", { class: "eqr-message", role: "alert" });
     this.use = element("button", { type: "button" }, "Use this problem");
     this.keys = element("div", { class: "eqr-keys", role: "group", "aria-label": "Write into the cell" });
-    const form = element(
+    const choice = element(
       "div",
       { class: "eqr-form" },
       control(f.model.id, "Model", f.model),
       control(f.other.id, "Compare with", f.other),
       control(f.puzzle.id, "Problem", f.puzzle),
-      control(f.text.id, "or write one", f.text),
-      this.use,
+    );
+    const settings = element(
+      "div",
+      { class: "eqr-form" },
       control(f.depth.id, "Depth D", f.depth, (v) => `${v} iterations`),
       control(f.breadth.id, "Breadth B", f.breadth, (v) => (v === 1 ? "1 restart" : `${v} restarts`)),
       control(f.noise.id, "Noise β", f.noise, (v) => v.toFixed(2)),
       control(f.damping.id, "Damping λ", f.damping, (v) => v.toFixed(2)),
       control(f.seed.id, "Seed", f.seed),
+      control(f.text.id, "A problem of your own", f.text),
+      this.use,
     );
     const place = element("div", { class: "eqr-player" });
-    root.append(form, this.message, place, this.keys);
+    root.append(choice, place, this.message, this.keys, settings);
     root.setAttribute("role", "region");
     root.setAttribute("aria-label", title);
     f.model.addEventListener("change", () => this.pickModel());
