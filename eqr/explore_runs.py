@@ -1,5 +1,4 @@
-"""Trajectories that are recorded as they are computed, on a thread of their own (chapter *Explore in
-Jupyter*).
+"""Trajectories recorded as they are computed, on a thread of their own (*Explore in Jupyter*).
 
 No widget is in here. A :class:`Trajectory` turns a puzzle and :class:`Settings` into
 :class:`Frame` after :class:`Frame`; an :class:`Engine` computes the frames of one or several models
@@ -260,6 +259,11 @@ class Engine:
         return self.fault is None and self.done < self._target
 
     @property
+    def busy(self) -> bool:
+        """A step is in flight, or more are wanted."""
+        return self.playing or self._since is not None
+
+    @property
     def waiting(self) -> float:
         """Seconds since the step in flight began; 0 where there is none."""
         since = self._since
@@ -273,7 +277,7 @@ class Engine:
 
     def _to_paint(self) -> bool:
         """Something is under way, or has happened since the last ``paint``."""
-        return bool(self._runs) and (self._stale or self.playing or self._since is not None)
+        return bool(self._runs) and (self._stale or self.busy)
 
     def _compute(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -23,11 +24,24 @@ FONT = "system-ui, 'Segoe UI', 'Source Sans 3', Roboto, 'DejaVu Sans', sans-seri
 WIDE, NARROW = (900, 356), (440, 512)  # units of a picture alone, and of one of two side by side
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one model has to show."""
+
+    title: str
+    task: Task
+    inputs: np.ndarray  # (S,) the problem
+    frame: Frame | None  # None: nothing is computed yet
+    limit: int  # iterations that the axis of the residuals has room for
+    verdict: str = ""  # the rule checker's, which no model sees
+
+
 def svg(content: str, width: float, height: float, label: str) -> str:
     """A picture of its own, as wide as there is room; read aloud as ``label``."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}"'
-        f' height="{height:g}" role="img" aria-label="{escape(label)}" font-family="{FONT}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}"'
+        f' width="{width:g}" height="{height:g}"'
+        f' role="img" aria-label="{escape(label)}" font-family="{FONT}"'
         f' style="max-width:100%;height:auto;background:#fff;border-radius:4px">'
         f"<title>{escape(label)}</title>{content}</svg>"
     )
@@ -52,12 +66,17 @@ def line(points: np.ndarray, colour: str, width: float = 1.3, dashed: bool = Fal
     )
 
 
+def disc(x: float, y: float, radius: float, colour: str, more: str = "") -> str:
+    """A filled circle; ``more`` are attributes."""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}"{more}/>'
+
+
 def tip(x: float, y: float, agrees: bool, selected: bool) -> str:
     """The end of a trajectory: a disc, a cross where its answer differs, a ring if selected."""
     if selected:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#fff" stroke="{INK}" stroke-width="2.2"/>'
+        return disc(x, y, 5, "#fff", f' stroke="{INK}" stroke-width="2.2"')
     if agrees:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{BLUE}"/>'
+        return disc(x, y, 2.6, BLUE)
     return (
         f'<path d="M{x - 3.2:.1f} {y - 3.2:.1f}l6.4 6.4m0 -6.4l-6.4 6.4" stroke="{VERMILLION}"'
         ' stroke-width="1.8"/>'
@@ -116,9 +135,7 @@ def drawn_cell(
     inside.append(f'{box} fill="{AMBER}" fill-opacity="{tint:.2f}"/>')
     middle, size = (x + cell / 2, y + cell / 2), cell * (0.34 + 0.24 * sure)
     if shown == "o":
-        inside.append(
-            f'<circle cx="{middle[0]:.1f}" cy="{middle[1]:.1f}" r="{size / 2.4:.1f}" fill="{BLUE}"/>'
-        )
+        inside.append(disc(*middle, size / 2.4, BLUE))
     elif shown not in ".#":
         fixed = given not in ".#"
         inside.append(
@@ -221,7 +238,7 @@ def plane(frame: Frame | None, width: float, height: float) -> str:
     spots = centre + (frame.plane - (lows + highs) / 2) * scale * np.array([1, -1])
     for b in order(frame):
         x, y = spots[0, b]
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.8" fill="{GREY}"/>')
+        parts.append(disc(x, y, 1.8, GREY))
         parts.append(stroke(frame, b, spots[:, b]))
     return "".join(parts)
 
@@ -257,57 +274,49 @@ def facts(frame: Frame | None, limit: int) -> list[str]:
     ]
 
 
-def describe(title: str, task: Task, inputs: np.ndarray, frame: Frame | None, limit: int) -> str:
+def describe(view: View) -> str:
     """A picture in words, for those who do not see it: the facts, then the board row by row."""
-    tokens = frame.answer[frame.selected] if frame else inputs
-    shown = task.format(np.where(np.asarray(inputs) > 1, inputs, tokens) if frame else tokens)
+    task, frame, inputs = view.task, view.frame, np.asarray(view.inputs)
+    shown = task.format(inputs)
+    if frame:
+        answer = task.format(frame.answer[frame.selected])
+        shown = "".join(a if g == "." else g for g, a in zip(shown, answer, strict=True))
     rows = [shown[k : k + task.width] for k in range(0, len(shown), task.width)]
-    which = f"restart {frame.selected + 1} selected; " if frame else ""
-    return f"{title}: {'; '.join(facts(frame, limit))}; {which}board {' / '.join(rows)}"
+    which = f"; restart {frame.selected + 1} selected" if frame else ""
+    words = [f"{view.title}: {'; '.join(facts(frame, view.limit))}{which}"]
+    words += [f"by the rules: {view.verdict}"] if view.verdict else []
+    return f"{'; '.join(words)}; board {' / '.join(rows)}"
 
 
-def picture(
-    title: str, task: Task, inputs: np.ndarray, frame: Frame | None, limit: int, wide: bool
-) -> tuple[str, tuple[int, int]]:
+def picture(view: View, wide: bool) -> tuple[str, tuple[int, int]]:
     """Board, residuals and plane of one model, and the size in units; ``wide`` in one row."""
-    told = facts(frame, limit)
-    parts = [text(12, 24, title, 15, font_weight="650")]
+    frame, limit = view.frame, view.limit
+    told, drawn = facts(frame, limit), (view.task, view.inputs, frame)
+    parts = [text(12, 24, view.title, 15, font_weight="650")]
+    verdict = f"by the rules: {view.verdict}" if view.verdict else ""
     if wide:
-        width, height = WIDE
+        (width, height), at = WIDE, (322, 344)
         parts.append(text(width - 12, 24, " · ".join(told), 12, text_anchor="end", fill=GREY))
-        places = [
-            (board(task, inputs, frame, 280), 14, 46),
-            (traces(frame, limit, 270, 280), 322, 46),
-        ]
+        parts.append(text(width - 12, 348, verdict, 11, text_anchor="end", fill=GREY))
+        places = [(board(*drawn, 280), 14, 46), (traces(frame, limit, 270, 280), 322, 46)]
         places.append((plane(frame, 276, 280), 614, 46))
-        at = 322, 344
     else:
-        width, height = NARROW
-        places = [
-            (board(task, inputs, frame, 218), 14, 40),
-            (traces(frame, limit, 206, 210), 8, 278),
-        ]
+        (width, height), at = NARROW, (18, 500)
+        places = [(board(*drawn, 218), 14, 40), (traces(frame, limit, 206, 210), 8, 278)]
         places.append((plane(frame, 212, 210), 222, 278))
-        parts += [text(250, 60 + 22 * k, words, 12, fill=GREY) for k, words in enumerate(told)]
-        at = 18, 500
+        told = [*told, "", *verdict.replace(": ", ":\n").replace("; ", "\n").splitlines()]
+        parts += [text(248, 60 + 20 * k, words, 12, fill=GREY) for k, words in enumerate(told)]
     parts += [f'<g transform="translate({x} {y})">{part}</g>' for part, x, y in places]
     if frame:
         parts.append(legend(frame, *at))
     return "".join(parts), (width, height)
 
 
-def pictures(
-    titles: Sequence[str],
-    task: Task,
-    inputs: np.ndarray,
-    frames: Sequence[Frame | None],
-    limit: int,
-) -> str:
+def pictures(views: Sequence[View]) -> str:
     """One SVG with one model, or with several side by side."""
     parts, x, height = [], 0, 0
-    for title, frame in zip(titles, frames, strict=True):
-        part, size = picture(title, task, inputs, frame, limit, wide=len(titles) == 1)
+    for view in views:
+        part, size = picture(view, wide=len(views) == 1)
         parts.append(f'<g transform="translate({x} 0)">{part}</g>')
         x, height = x + size[0] + 20, size[1]
-    told = [describe(t, task, inputs, f, limit) for t, f in zip(titles, frames, strict=True)]
-    return svg("".join(parts), x - 20, height, ". ".join(told))
+    return svg("".join(parts), x - 20, height, ". ".join(map(describe, views)))
