@@ -94,21 +94,22 @@ class Controls:
             layout={"width": "7em"},
         )
         self.put = button("Put", "Put the symbol into the cell", "4em")
-        self.message = widgets.HTML()
+        self.message = widgets.HTML(layout={"min_height": "2em", "margin": "2px 2px 2px 5.8em"})
 
     def arranged(self) -> widgets.Widget:
         """All of them: the puzzle, the sliders, the buttons, the picture."""
         cell = widgets.HBox([self.row, self.column, self.symbol, self.put])
         cell.layout.flex_flow = "row wrap"
-        left = widgets.VBox([self.puzzle, cell, self.message], layout={"flex": "1 1 20em"})
-        top = widgets.HBox([left, self.text], layout={"flex_flow": "row wrap"})
         sliders = [self.depth, self.breadth, self.noise, self.damping, self.seed]
         columns = "repeat(auto-fill, minmax(17em, 1fr))"
-        grid = widgets.GridBox(sliders, layout={"grid_template_columns": columns, "width": "100%"})
+        grid = widgets.GridBox(sliders, layout={"grid_template_columns": columns, "width": "auto"})
+        grid.layout.align_items = "center"
+        left = widgets.VBox([self.puzzle, cell, self.message, grid], layout={"flex": "1 1 20em"})
+        top = widgets.HBox([left, self.text], layout={"flex_flow": "row wrap"})
         buttons = widgets.HBox([self.play, self.step, self.reset, self.status])
         buttons.layout.flex_flow, buttons.layout.align_items = "row wrap", "center"
         css = widgets.HTML(CSS, layout={"display": "none"})
-        parts = [css, top, grid, buttons, self.figure]
+        parts = [css, top, buttons, self.figure]
         whole = widgets.VBox(parts, layout={"width": "100%", "max_width": "62em"})
         whole.add_class("eqr-explore")
         return whole
