@@ -69,7 +69,10 @@ def explore(
     if len(names) != len(found) or len(set(names)) < len(names):
         raise ProblemError(f"titles {names}: give each model one of its own")
     models = dict(zip(names, (m.model for m in found), strict=True))
-    return Explorer(models, task, np.asarray(problems), puzzle, settings or Settings())
+    made = Explorer(models, task, np.asarray(problems), puzzle, settings or Settings())
+    origins = [m.run.id if isinstance(m, Trained) else f"weights {m.sha256[:12]}" for m in found]
+    made.origins = dict(zip(names, origins, strict=True))
+    return made
 
 
 def opened(model: Checkpoint | Path | str) -> Checkpoint:
@@ -117,6 +120,7 @@ class Explorer:
         self.models, self.task, self.problems = models, task, problems
         self.inputs = np.asarray(problems[puzzle])
         self.engine = Engine(self.paint)
+        self.origins: dict[str, str] = {}  # by title: the run or the weights of a model
         self._busy = False  # the explorer itself is moving a control
         self._painted: list[Any] = []  # what the picture shows
         self._beats = 0
@@ -230,10 +234,10 @@ class Explorer:
 
     def views(self) -> list[View]:
         """What the picture shows of each model."""
-        common, found = (self.task, self.inputs), self.frames()
+        common, limit = (self.task, self.inputs), self.controls.depth.value
         return [
-            View(title, *common, frame, self.controls.depth.value, self._verdict(frame))
-            for title, frame in zip(self.models, found, strict=True)
+            View(t, *common, frame, limit, self._verdict(frame), self.origins.get(t, ""))
+            for t, frame in zip(self.models, self.frames(), strict=True)
         ]
 
     def _verdict(self, frame: Frame | None) -> str:

@@ -133,12 +133,14 @@ class Trajectory:
     """The restarts of one model on one puzzle, iteration by iteration.
 
     ``frames`` only ever grows, so one thread may append while another reads. The model gets the
-    puzzle and nothing else.
+    puzzle and nothing else. One that is not ``drawn`` has no points in the plane.
     """
 
-    def __init__(self, model: Any, inputs: np.ndarray, settings: Settings) -> None:
+    def __init__(
+        self, model: Any, inputs: np.ndarray, settings: Settings, drawn: bool = True
+    ) -> None:
         self.frames: list[Frame] = []
-        self._plane = Plane()
+        self._plane = Plane() if drawn else None
         self._iterations: Iterator[Iteration] = rollout(
             model,
             torch.as_tensor(np.asarray(inputs))[None],
@@ -160,15 +162,16 @@ class Trajectory:
         if last:
             stays = np.where(answer == last.answer, last.unchanged + 1, 0)
         gaps = it.residual.cpu().numpy()[None]
-        self._plane.add(it.step.state.flat().float().cpu().numpy())
+        if self._plane:
+            self._plane.add(it.step.state.flat().float().cpu().numpy())
         frame = Frame(
             depth=it.depth,
             answer=answer,
             confidence=it.step.logits.float().softmax(-1).amax(-1).cpu().numpy(),
             unchanged=stays,
             residuals=np.concatenate((last.residuals, gaps)) if last else gaps,
-            plane=self._plane.points,
-            explained=self._plane.explained,
+            plane=self._plane.points if self._plane else np.zeros((0, len(answer), 2)),
+            explained=self._plane.explained if self._plane else 0.0,
             seconds=time.perf_counter() - began,
         )
         self.frames.append(frame)
@@ -179,6 +182,26 @@ class Trajectory:
         until = time.monotonic() + seconds
         while len(self.frames) < depth and time.monotonic() < until:
             self.advance()
+
+
+def survey(
+    model: Any, inputs: np.ndarray, settings: Settings, depths: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """What the explorer shows of several puzzles (P, S) after each of ``depths`` (D of them).
+
+    Returns:
+        ``answer`` (P, D, S) of the selected restart, ``agree`` (P, D) restarts with that answer,
+        ``residual`` (P, D) of the selected restart, the mean of the last iterations.
+    """
+    found: dict[str, list] = {"answer": [], "agree": [], "residual": []}
+    for puzzle in inputs:
+        run = Trajectory(model, puzzle, settings, drawn=False)
+        run.record(max(depths))
+        shown = [run.frames[depth - 1] for depth in depths]
+        found["answer"].append([frame.answer[frame.selected] for frame in shown])
+        found["agree"].append([int(frame.agree.sum()) for frame in shown])
+        found["residual"].append([float(frame.settled.min()) for frame in shown])
+    return {name: np.array(values) for name, values in found.items()}
 
 
 class Engine:

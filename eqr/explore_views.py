@@ -34,6 +34,7 @@ class View:
     frame: Frame | None  # None: nothing is computed yet
     limit: int  # iterations that the axis of the residuals has room for
     verdict: str = ""  # the rule checker's, which no model sees
+    origin: str = ""  # the run or the weights that the model comes from
 
 
 def svg(content: str, width: float, height: float, label: str) -> str:
@@ -298,12 +299,14 @@ def picture(view: View, wide: bool) -> tuple[str, tuple[int, int]]:
         (width, height), at = WIDE, (322, 344)
         parts.append(text(width - 12, 24, " · ".join(told), 12, text_anchor="end", fill=GREY))
         parts.append(text(width - 12, 348, verdict, 11, text_anchor="end", fill=GREY))
+        parts.append(text(14, 346, view.origin, 10, fill=GREY))
         places = [(board(*drawn, 280), 14, 46), (traces(frame, limit, 270, 280), 322, 46)]
         places.append((plane(frame, 276, 280), 614, 46))
     else:
         (width, height), at = NARROW, (18, 500)
         places = [(board(*drawn, 218), 14, 40), (traces(frame, limit, 206, 210), 8, 278)]
         places.append((plane(frame, 212, 210), 222, 278))
+        parts.append(text(width - 8, 24, view.origin, 10, text_anchor="end", fill=GREY))
         told = [*told, "", *verdict.replace(": ", ":\n").replace("; ", "\n").splitlines()]
         parts += [text(248, 60 + 20 * k, words, 12, fill=GREY) for k, words in enumerate(told)]
     parts += [f'<g transform="translate({x} {y})">{part}</g>' for part, x, y in places]
