@@ -78,7 +78,8 @@ def tab(learned, tmp_path_factory) -> Iterator[Tab]:
         opened(found, origin, viewport={"width": 1280, "height": 1000}) as tab,
     ):
         tab.page.goto(f"{origin}/lab/tree/a.ipynb", timeout=PATIENCE)
-        tab.page.locator(".jp-CodeCell .cm-content").first.click(timeout=PATIENCE)
+        tab.page.get_by_text(re.compile(r"\| Idle$")).wait_for(timeout=PATIENCE)  # else not run
+        tab.page.locator(".jp-CodeCell .cm-content").first.click()
         tab.page.keyboard.press("Shift+Enter")
         tab.page.wait_for_selector(".eqr-explore svg", timeout=PATIENCE)
         yield tab
