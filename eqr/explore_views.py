@@ -95,17 +95,18 @@ def board(task: Task, inputs: np.ndarray, frame: Frame | None, size: float) -> s
     """
     cell = size / max(task.height, task.width)
     given = task.format(inputs)
-    shown, sure, stays = given, np.ones(len(given)), np.full(len(given), 9)
+    shown, sure, stays, changed = given, np.ones(len(given)), np.zeros(len(given)), False
     if frame:
         best = frame.selected
         shown = task.format(frame.answer[best])
         sure, stays = frame.confidence[best], frame.unchanged[best]
+        changed = frame.depth > 1  # at first there is nothing that a token could differ from
     parts = [
         f'<rect width="{cell * task.width:.1f}" height="{cell * task.height:.1f}" fill="#fff"/>'
     ]
     for place in range(task.seq_len):
         row, column = divmod(place, task.width)
-        facts = given[place], shown[place], float(sure[place]), int(stays[place])
+        facts = given[place], shown[place], float(sure[place]), int(stays[place]), changed
         parts.append(
             drawn_cell(column * cell, row * cell, cell, *facts, name=(row + 1, column + 1))
         )
@@ -120,12 +121,13 @@ def drawn_cell(
     shown: str,
     sure: float,
     stays: int,
+    changed: bool,
     name: tuple[int, int],
 ) -> str:
     """One cell: its tint, its token, a corner if the token has just changed, its facts as a tip."""
     words = f"row {name[0]}, column {name[1]}: "
     if given not in ".#":
-        words, shown, sure, stays = f"{words}{given}, given", given, 1.0, 9
+        words, shown, sure, changed = f"{words}{given}, given", given, 1.0, False
     else:
         words += f"{shown}, probability {sure:.2f}, unchanged for {stays}"
     box = f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}"'
@@ -146,7 +148,7 @@ def drawn_cell(
     elif shown == "#" and given != "#":  # a wall that the model sees where there is none
         inside.append(f'<rect x="{x + cell / 4:.1f}" y="{y + cell / 4:.1f}" width="{cell / 2:.1f}"'
                       f' height="{cell / 2:.1f}" fill="{VERMILLION}"/>')  # fmt: skip
-    if stays == 0:
+    if changed and stays == 0:
         edge = cell * 0.26
         inside.append(
             f'<path d="M{x + cell - edge:.1f} {y:.1f}h{edge:.1f}v{edge:.1f}z" fill="{VERMILLION}"/>'

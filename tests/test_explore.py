@@ -6,11 +6,12 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 
-from eqr import evaluate, select
+from eqr import book, evaluate, runner, select
 from eqr.checkpoint import load_model
 from eqr.config import EvalConfig
 from eqr.dynamics import MapModel
@@ -18,11 +19,12 @@ from eqr.explore import Explorer, explore
 from eqr.explore_controls import OWN, UNCHANGED
 from eqr.explore_runs import Engine, Frame, Plane, Settings, Trajectory, turning
 from eqr.explore_views import View, pictures
+from eqr.graph import BOOK
 from eqr.maze import Maze
 from eqr.model import State
 from eqr.rollout import rollout
 from eqr.select import Outcomes
-from eqr.task import ProblemError
+from eqr.task import VERMILLION, ProblemError
 
 
 class Slow(MapModel):
@@ -277,6 +279,20 @@ class TestPictures:
             shapes.append((tint, float(cell.find("{*}text").get("font-size"))))
         assert shapes[0][0] > 0.3 > 0.02 > shapes[1][0] and shapes[0][1] < 0.8 * shapes[1][1]
 
+    def test_a_corner_marks_the_blank_cells_whose_token_is_new(self, learned, problems):
+        task, inputs, counts = learned.recipe.task, problems.test.inputs[2], []
+        run = Trajectory(load_model(learned.path).model, inputs, Settings(8, 4, 5.0))  # all noise
+        run.record(8)
+        for k, frame in enumerate(run.frames):
+            root, _ = read(pictures([View("m", task, inputs, frame, 6)]))
+            paths = root.iter("{http://www.w3.org/2000/svg}path")
+            marks = [path for path in paths if path.get("fill") == VERMILLION]
+            before = run.frames[max(0, k - 1)].answer[frame.selected]
+            new = frame.answer[frame.selected] != before
+            counts.append(int((new & (inputs == 1)).sum()))
+            assert len(marks) == counts[-1]
+        assert sum(counts) > 0
+
     def test_a_maze_has_its_walls_ends_and_path(self):
         task = Maze(5, 5, path_min=2)
         problems = task.generate(1, 0)
@@ -295,6 +311,27 @@ class TestPictures:
         root, label = read(pictures([View(name, task, inputs, None, 4) for name in "AB"]))
         assert "A: iteration 0 of 4" in label and "B: iteration 0 of 4" in label
         assert root.get("role") == "img" and root.find("{*}title").text == label
+
+
+def test_a_page_shows_the_picture_and_no_widget(learned, tmp_path):
+    """A chapter is executed and built as in the book: no dead sliders, no saved widget state."""
+    cell = nbformat.v4.new_code_cell(
+        f"from eqr.explore import explore\nexplore({str(learned.path)!r})",
+        metadata={"mystnb": {"image": {"alt": "A board."}}},
+    )
+    text = nbformat.v4.new_markdown_cell("# Title")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[text, cell], metadata=kernel)
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    runner.execute(tmp_path / "a.ipynb", tmp_path / "done/a.ipynb", {})
+    source = book.assemble(BOOK, {"a": tmp_path / "done/a.ipynb"}, tmp_path / "source")
+    for path in source.glob("*.md"):
+        path.unlink()
+    (source / "_toc.yml").write_text("format: jb-book\nroot: chapters/a\n")
+    page = book.build_html(source, tmp_path / "html").parent / "chapters/a.html"
+    html = page.read_text()
+    assert 'alt="A board."' in html and ".svg" in html
+    assert "widget-view" not in html and "widget-state" not in html
 
 
 class TestControls:
