@@ -251,33 +251,35 @@ class Explorer:
 
     def paint(self) -> None:
         """Show what there is. Called by the engine every 50 ms while anything is under way, and by
-        each control; takes some milliseconds, since only the status line changes every time."""
+        each control; takes some milliseconds, since only the pulse changes every time."""
         now = [*self.frames(), self.inputs, self.controls.depth.value]
         if len(now) != len(self._painted) or any(map(is_not, now, self._painted)):
             self._painted, self.controls.figure.value = now, pictures(self.views())
-        self.controls.status.value = self._state()
+        self.controls.status.value, self.controls.pulse.value = self._state(), self._pulse()
         word = "Pause" if self.engine.playing else "Play"
         self.controls.play.description, self.controls.play.icon = word, word.lower()
 
     def _state(self) -> str:
-        """The status line: how far the trajectories are, and that something is under way."""
+        """How far the trajectories are: a region that screen readers follow, so it is only written
+        when the words change."""
         done, depth = self.engine.done, self.controls.depth.value
         if self.engine.fault:
             words = f"stopped by an error: {self.engine.fault}"
-        elif not self.engine.playing:
+        elif self.engine.playing:
+            words = f"iteration {done} of {depth}"
+        else:
             words = "finished" if done >= depth else "paused" if done else "ready"
             words += f" at iteration {min(done, depth)} of {depth}"
-        else:
-            words = f"iteration {done} of {depth}"
-        pulse = ""
-        if self.engine.busy:
-            self._beats += 1
-            pulse, waiting = BEAT[self._beats % len(BEAT)], self.engine.waiting
-            pulse += f" {waiting:.1f} s" if waiting >= 0.2 else ""
-        return (
-            f'<span role="status" style="margin-left:.6em">{html.escape(words)}</span>'
-            f' <span aria-hidden="true" style="font-variant-numeric:tabular-nums">{pulse}</span>'
-        )
+        return f'<span role="status">{html.escape(words)}</span>'
+
+    def _pulse(self) -> str:
+        """A sign that something is under way, another one each time; nothing at rest."""
+        if not self.engine.busy:
+            return ""
+        self._beats += 1
+        waiting = self.engine.waiting
+        words = BEAT[self._beats % len(BEAT)] + (f" {waiting:.1f} s" if waiting >= 0.2 else "")
+        return f'<span aria-hidden="true" style="font-variant-numeric:tabular-nums">{words}</span>'
 
     def close(self) -> None:
         """End the threads, and take the controls from the page."""

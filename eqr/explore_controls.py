@@ -58,7 +58,8 @@ class Controls:
         self.play = button("Play", "Play or pause")
         self.step = button("Step", "One more iteration")
         self.reset = button("Reset", "Back to iteration 0")
-        self.status, self.figure = widgets.HTML(), widgets.HTML(layout={"width": "100%"})
+        self.status, self.pulse = widgets.HTML(layout={"margin": "2px 1em"}), widgets.HTML()
+        self.figure = widgets.HTML(layout={"width": "100%"})
 
     def _make_puzzle(self, problems: np.ndarray, puzzle: int) -> None:
         task, listed = self.task, list(range(min(LISTED, len(problems))))
@@ -106,7 +107,7 @@ class Controls:
         grid.layout.align_items = "center"
         left = widgets.VBox([self.puzzle, cell, self.message, grid], layout={"flex": "1 1 20em"})
         top = widgets.HBox([left, self.text], layout={"flex_flow": "row wrap"})
-        buttons = widgets.HBox([self.play, self.step, self.reset, self.status])
+        buttons = widgets.HBox([self.play, self.step, self.reset, self.status, self.pulse])
         buttons.layout.flex_flow, buttons.layout.align_items = "row wrap", "center"
         css = widgets.HTML(CSS, layout={"display": "none"})
         parts = [css, top, buttons, self.figure]

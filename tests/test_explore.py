@@ -408,9 +408,30 @@ class TestControls:
         assert small.engine.done == 0 and small.frames() == [None]
         assert "ready at iteration 0 of 6" in c.status.value
 
+    def test_the_status_is_written_once_for_each_change_and_the_pulse_each_time(
+        self, learned, problems
+    ):
+        """A screen reader follows the status; eyes follow the pulse while a step takes long."""
+        found = Explorer({"slow": Slow(0.3)}, learned.recipe.task, problems.test.inputs)
+        said, beats = [], []
+        found.controls.status.observe(lambda change: said.append(change["new"]), "value")
+        found.controls.pulse.observe(lambda change: beats.append(change["new"]), "value")
+        found.controls.step.click()
+        self.settle(found)
+        found.close()
+        assert [words.partition(">")[2] for words in said] == [
+            "iteration 0 of 16</span>", "paused at iteration 1 of 16</span>"
+        ]  # fmt: skip
+        assert len(beats) >= 3 and any("0.2 s" in beat for beat in beats) and beats[-1] == ""
+
     def test_every_control_has_a_name(self, small):
         for name, control in vars(small.controls).items():
-            if hasattr(control, "description") and name not in ("message", "status", "figure"):
+            if hasattr(control, "description") and name not in (
+                "message",
+                "status",
+                "pulse",
+                "figure",
+            ):
                 assert control.description, name
         assert small.controls.damping.value == UNCHANGED
 
