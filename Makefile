@@ -12,10 +12,11 @@ STAMP := $(VENV)/.installed
 VENDOR := book/_vendor/.lock-hash
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vendor book test lint clean chromium
+.PHONY: help venv vendor book lab test lint clean chromium
 
 help:  ## list the targets
 	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         train, evaluate and build the book"
+	@echo "make lab                                          open the notebooks in JupyterLab"
 	@echo "make test [PYTEST_ARGS=...]                       lint, doctests and tests"
 	@echo "make lint                                         ruff only"
 	@echo "make venv                                         install into .venv, nothing else"
@@ -44,6 +45,9 @@ $(VENDOR): $(STAMP) book/package.json book/package-lock.json eqr/vendor.py
 
 book: $(STAMP) $(VENDOR)
 	$(BIN)/eqr book --profile $(PROFILE) --seed $(SEED)
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from eqr import export
-from eqr.basins import pca
 from eqr.data import PROJECT
 from eqr.experiments import Trained
+from eqr.explore_runs import Settings, Trajectory
 from eqr.model import Reasoner, parameter_count
-from eqr.rollout import rollout
 from eqr.task import Task, task_to_dict
 
 SCRIPTS = PROJECT / "book" / "_play"
@@ -103,37 +101,26 @@ def record(
     """Trajectories of one problem (S,), ready for :func:`replay`.
 
     Tokens are written as one base-36 digit each, probabilities as one of 36 levels, residuals with
-    three digits. The plane is that of the two main axes of all states (:func:`eqr.basins.pca`), its
-    coordinates in thousandths of the largest distance from the mean.
+    three digits. The plane is that of :class:`eqr.explore_runs.Plane`, its coordinates in
+    thousandths of the largest.
 
     Args:
         label: the answer (S,), so that errors are marked.
-        depth, breadth, noise, seed: of the rollout (:func:`eqr.rollout.rollout`).
+        depth, breadth, noise, seed: of the trajectories (:class:`eqr.explore_runs.Settings`).
     """
-    frames, states = [], []
-    for it in rollout(
-        model.model,
-        torch.as_tensor(np.asarray(inputs))[None],
-        depth=depth,
-        breadth=breadth,
-        noise=noise,
-        seed=seed,
-        rows=breadth,
-    ):
-        sure = it.step.logits.softmax(-1).amax(-1)
-        frames.append(
-            {
-                "answers": [in_base_36(row) for row in it.answer.tolist()],
-                "confidence": [in_base_36(row) for row in (LEVELS * sure).round().int().tolist()],
-                "residual": [float(f"{value:.3g}") for value in it.residual.tolist()],
-            }
-        )
-        states.append(it.step.state.flat().numpy())
-    flat = np.concatenate(states)
-    plane = pca(flat).project(flat)
+    run = Trajectory(model.model, inputs, Settings(depth, breadth, noise, seed=seed))
+    run.record(depth)
+    plane = run.frames[-1].plane  # (D, B, 2)
     plane = (1000 * plane / max(np.abs(plane).max(), 1e-12)).round().astype(int)
-    for frame, points in zip(frames, plane.reshape(depth, breadth, 2).tolist(), strict=True):
-        frame["plane"] = points
+    frames = [
+        {
+            "answers": [in_base_36(row) for row in frame.answer.tolist()],
+            "confidence": [in_base_36(row) for row in levels(frame.confidence)],
+            "residual": [float(f"{value:.3g}") for value in frame.residuals[-1].tolist()],
+            "plane": points.tolist(),
+        }
+        for frame, points in zip(run.frames, plane, strict=True)
+    ]
     return {
         "task": board_of(model.task),
         "inputs": in_base_36(np.asarray(inputs).tolist()),
@@ -144,6 +131,11 @@ def record(
         "seed": seed,
         "frames": frames,
     }
+
+
+def levels(shares: np.ndarray) -> list:
+    """Shares from 0 to 1 as whole numbers from 0 to ``LEVELS``, in lists."""
+    return (LEVELS * shares).round().astype(int).tolist()
 
 
 def in_base_36(values: Sequence[int]) -> str:

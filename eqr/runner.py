@@ -79,6 +79,7 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
             progress_bar=False,
             log_output=False,
             kernel_name="python3",
+            store_widget_state=False,  # a page has no kernel: its widgets would not answer
         )
     except papermill.PapermillExecutionError as error:
         raise book.BookError(
