@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from browsing import NEEDS_BROWSER, Tab, browser, opened, served
+from browsing import ELSEWHERE, NEEDS_BROWSER, Tab, browser, opened, served
 
 from eqr import book, pdf, serve, sphinx_pages, vendor
 
@@ -248,3 +248,18 @@ def test_every_term_of_the_glossary_has_a_definition_for_its_links(built_book):
     found = sphinx_pages.definitions(page)
     assert set(found) == set(re.findall(r'<dt id="(term-[^"]+)"', page)) and len(found) > 20
     assert all(len(text) > 20 and "<a " not in text for text in found.values())
+
+
+def test_a_link_to_a_page_has_a_preview(stand_in):
+    """Title, description and picture; the picture is there, of the right shape and light."""
+    from PIL import Image
+
+    page = (stand_in / "chapters/attractor.html").read_text(encoding="utf-8")
+    tags = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', page))
+    assert tags["og:title"].endswith("Chapter attractor")
+    assert tags["description"].startswith("A chapter’s first paragraph")
+    assert tags["og:url"] == f"{ELSEWHERE.address}chapters/attractor.html"
+    card = stand_in / tags["og:image"].removeprefix(ELSEWHERE.address)
+    assert card.stat().st_size <= 100_000
+    with Image.open(card) as picture:
+        assert picture.size == (1200, 630)
