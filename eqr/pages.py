@@ -80,7 +80,10 @@ def origin(name: str, metadata: Mapping[str, Any]) -> str:
                 if key in versions
             ),
         ),
-        ("Machine", f"{noted['hardware']}, {noted['threads']} thread(s)"),
+        (
+            "Machine",
+            f"{noted['hardware']}, {noted['threads']} thread{'s' * (noted['threads'] != 1)}",
+        ),
         ("Data", named(data)),
         ("Runs read", named([run["id"] for run in runs]) if runs else "none: it computes all"),
     ]
