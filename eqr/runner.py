@@ -88,6 +88,8 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
                 f"--IPKernelApp.exec_lines=import os; os.environ['EQR_USED'] = {str(used)!r}"
             ],
         )
+        book.check_notebook(temporary)
+        note_origin(temporary, used)
     except papermill.PapermillExecutionError as error:
         raise book.BookError(
             f"{notebook.name}: cell {error.exec_count} failed with {error.ename}: {error.evalue}",
@@ -95,8 +97,8 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
         ) from error
     except (DeadKernelError, NoSuchKernel) as error:
         raise book.BookError(f"{notebook.name}: its kernel died or is missing: {error}") from error
-    book.check_notebook(temporary)
-    note_origin(temporary, used)
+    finally:
+        used.unlink(missing_ok=True)
     temporary.replace(out)
     return out
 
@@ -106,14 +108,13 @@ def note_origin(notebook: Path, used: Path) -> None:
 
     Args:
         notebook: executed.
-        used: the lines that :func:`eqr.store.note_use` wrote meanwhile; removed.
+        used: the lines that :func:`eqr.store.note_use` wrote meanwhile.
     """
     content = json.loads(notebook.read_text(encoding="utf-8"))
     lines = used.read_text(encoding="utf-8").splitlines() if used.is_file() else []
     runs = {(run := json.loads(line))["id"]: run for line in lines}
     content["metadata"]["eqr"] = provenance() | {"runs": [runs[key] for key in sorted(runs)]}
     notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    used.unlink(missing_ok=True)
 
 
 def chapter(notebook: Path, parameters: Mapping[str, Any], store: Store) -> Path:

@@ -172,7 +172,3 @@ def serve_command(
             found.serve_forever()
         except KeyboardInterrupt:
             say("")
-
-
-if __name__ == "__main__":
-    typer.run(serve_command)

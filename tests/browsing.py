@@ -52,6 +52,9 @@ An equation, $z^* = f(z^*)$, and a {{term}}`residual`.
 It *holds*.
 ```
 
+<div class="eqr-live">Only on a screen.</div>
+<div class="eqr-static">In its place.</div>
+
 :::{{note}}
 A note with `code` and a [link](../rerun.md).
 :::

@@ -225,6 +225,17 @@ def test_the_book_prints_as_one_pdf_with_links_inside(chromium, built_book, tmp_
     assert not list(built_book.glob(".eqr-print*")) and not list(tmp_path.glob(".*"))
 
 
+def test_what_only_works_on_a_screen_is_not_printed(stand_in):
+    """What stands in for it is; every link of the one page leads into it, out, or nowhere."""
+    text = pdf.one_page(stand_in)
+    assert "Only on a screen." not in text and "In its place." in text
+    assert "Download this notebook" not in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)), "names of different pages do not meet"
+    inside = set(re.findall(r'href="#([^"]+)"', text))
+    assert len(inside) > 50 and inside <= set(ids), sorted(inside - set(ids))[:5]
+
+
 def test_without_chromium_there_is_one_clear_line(monkeypatch, built_book, tmp_path):
     """And no half PDF."""
     monkeypatch.setenv("PATH", str(tmp_path))
