@@ -175,10 +175,14 @@ def opened(found: Any, origin: str, **options: Any) -> Iterator[Tab]:
         if response.status >= 400:
             tab.faults.append(f"{response.status}: {response.url}")
 
+    def failed(request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page was left before it had come
+            tab.faults.append(f"failed: {request.url}: {request.failure}")
+
     context.route("**/*", route)
     tab.page.on("pageerror", lambda error: tab.faults.append(f"{tab.page.url}: {error}"))
     tab.page.on("response", answered)
-    tab.page.on("requestfailed", lambda r: tab.faults.append(f"failed: {r.url}"))
+    tab.page.on("requestfailed", failed)
     tab.page.on(
         "console",
         lambda m: tab.faults.append(f"{tab.page.url}: {m.text}") if m.type == "error" else None,

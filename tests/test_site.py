@@ -56,11 +56,11 @@ def origin(built_book) -> Iterator[str]:
         yield found
 
 
-def names(folder: Path) -> list[str]:
-    """The pages to look at: of stand-in chapters, which are all alike, the first only."""
+def names(folder: Path, every: bool = REAL) -> list[str]:
+    """The pages to look at; unless ``every`` one, of the chapters the first only."""
     found = [path.relative_to(folder).as_posix() for path in serve.page_files(folder)]
     chapters = [name for name in found if name.startswith("chapters/")]
-    return found if REAL else [name for name in found if name not in chapters[1:]]
+    return found if every else [name for name in found if name not in chapters[1:]]
 
 
 def visit(tab: Tab, url: str) -> Any:
@@ -82,6 +82,22 @@ def heading_fault(levels: list[int]) -> str:
 def test_a_skipped_level_and_a_second_h1_are_seen():
     assert not heading_fault([1, 2, 3, 2])
     assert heading_fault([1, 3]) and heading_fault([1, 2, 1]) and heading_fault([2])
+
+
+def test_the_checks_see_faults(chromium, tmp_path):
+    """A missing file, a request elsewhere, an error, and grey on grey are all noticed."""
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><html lang=en><title>t</title><main><h1>A</h1><img src=gone.png alt=b>"
+        "<p style='color:#999;background:#aaa'>grey</p></main>"
+        "<script src=https://cdn.example/a.js></script><script>throw Error('thrown')</script>"
+    )
+    with served(tmp_path) as origin, opened(chromium, origin) as tab:
+        page = visit(tab, f"{origin}/bad.html")
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        assert any("color-contrast" in found for found in page.evaluate(FINDINGS))
+        seen = "\n".join(tab.faults)
+    for fault in ("404: ", "gone.png", "request elsewhere: https://cdn.example/a.js", "thrown"):
+        assert fault in seen
 
 
 def test_every_page_opens_over_http_on_a_phone_with_headings_in_order(chromium, origin, built_book):
@@ -110,10 +126,10 @@ def test_every_page_opens_from_the_disk(chromium, built_book):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_has_no_serious_finding(chromium, origin, built_book, scheme):
-    """Contrast, names, roles and landmarks, on each kind of page."""
+    """Contrast, names, roles and landmarks: on each page, in the dark on each kind of page."""
     script, faults = AXE.read_text(encoding="utf-8"), []
     with opened(chromium, origin, color_scheme=scheme, reduced_motion="reduce") as tab:
-        for name in names(built_book):
+        for name in names(built_book, REAL and scheme == "light"):
             page = visit(tab, f"{origin}/{name}")
             shown = page.evaluate("document.documentElement.dataset.theme")
             assert shown == scheme, "the page follows the reader's setting"
