@@ -160,5 +160,5 @@ def stamp(site: Site, pdf: bool) -> str:
         parts.append(f'<a href="{escape(site.repository)}">Source</a>')
     if pdf:
         # The footer is the same on every page; eqr.sphinx_pages makes the link relative.
-        parts.append(f'<a href="PAGES_ROOT{PDF}">The whole book as PDF</a>')
+        parts.append(f'<a class="eqr-screen" href="PAGES_ROOT{PDF}">The whole book as PDF</a>')
     return f'<p class="eqr-stamp">{" · ".join(parts)}</p>\n'

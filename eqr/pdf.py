@@ -110,10 +110,10 @@ def one_page(html_dir: Path) -> str:
     listed = order(index)
     pages = {name for name, _ in listed if name}
     title = index.select_one("meta[property='og:site_name']")["content"]
-    stamp = " · ".join(
-        node.get_text()
-        for node in index.select(".eqr-stamp")[:1] + index.select(".eqr-licence")[:1]
-    )
+    for node in index.select(".eqr-screen"):
+        node.decompose()
+    told = (node.get_text().strip(" ·\n") for node in index.select("p.eqr-stamp, p.eqr-licence"))
+    stamp = "".join(f"<p>{escape(text)}</p>" for text in told)
     contents, bodies = [], []
     for name, label in listed:
         if not name:
@@ -136,7 +136,7 @@ def one_page(html_dir: Path) -> str:
     return f"""<!doctype html><html lang="en" data-theme="light" data-mode="light">
 <head><meta charset="utf-8"><title>{escape(title)}</title>{head}
 {scripts}</head><body class="eqr-print">
-<header class="eqr-cover"><h1>{escape(title)}</h1><p>{escape(stamp)}</p>
+<header class="eqr-cover"><h1>{escape(title)}</h1>{stamp}
 <p>Printed {datetime.now(UTC):%d %B %Y}</p></header>
 <nav class="eqr-contents" aria-label="Contents"><h2>Contents</h2><ul>{"".join(contents)}</ul></nav>
 {"".join(bodies)}</body></html>"""
