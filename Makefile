@@ -4,19 +4,24 @@
 PYTHON  ?= python3
 PROFILE ?= laptop
 SEED    ?= 0
+PORT    ?= 8000
 PYTEST_ARGS ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VENDOR := book/_vendor/.lock-hash
+# Where no profile is asked for, `make serve` shows the book that was built last.
+SERVED := $(if $(filter file,$(origin PROFILE)),,--profile $(PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vendor book lab test lint clean chromium
+.PHONY: help venv vendor book pdf serve lab test lint clean chromium
 
 help:  ## list the targets
 	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         train, evaluate and build the book"
+	@echo "make pdf [PROFILE=...]                            the same, and all of it as one PDF"
 	@echo "make lab                                          open the notebooks in JupyterLab"
+	@echo "make serve [PROFILE=...] [PORT=8000]              look at the built book"
 	@echo "make test [PYTEST_ARGS=...]                       lint, doctests and tests"
 	@echo "make lint                                         ruff only"
 	@echo "make venv                                         install into .venv, nothing else"
@@ -48,6 +53,12 @@ book: $(STAMP) $(VENDOR)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks
+
+pdf: $(STAMP) $(VENDOR) chromium
+	$(BIN)/eqr book --profile $(PROFILE) --seed $(SEED) --pdf
+
+serve: $(STAMP)
+	@$(BIN)/eqr serve $(SERVED) --port $(PORT)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 Read the modules in the order the data flows: ``task``, ``sudoku``, ``maze`` → ``data`` → ``model``
 → ``rollout`` → ``select``, ``evaluate`` → ``train`` → ``checkpoint`` → ``experiments``
 → ``cost``, ``study_rows``, ``studies``, ``study_cells``, ``study_files``, ``study_run`` →
-``figures`` → ``graph``, ``runner``, ``book``.
+``figures`` → ``graph``, ``runner``, ``pages``, ``book``, ``pdf``.
 """
 
 __version__ = "0.1.0"

@@ -14,7 +14,17 @@ from typing import Annotated
 import torch
 import typer
 
-from eqr import checkpoint, cli_data, cli_export, cli_import, cli_plan, cli_results, cli_run, data
+from eqr import (
+    checkpoint,
+    cli_data,
+    cli_export,
+    cli_import,
+    cli_plan,
+    cli_results,
+    cli_run,
+    data,
+    serve,
+)
 from eqr.config import (
     PROFILES,
     ConfigError,
@@ -61,6 +71,7 @@ app.command("run")(cli_run.run_command)
 app.command("import-checkpoint")(cli_import.import_command)
 app.command("export")(cli_export.export_command)
 app.command("plan")(cli_plan.plan_command)
+app.command("serve")(serve.serve_command)
 
 ERRORS = (
     ConfigError,
@@ -428,6 +439,9 @@ def book_command(
     only: Annotated[
         str | None, typer.Option(help="Execute one chapter, as in tasks, and build no pages.")
     ] = None,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Print the whole book as one PDF too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the profile's models, execute the chapters, build the book; prints its path.
@@ -443,7 +457,7 @@ def book_command(
         if only is not None:
             made = only_chapter(only, profile, seed)
         else:
-            made = make_book(profile, seed=seed, out=out, jobs=jobs, say=say)
+            made = make_book(profile, seed=seed, out=out, jobs=jobs, say=say, pdf=pdf)
     except BookError as error:
         fail(error)
     if as_json:

@@ -9,7 +9,9 @@ shipped data, since a notebook's result depends on all four.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,12 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from eqr import book, graph, play, vendor
+from eqr import book, graph, pages, play, site, vendor
 from eqr.config import ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
 from eqr.experiments import trained
 from eqr.graph import BOOK, NOTEBOOKS, Job
-from eqr.store import Store
+from eqr.pdf import find_chromium, print_book
+from eqr.store import Store, provenance
 from eqr.study_rows import studies_of
 
 SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
@@ -70,6 +73,8 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
     check_parameters(notebook, parameters)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.stem}.partial.ipynb")
+    used = out.with_name(f".{out.stem}.used").resolve()
+    used.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -80,7 +85,13 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
             log_output=False,
             kernel_name="python3",
             store_widget_state=False,  # a page has no kernel: its widgets would not answer
+            # Set there and not here, where another chapter may be running at the same time.
+            extra_arguments=[
+                f"--IPKernelApp.exec_lines=import os; os.environ['EQR_USED'] = {str(used)!r}"
+            ],
         )
+        book.check_notebook(temporary)
+        note_origin(temporary, used)
     except papermill.PapermillExecutionError as error:
         raise book.BookError(
             f"{notebook.name}: cell {error.exec_count} failed with {error.ename}: {error.evalue}",
@@ -88,9 +99,24 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
         ) from error
     except (DeadKernelError, NoSuchKernel) as error:
         raise book.BookError(f"{notebook.name}: its kernel died or is missing: {error}") from error
-    book.check_notebook(temporary)
+    finally:
+        used.unlink(missing_ok=True)
     temporary.replace(out)
     return out
+
+
+def note_origin(notebook: Path, used: Path) -> None:
+    """Write into a notebook's metadata what it was executed with and what it read from the store.
+
+    Args:
+        notebook: executed.
+        used: the lines that :func:`eqr.store.note_use` wrote meanwhile.
+    """
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    lines = used.read_text(encoding="utf-8").splitlines() if used.is_file() else []
+    runs = {(run := json.loads(line))["id"]: run for line in lines}
+    content["metadata"]["eqr"] = provenance() | {"runs": [runs[key] for key in sorted(runs)]}
+    notebook.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def chapter(notebook: Path, parameters: Mapping[str, Any], store: Store) -> Path:
@@ -172,7 +198,9 @@ def recompute(jobs: int, say: Say) -> None:
             raise book.BookError(f"the study {name} failed; start the same command to go on")
 
 
-def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Path:
+def make_book(
+    profile: str, *, seed: int, out: Path, jobs: int, say: Say, pdf: bool = False
+) -> Path:
     """Train, execute, check and build; returns the path of the book's first page.
 
     Args:
@@ -181,13 +209,16 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
         out: build directory; the pages go to ``<out>/<profile>/html``.
         jobs: processes side by side.
         say: gets a line of progress at a time.
+        pdf: print the whole book to ``<out>/<profile>/eqr-book.pdf`` too, and link it.
 
     Raises:
-        eqr.book.BookError: training, a chapter or the build failed.
+        eqr.book.BookError: training, a chapter or the build failed, or there is no Chromium.
         ConfigError: the profile needs a machine that this is not.
     """
     refuse_paper(profile)
-    began = time.monotonic()
+    began, place = time.monotonic(), site.of_project()
+    if pdf:
+        find_chromium()  # before the long work
     one_thread()
     store, todo = Store(), graph.jobs(profile, seed, out).values()
     vendor.ensure()  # first, since it may need the network
@@ -215,7 +246,12 @@ def make_book(profile: str, *, seed: int, out: Path, jobs: int, say: Say) -> Pat
     )
     live = {name: trained(name, profile, seed, store) for name in play.LIVE}
     play.install(source, live, profile)
+    pages.dress(source, {path.stem: path for path in graph.chapters()}, place, pdf=pdf)
     page = book.build_html(source, out / profile / "html")
+    if pdf:
+        say("  the whole book as one PDF")
+        printed = print_book(page.parent, out / profile / pages.PDF)
+        shutil.copy(printed, page.parent / pages.PDF)
     book.check_html(page.parent)
     say(f"the book is ready after {time.monotonic() - began:.0f} s:")
     return page.resolve()

@@ -54,6 +54,16 @@ class Run:
         return self.path / name
 
 
+def note_use(name: str, data: str = "") -> None:
+    """Note in the file ``$EQR_USED``, if there is one, that a run (or a study) was read.
+
+    A chapter's footer names what the chapter read (:func:`eqr.runner.execute`).
+    """
+    if path := os.environ.get("EQR_USED"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": name, "data": data}) + "\n")
+
+
 def default_root() -> Path:
     """``$EQR_STORE``, else ``build/store`` in the project."""
     return Path(os.environ.get("EQR_STORE") or PROJECT / "build" / "store")
@@ -164,6 +174,7 @@ class Store:
         found = inspect(path)
         if found.faults:
             raise StoreError(found.faults[0])
+        note_use(run_id, str(found.manifest["config"].get("data", "")))
         return Run(run_id, path, found.manifest)
 
     def obtain(

@@ -27,6 +27,7 @@ import pandas as pd
 from eqr.config import SEMANTICS, ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
 from eqr.evaluate import Difference, mean_interval, paired_difference
+from eqr.store import note_use
 from eqr.study_rows import PROFILES, Study, study
 
 FORMAT = "eqr-study-1"
@@ -239,4 +240,6 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
         pd.read_csv(io.BytesIO(content.get(kind, b"row,seed\n")), engine="python")
         for kind in ("csv", "curves.csv")
     )
-    return Results(wanted, rows, curves, bits, meta)
+    found = Results(wanted, rows, curves, bits, meta)
+    note_use(found.id)
+    return found

@@ -10,11 +10,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import nbformat
 import pytest
+import torch
+import yaml
 
-from eqr import vendor
+from eqr import book, pages, play, runner, vendor
+from eqr.config import load_recipe
+from eqr.model import Reasoner
+from eqr.site import Site
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -26,6 +33,113 @@ NEEDS_BROWSER = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
     pytest.mark.skipif(not vendor.is_current(), reason="page scripts not fetched: make vendor"),
 ]
+
+
+PIXEL = (  # a PNG
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJ"
+    "RU5ErkJggg=="
+)
+
+#: A repository that only stands for one.
+ELSEWHERE = Site("https://github.com/owner/name", "https://book.example/", "0" * 40, "0000000000")
+
+TEXT = """# Chapter {name}
+
+A chapter's first paragraph, which is long enough to describe what the chapter is about.
+An equation, $z^* = f(z^*)$, and a {{term}}`residual`.
+
+## A section
+
+```{{prf:proposition}} A bound
+:label: bound-{name}
+
+It *holds*.
+```
+
+<div class="eqr-live">Only on a screen.</div>
+<div class="eqr-static">In its place.</div>
+
+:::{{note}}
+A note with `code` and a [link](../rerun.md).
+:::
+"""
+
+
+def chapter(path: Path, name: str) -> Path:
+    """A notebook that stands in for an executed chapter, with each kind of output."""
+    v4 = nbformat.v4
+    caption = {"caption": "A *dot*.", "name": f"fig-{name}"}
+    figure = v4.new_code_cell(
+        'values = [0.5 * k for k in range(8)]  # a comment\nprint("a text", sum(values), None)',
+        execution_count=1,
+        outputs=[
+            v4.new_output("stream", name="stdout", text="a text 14.0 None\n"),
+            v4.new_output(
+                "execute_result",
+                execution_count=1,
+                data={"text/html": WIDE, "text/plain": "a table"},
+            ),
+        ],
+    )
+    picture = v4.new_code_cell(
+        "figure",
+        execution_count=2,
+        outputs=[v4.new_output("display_data", data={"image/png": PIXEL, "text/plain": "Figure"})],
+        metadata={"mystnb": {"figure": caption, "image": {"alt": "A dot"}}},
+    )
+    cells = [
+        v4.new_markdown_cell(TEXT.format(name=name)),
+        figure,
+        picture,
+        v4.new_markdown_cell("## What we learned\n\n1. Little.\n\n### A part of it\n\nText."),
+    ]
+    found = v4.new_notebook(cells=cells)
+    found.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    found.metadata["papermill"] = {
+        "parameters": {"profile": "smoke", "seed": 0},
+        "start_time": "2026-01-02T03:04:05.6+00:00",
+        "duration": 7.0,
+    }
+    found.metadata["eqr"] = {
+        "commit": "0000000000",
+        "versions": {"python": "3.11.0", "torch": "2.9", "numpy": "2.0", "eqr-book": "0.1.0"},
+        "hardware": "a processor",
+        "threads": 1,
+        "runs": [{"id": "train-0123456789abcdef", "data": "fedcba9876543210"}],
+    }
+    nbformat.write(found, path)
+    return path
+
+
+WIDE = (
+    '<div><table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th>'
+    + "".join(f"<th>a column {k}</th>" for k in range(12))
+    + "</tr></thead><tbody><tr><th>a row</th>"
+    + "<td>0.123456</td>" * 12
+    + "</tr></tbody></table></div>"
+)
+
+
+def untrained() -> SimpleNamespace:
+    """A model that has learned nothing, as far as `eqr.play` looks into a trained one."""
+    recipe = load_recipe("sudoku6", "smoke")
+    model = Reasoner.for_task(recipe.task, recipe.model, torch.Generator().manual_seed(0))
+    data = SimpleNamespace(test=recipe.task.generate(1, 0))
+    run = SimpleNamespace(id="train-0000000000000000")
+    return SimpleNamespace(model=model, recipe=recipe, run=run, data=data)
+
+
+def stand_in_book(work: Path) -> Path:
+    """The real book's pages around chapters that stand in for executed ones; the built folder."""
+    toc = yaml.safe_load((runner.BOOK / "_toc.yml").read_text())
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    names = [file.removeprefix("chapters/") for file in files if file.startswith("chapters/")]
+    chapters = {name: chapter(work / f"{name}.ipynb", name) for name in names}
+    source = book.assemble(runner.BOOK, chapters, work / "source", "Only a rehearsal.")
+    play.install(source, {"sudoku6": untrained()}, "smoke")
+    pages.dress(source, {name: runner.NOTEBOOKS / f"{name}.ipynb" for name in names}, ELSEWHERE)
+    book.build_html(source, work / "html")
+    return work / "html"
 
 
 @dataclass
@@ -75,10 +189,14 @@ def opened(found: Any, origin: str, **options: Any) -> Iterator[Tab]:
         if response.status >= 400:
             tab.faults.append(f"{response.status}: {response.url}")
 
+    def failed(request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page was left before it had come
+            tab.faults.append(f"failed: {request.url}: {request.failure}")
+
     context.route("**/*", route)
     tab.page.on("pageerror", lambda error: tab.faults.append(f"{tab.page.url}: {error}"))
     tab.page.on("response", answered)
-    tab.page.on("requestfailed", lambda r: tab.faults.append(f"failed: {r.url}"))
+    tab.page.on("requestfailed", failed)
     tab.page.on(
         "console",
         lambda m: tab.faults.append(f"{tab.page.url}: {m.text}") if m.type == "error" else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -99,6 +100,23 @@ def learned(tmp_path_factory, problems) -> Learned:
     folder = tmp_path_factory.mktemp("learned")
     events = list(train.train(recipe, problems, folder))
     return Learned(folder / "model.safetensors", recipe, events)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory) -> Path:
+    """The built pages of the real book around stand-in chapters."""
+    from browsing import stand_in_book
+
+    return stand_in_book(tmp_path_factory.mktemp("book"))
+
+
+@pytest.fixture(scope="session")
+def built_book(request) -> Path:
+    """The folder that ``EQR_SITE`` names, a really built book; without it, the stand-in."""
+    if named := os.environ.get("EQR_SITE"):
+        assert (Path(named) / "index.html").is_file(), f"EQR_SITE: no book in {named}"
+        return Path(named).resolve()
+    return request.getfixturevalue("stand_in")
 
 
 class InThisProcess:

@@ -24,7 +24,7 @@ from eqr.streams import stream
 from eqr.sudoku import Sudoku
 
 COMMANDS = ["train", "eval", "export", "solve", "bench", "run", "recipes", "notebook", "book"]
-COMMANDS += ["import-checkpoint", "plan"]
+COMMANDS += ["import-checkpoint", "plan", "serve"]
 
 
 @pytest.fixture(scope="module")

@@ -126,6 +126,7 @@ def test_the_builder_follows_the_graph(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runner, "train_model", train)
     monkeypatch.setattr(runner, "chapter", chapter)
     monkeypatch.setattr(runner.book, "assemble", lambda *_: events.append(("begin", "book")))
+    monkeypatch.setattr(runner.pages, "dress", lambda *_, **__: None)
     monkeypatch.setattr(runner.book, "build_html", lambda _, out: out / "index.html")
     monkeypatch.setattr(runner.book, "check_html", lambda _: None)
     lines = []

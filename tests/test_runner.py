@@ -89,3 +89,22 @@ def test_every_chapter_takes_profile_and_seed():
     assert graph.chapters()
     for path in graph.chapters():
         runner.check_parameters(path, {"profile": "smoke", "seed": 0})
+
+
+def test_a_notebook_notes_what_it_read_from_the_store(tmp_path, environment):
+    """Runs by name, each once, with versions and commit; the notes of others are not mixed in."""
+    store = Store(tmp_path / "store")
+    run = store.obtain("measure", {"data": "abc"}, lambda folder: (folder / "a").touch())
+    read = f"from eqr.store import Store\nfor _ in range(2): Store({str(store.root)!r}).get(place)"
+    source = notebook(tmp_path / "a.ipynb", read)
+    out = runner.execute(source, tmp_path / "out" / "a.ipynb", {"place": run.id})
+    noted = nbformat.read(out, as_version=4).metadata["eqr"]
+    assert noted["runs"] == [{"id": run.id, "data": "abc"}]
+    assert {"python", "torch", "numpy"} <= set(noted["versions"]) and noted["commit"]
+    assert [path.name for path in out.parent.iterdir()] == ["a.ipynb"], "no notes are left"
+    assert "EQR_USED" not in os.environ
+
+    failing = notebook(tmp_path / "b.ipynb", read, "1 / 0")
+    with pytest.raises(BookError):
+        runner.execute(failing, tmp_path / "out" / "b.ipynb", {"place": run.id})
+    assert not list(out.parent.glob(".*")), "nor by one that failed"

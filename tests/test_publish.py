@@ -1,0 +1,266 @@
+"""What publishes the book names only what exists, and every chapter can be started elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import tomllib
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from eqr import __version__, pages, serve, site
+from eqr.config import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOW = ROOT / ".github/workflows/book.yml"
+NOTEBOOK = ROOT / "notebooks/attractor.ipynb"
+SITE = site.Site("https://github.com/owner/name", "https://book.example/", "1" * 40, "1" * 10)
+
+
+def steps() -> list[dict]:
+    """The steps of all jobs of the workflow."""
+    jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+def test_workflow_has_minimal_rights_and_one_run_at_a_time():
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    jobs = workflow["jobs"]
+    assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
+    assert jobs["publish"]["permissions"] == {"contents": "write"}
+    assert jobs["publish"]["needs"] == "test" and "main" in jobs["publish"]["if"]
+    assert "github.ref" in workflow["concurrency"]["group"]
+    assert workflow["env"]["PIP_EXTRA_INDEX_URL"].endswith("/whl/cpu")
+
+
+def test_workflow_runs_only_targets_and_files_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    commands = [step["run"] for step in steps() if "run" in step]
+    asked = {name for text in commands for name in re.findall(r"\bmake ([a-z]+)", text)}
+    assert asked and asked <= targets
+    assert any(".ci/run" in text for text in commands) and (ROOT / ".ci/run").is_file()
+    assert any("git push --quiet --force" in text and site.BRANCH in text for text in commands)
+    for pattern in re.findall(r"'([^' ]+[*.a-z]+)'", " ".join(hashed())):
+        assert list(ROOT.glob(pattern)), f"hashFiles names {pattern}"
+
+
+def hashed() -> list[str]:
+    """The keys of the workflow's caches."""
+    return [step["with"]["key"] for step in steps() if "cache" in step.get("uses", "")]
+
+
+def test_caches_are_keyed_by_the_content_that_they_are_made_from():
+    keys = " ".join(hashed())
+    for part in ("requirements.lock", "eqr/**", "notebooks/*.ipynb", "book/package-lock.json"):
+        assert part in keys, part
+
+
+def test_read_the_docs_builds_the_smoke_book():
+    found = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text())
+    assert "make book PROFILE=smoke" in found["build"]["commands"][0]
+    assert "build/smoke/html" in found["build"]["commands"][-1]
+
+
+def test_versions_agree():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert declared == __version__ == zenodo["version"] == citation["version"]
+    assert zenodo["title"] == citation["title"] and zenodo["license"] == citation["license"]
+    assert "2605.21488" in zenodo["related_identifiers"][0]["identifier"]
+
+
+def test_binder_installs_the_lock_and_files_that_exist():
+    binder = ROOT / ".binder"
+    lines = (binder / "requirements.txt").read_text().splitlines()
+    (lock,) = (line.removeprefix("-r ") for line in lines if line.startswith("-r "))
+    assert (binder / lock).resolve() == ROOT / "requirements.lock"
+    assert any("whl/cpu" in line for line in lines)
+    assert (binder / "runtime.txt").read_text().strip() == "python-3.11"
+    script = binder / "postBuild"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0 and os.access(script, os.X_OK)
+    for name in re.findall(r"\b(?:data|notebooks|eqr)/\S+", script.read_text()):
+        assert (ROOT / name).exists() or name == "data/", name
+
+
+# ------------------------------------------------------------------------------- addresses
+
+
+def project(path: Path, urls: str = "") -> Path:
+    """A pyproject.toml with addresses."""
+    path.write_text(f'[project]\nname = "x"\n{urls}')
+    return path
+
+
+def test_without_an_address_only_the_download_is_linked(tmp_path):
+    found = site.of_project({}, project(tmp_path / "p.toml"))
+    assert (found.repository, found.address, found.slug) == ("", "", "")
+    text = pages.links("plan", found)
+    assert text.count("<a ") == 1 and 'href="../notebooks/plan.ipynb"' in text
+
+
+def test_the_address_stands_in_one_place_and_builders_replace_it(tmp_path):
+    urls = "[project.urls]\nRepository = 'https://github.com/a/b.git'\nHomepage = 'https://a.b/c'\n"
+    path = project(tmp_path / "p.toml", urls)
+    found = site.of_project({}, path)
+    assert (found.slug, found.address) == ("a/b", "https://a.b/c/")
+    found = site.of_project({"GITHUB_REPOSITORY": "me/fork", "EQR_SITE_URL": "https://x.y/"}, path)
+    assert (found.slug, found.address) == ("me/fork", "https://x.y/")
+    text = pages.links("plan", found)
+    assert "github/me/fork/blob/gh-pages/colab/plan.ipynb" in text
+    assert re.search(r"mybinder.org/v2/gh/me/fork/\w+\?urlpath=lab/tree/notebooks%2Fplan", text)
+
+
+def test_a_repository_elsewhere_is_shown_but_not_opened_in_colab(tmp_path):
+    urls = "[project.urls]\nRepository = 'https://codeberg.org/a/b'\n"
+    found = site.of_project({}, project(tmp_path / "p.toml", urls))
+    assert found.colab("plan") == found.binder("plan") == ""
+    assert 'href="https://codeberg.org/a/b"' in pages.stamp(found, pdf=False)
+
+
+def test_what_is_no_address_is_refused_with_its_place(tmp_path):
+    path = project(tmp_path / "p.toml", "[project.urls]\nRepository = 'github.com/a/b'\n")
+    with pytest.raises(ConfigError, match=r"Repository: 'github.com/a/b' is no address; write"):
+        site.of_project({}, path)
+
+
+# ------------------------------------------------------------------------------- notebooks
+
+
+def test_every_notebook_has_a_sound_copy_for_colab(tmp_path):
+    found = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
+    site.write_notebooks(found, tmp_path, SITE)
+    for name, path in found.items():
+        copy = nbformat.read(tmp_path / f"colab/{name}.ipynb", as_version=4)
+        nbformat.validate(copy)
+        source = nbformat.read(path, as_version=4)
+        assert copy.cells[1:] == source.cells, "the rest is the chapter"
+        assert SITE.revision in copy.cells[0].source and SITE.repository in copy.cells[0].source
+        assert json.loads((tmp_path / f"notebooks/{name}.ipynb").read_text()) == json.loads(
+            path.read_text()
+        )
+
+
+def test_without_a_repository_no_copy_for_colab_is_made(tmp_path):
+    site.write_notebooks({"attractor": NOTEBOOK}, tmp_path, site.Site())
+    assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
+
+
+def test_the_install_cell_fetches_the_revision_and_makes_the_package_importable(tmp_path):
+    """With a local repository in GitHub's place, and pip replaced by a note of its words."""
+
+    def git(*words: str) -> str:
+        names = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        done = subprocess.run(
+            ["git", *names, "-C", str(tmp_path / "origin"), *words],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    package = tmp_path / "origin/eqr_stub"
+    package.mkdir(parents=True)
+    git("init", "--quiet")
+    git("config", "uploadpack.allowAnySHA1InWant", "true")
+    (package / "__init__.py").write_text("mark = 'old'")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    revision = git("rev-parse", "HEAD")
+    (package / "__init__.py").write_text("mark = 'new'")
+    git("commit", "--quiet", "-am", "second")
+
+    where = site.Site(f"file://{tmp_path}/origin", "", revision)
+    (tmp_path / "pip.py").write_text("import sys; open('pip.txt', 'w').write(repr(sys.argv[1:]))")
+    copy = site.colab_copy(json.loads(NOTEBOOK.read_text()), where)
+    code = "".join(copy["cells"][0]["source"])
+    code += "\nimport eqr_stub\nassert eqr_stub.mark == 'old'"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for _ in range(2):  # a second run of the cell finds the folder there
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment)
+    assert str(tmp_path / "eqr-book") in (tmp_path / "pip.txt").read_text()
+
+
+# ------------------------------------------------------------------------------- chapters
+
+
+def test_a_chapter_says_how_it_was_made_and_nothing_that_it_does_not_know():
+    metadata = {
+        "papermill": {
+            "parameters": {"profile": "laptop", "seed": 3},
+            "start_time": "2026-01-02T03:04:05+00:00",
+            "duration": 61.4,
+        },
+        "eqr": {
+            "commit": "abc",
+            "versions": {"python": "3.11.7", "torch": "2.9.0"},
+            "hardware": "a processor",
+            "threads": 1,
+            "runs": [{"id": f"eval-{k}", "data": "d"} for k in range(20)],
+        },
+    }
+    text = pages.origin("plan", metadata)
+    assert "build/plan.ipynb -p profile=laptop -p seed=3" in text
+    assert "2026-01-02 03:04 UTC, in 61 s" in text and "`eval-11` and 8 more" in text
+    assert "torch 2.9.0" in text and "NumPy" not in text and "Package" not in text
+    assert pages.origin("plan", {"papermill": metadata["papermill"]}) == ""
+
+
+def test_links_stand_under_the_title_and_the_notebook_is_not_changed():
+    notebook = {
+        "cells": [{"cell_type": "markdown", "source": ["# Title\n", "\n", "Text."]}],
+        "metadata": {},
+    }
+    before = json.dumps(notebook)
+    source = "".join(pages.dressed(notebook, "plan", SITE)["cells"][0]["source"])
+    assert source.startswith("# Title\n\n<ul") and source.endswith("</ul>\n\nText.")
+    assert json.dumps(notebook) == before
+
+
+# ------------------------------------------------------------------------------- serving
+
+
+def test_serving_needs_a_book(eqr, tmp_path):
+    done = eqr("serve", "--out", tmp_path, "--profile", "laptop")
+    assert done.code == 1 and "no book is built there; run `eqr book --profile laptop`" in done.err
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path):
+    with serve.server(tmp_path, 0) as taken:
+        port = taken.server_address[1]
+        with pytest.raises(ConfigError, match=rf"port {port} cannot be had .* with --port"):
+            serve.server(tmp_path, port)
+
+
+def test_the_newest_book_is_served_unless_one_is_named(tmp_path):
+    for age, profile in enumerate(("laptop", "smoke")):
+        page = tmp_path / profile / "html/index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text("")
+        os.utime(page, (1000 + age, 1000 + age))
+    assert serve.built(None, tmp_path) == tmp_path / "smoke/html"
+    assert serve.built("laptop", tmp_path) == tmp_path / "laptop/html"
+
+
+def test_modules_and_webassembly_get_their_types(tmp_path):
+    for name in ("a.mjs", "a.js", "a.wasm", "a.html"):
+        (tmp_path / name).write_text("")
+    found = {}
+    with serve.server(tmp_path, 0) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        for name in ("a.mjs", "a.js", "a.wasm", "a.html"):
+            with urllib.request.urlopen(serve.address(running) + name) as answer:
+                found[name] = answer.headers["Content-Type"]
+        running.shutdown()
+    assert found["a.mjs"] == found["a.js"] == "text/javascript"
+    assert found["a.wasm"] == "application/wasm" and found["a.html"] == "text/html"

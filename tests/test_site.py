@@ -1,0 +1,306 @@
+"""The built pages in a real browser, as a reader and as a screen reader meet them.
+
+Without more, the pages are those of the stand-in book (tests/browsing.py); with
+``EQR_SITE=build/smoke/html`` they are those of a book that was really built, and all of them are
+looked at rather than one of each kind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from browsing import ELSEWHERE, NEEDS_BROWSER, Tab, browser, opened, served
+
+from eqr import book, pdf, serve, sphinx_pages, vendor
+
+pytestmark = NEEDS_BROWSER
+
+REAL = "EQR_SITE" in os.environ
+AXE = vendor.BOOK_DIR / "_vendor/.checks/axe.min.js"
+
+#: Waits until a page has done what it does by itself.
+SETTLED = """async () => {
+  await document.fonts.ready;
+  if (window.MathJax && window.MathJax.startup) await window.MathJax.startup.promise;
+}"""
+
+HEADINGS = """() => [...document.querySelectorAll("main h1, main h2, main h3, main h4, main h5")]
+  .filter((node) => node.offsetParent !== null).map((node) => Number(node.tagName[1]))"""
+
+FINDINGS = """async () => {
+  const found = await axe.run(document, {preload: false, resultTypes: ["violations"]});
+  return found.violations.filter((v) => ["serious", "critical"].includes(v.impact)).map(
+    (v) => `${v.id}, ${v.nodes.length} times: ${v.nodes[0].target} ` +
+           `${v.nodes[0].failureSummary.split("\\n").slice(1).join(" ")}`);
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """One browser for all tests of this file."""
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def origin(built_book) -> Iterator[str]:
+    """The pages over http."""
+    with served(built_book) as found:
+        yield found
+
+
+def names(folder: Path, every: bool = REAL) -> list[str]:
+    """The pages to look at; unless ``every`` one, of the chapters the first only."""
+    found = [path.relative_to(folder).as_posix() for path in serve.page_files(folder)]
+    chapters = [name for name in found if name.startswith("chapters/")]
+    return found if every else [name for name in found if name not in chapters[1:]]
+
+
+def visit(tab: Tab, url: str) -> Any:
+    """Open a page and wait until it stands."""
+    tab.page.goto(url)
+    tab.page.evaluate(SETTLED)
+    return tab.page
+
+
+def heading_fault(levels: list[int]) -> str:
+    """What is wrong with the levels of a page's headings; empty when nothing is."""
+    if levels[:1] != [1] or levels.count(1) != 1:
+        return "not one h1, and that first"
+    if any(b > a + 1 for a, b in itertools.pairwise(levels)):
+        return "a level is skipped"
+    return ""
+
+
+def test_a_skipped_level_and_a_second_h1_are_seen():
+    assert not heading_fault([1, 2, 3, 2])
+    assert heading_fault([1, 3]) and heading_fault([1, 2, 1]) and heading_fault([2])
+
+
+def test_the_checks_see_faults(chromium, tmp_path):
+    """A missing file, a request elsewhere, an error, and grey on grey are all noticed."""
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><html lang=en><title>t</title><main><h1>A</h1><img src=gone.png alt=b>"
+        "<p style='color:#999;background:#aaa'>grey</p></main>"
+        "<script src=https://cdn.example/a.js></script><script>throw Error('thrown')</script>"
+    )
+    with served(tmp_path) as origin, opened(chromium, origin) as tab:
+        page = visit(tab, f"{origin}/bad.html")
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        assert any("color-contrast" in found for found in page.evaluate(FINDINGS))
+        seen = "\n".join(tab.faults)
+    for fault in ("404: ", "gone.png", "request elsewhere: https://cdn.example/a.js", "thrown"):
+        assert fault in seen
+
+
+def test_every_page_opens_over_http_on_a_phone_with_headings_in_order(chromium, origin, built_book):
+    """No error, nothing missing, nothing from elsewhere; no sideways scrolling at 380 pixels."""
+    faults = []
+    with opened(chromium, origin, viewport={"width": 380, "height": 800}) as tab:
+        for name in names(built_book):
+            page = visit(tab, f"{origin}/{name}")
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            faults += [f"{name}: {wide} pixels wide"] if wide > 380 else []
+            levels = page.evaluate(HEADINGS)
+            faults += [f"{name}: {fault}: {levels}" for fault in [heading_fault(levels)] if fault]
+            text = page.locator('meta[name="description"]').get_attribute("content")
+            faults += [f"{name}: its description is short"] if len(text) < 20 else []
+        faults += tab.faults
+    assert not faults, "\n".join(faults)
+
+
+def test_every_page_opens_from_the_disk(chromium, built_book):
+    """The same from file://, as from a USB stick."""
+    with opened(chromium, "file://") as tab:
+        for name in names(built_book):
+            visit(tab, (built_book / name).as_uri())
+    tab.check()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_has_no_serious_finding(chromium, origin, built_book, scheme):
+    """Contrast, names, roles and landmarks: on each page, in the dark on each kind of page."""
+    script, faults = AXE.read_text(encoding="utf-8"), []
+    with opened(chromium, origin, color_scheme=scheme, reduced_motion="reduce") as tab:
+        for name in names(built_book, REAL and scheme == "light"):
+            page = visit(tab, f"{origin}/{name}")
+            shown = page.evaluate("document.documentElement.dataset.theme")
+            assert shown == scheme, "the page follows the reader's setting"
+            page.evaluate(script)
+            faults += [f"{name}: {found}" for found in page.evaluate(FINDINGS)]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("way", ["http", "file"])
+def test_search_finds_a_word(chromium, origin, built_book, way):
+    """Over http with an excerpt of each page, from the disk with titles."""
+    root = origin if way == "http" else built_book.as_uri()
+    with opened(chromium, origin if way == "http" else "file://") as tab:
+        page = visit(tab, f"{root}/index.html")
+        page.keyboard.press("Control+k")
+        page.keyboard.type("damping")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/search.html?q=damping")
+        page.wait_for_selector("#search-results li a")
+        assert "Glossary" in page.locator("#search-results").inner_text()
+        if way == "http":
+            page.wait_for_selector("#search-results .context")
+        page.locator("#search-results li a", has_text="Glossary").first.click()
+        page.wait_for_url("**/glossary.html*")
+    tab.check()
+
+
+def test_keyboard_reaches_content_search_and_the_colours(chromium, origin):
+    """The first stop skips to the content; later ones are the search and the theme's switch."""
+    with opened(chromium, origin, viewport={"width": 1280, "height": 800}) as tab:
+        page = visit(tab, f"{origin}/glossary.html")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent.trim()").startswith("Skip to")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate("!!document.activeElement.closest('main')"), "the skip link works"
+
+        page = visit(tab, f"{origin}/glossary.html")
+        wanted = {"search-button-field", "theme-switch-button"}
+        for _ in range(80):
+            page.keyboard.press("Tab")
+            there = set(page.evaluate("[...document.activeElement.classList]"))
+            if "theme-switch-button" in there:
+                before = page.evaluate("document.documentElement.dataset.mode")
+                page.keyboard.press("Enter")
+                assert page.evaluate("document.documentElement.dataset.mode") != before
+            wanted -= there
+            if not wanted:
+                break
+        assert not wanted
+    tab.check()
+
+
+def test_a_term_shows_its_definition_by_pointer_and_by_keyboard(chromium, built_book):
+    """WCAG 1.4.13: it stays under the pointer, Escape puts it away and leaves the focus."""
+    with opened(chromium, "file://", viewport={"width": 1280, "height": 900}) as tab:
+        page = visit(tab, (built_book / "index.html").as_uri())
+        term = page.locator('a[href*="#term-residual"]').first
+        tip = page.locator("#eqr-term")
+        term.focus()
+        tip.wait_for(state="visible")
+        assert "says how far the state still moves" in tip.inner_text()
+        assert tip.locator("mjx-container").count() and term.get_attribute("aria-describedby")
+        page.keyboard.press("Escape")
+        tip.wait_for(state="hidden")
+        assert term.evaluate("node => node === document.activeElement")
+
+        page.locator("article h1").hover()
+        term.evaluate("node => node.blur()")
+        term.hover()
+        tip.wait_for(state="visible")
+        tip.hover()
+        page.wait_for_timeout(600)
+        assert tip.is_visible(), "it can be pointed at"
+        page.locator("article h1").hover()
+        tip.wait_for(state="hidden")
+    tab.check()
+
+
+def test_a_chapter_can_be_taken_along_and_says_how_it_was_made(chromium, origin, built_book):
+    """The notebook's link leads to a notebook; the footer opens by keyboard and names its runs."""
+    with opened(chromium, origin) as tab:
+        page = visit(tab, f"{origin}/chapters/attractor.html")
+        href = page.get_by_role("link", name="Download this notebook").get_attribute("href")
+        notebook = nbformat.read((built_book / "chapters" / href).resolve(), as_version=4)
+        nbformat.validate(notebook)
+        assert all(not cell.get("outputs") for cell in notebook.cells)
+        origin_of = page.locator("details.eqr-origin")
+        assert not origin_of.evaluate("node => node.open")
+        origin_of.locator("summary").focus()
+        page.keyboard.press("Enter")
+        text = origin_of.inner_text()
+        assert "eqr notebook notebooks/attractor.ipynb build/attractor.ipynb -p profile=" in text
+        assert re.search(r"train-[0-9a-f]{16}", text) and re.search(r"Commit\s+[0-9a-f]{10}", text)
+        assert "torch" in text and "NumPy" in text and "seed" in text.lower()
+        assert "eqr-book 0." in page.locator(".eqr-stamp").inner_text()
+    tab.check()
+
+
+def test_the_home_board_plays_and_the_live_solver_runs(chromium, origin):
+    """On the real pages; what they compute is held by tests/test_live.py."""
+    with opened(chromium, origin) as tab:
+        page = visit(tab, f"{origin}/index.html")
+        page.wait_for_function("document.querySelector('.eqr-count').textContent === '16 / 16'")
+        if REAL:
+            page = visit(tab, f"{origin}/chapters/play.html")
+            solver = page.locator(".eqr-solver")
+            solver.get_by_role("button", name="Play").click()
+            page.wait_for_function("document.querySelector('.eqr-solver').solver.player.depth > 3")
+            assert "residual" in solver.locator(".eqr-facts").inner_text()
+    tab.check()
+
+
+def test_the_book_prints_as_one_pdf_with_links_inside(chromium, built_book, tmp_path):
+    """Every page of the table of contents is in it, with the contents linked."""
+    if REAL:
+        pytest.skip("slow for a real book; `make pdf` prints it")
+    made = pdf.print_book(built_book, tmp_path / "book.pdf", chromium).read_bytes()
+    assert made.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", made)) >= 20
+    assert made.count(b"/Subtype /Link") >= 20
+    for name in (b"glossary", b"chapters-attractor", b"glossary--term-residual"):
+        assert b"/" + name in made or b"(" + name in made, name
+    assert not list(built_book.glob(".eqr-print*")) and not list(tmp_path.glob(".*"))
+
+
+def test_what_only_works_on_a_screen_is_not_printed(stand_in):
+    """What stands in for it is; every link of the one page leads into it, out, or nowhere."""
+    text = pdf.one_page(stand_in)
+    assert "Only on a screen." not in text and "In its place." in text
+    assert "Download this notebook" not in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)), "names of different pages do not meet"
+    inside = set(re.findall(r'href="#([^"]+)"', text))
+    assert len(inside) > 50 and inside <= set(ids), sorted(inside - set(ids))[:5]
+
+
+def test_without_chromium_there_is_one_clear_line(monkeypatch, built_book, tmp_path):
+    """And no half PDF."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(book.BookError, match=r"no Chromium here .*apt-get install chromium"):
+        pdf.print_book(built_book, tmp_path / "book.pdf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_of_first_loads_counts_what_a_page_fetches(chromium, built_book, monkeypatch):
+    """A page weighs more than its own file and less than the whole site."""
+    name = "glossary.html"
+    monkeypatch.setattr(serve, "page_files", lambda folder: [folder / name])
+    (load,) = serve.first_loads(built_book, browser=chromium)
+    assert load.page == name and load.requests > 5
+    assert (built_book / name).stat().st_size < load.bytes < serve.total(built_book)
+
+
+def test_every_term_of_the_glossary_has_a_definition_for_its_links(built_book):
+    """What eqr.js loads holds the anchors that the pages link to."""
+    page = (built_book / "glossary.html").read_text(encoding="utf-8")
+    found = sphinx_pages.definitions(page)
+    assert set(found) == set(re.findall(r'<dt id="(term-[^"]+)"', page)) and len(found) > 20
+    assert all(len(text) > 20 and "<a " not in text for text in found.values())
+
+
+def test_a_link_to_a_page_has_a_preview(stand_in):
+    """Title, description and picture; the picture is there, of the right shape and light."""
+    from PIL import Image
+
+    page = (stand_in / "chapters/attractor.html").read_text(encoding="utf-8")
+    tags = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', page))
+    assert tags["og:title"].endswith("Chapter attractor")
+    assert tags["description"].startswith("A chapter’s first paragraph")
+    assert tags["og:url"] == f"{ELSEWHERE.address}chapters/attractor.html"
+    card = stand_in / tags["og:image"].removeprefix(ELSEWHERE.address)
+    assert card.stat().st_size <= 100_000
+    with Image.open(card) as picture:
+        assert picture.size == (1200, 630)
