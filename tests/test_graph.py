@@ -126,6 +126,9 @@ def test_the_builder_follows_the_graph(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runner, "train_model", train)
     monkeypatch.setattr(runner, "chapter", chapter)
     monkeypatch.setattr(runner.book, "assemble", lambda *_: events.append(("begin", "book")))
+    monkeypatch.setattr(runner, "trained", lambda name, *_: name)
+    live = []
+    monkeypatch.setattr(runner.play, "install", lambda _, models, __: live.extend(models))
     monkeypatch.setattr(runner.pages, "dress", lambda *_, **__: None)
     monkeypatch.setattr(runner.book, "build_html", lambda _, out: out / "index.html")
     monkeypatch.setattr(runner.book, "check_html", lambda _: None)
@@ -133,6 +136,7 @@ def test_the_builder_follows_the_graph(tmp_path, monkeypatch) -> None:
     runner.make_book("smoke", seed=0, out=tmp_path, jobs=2, say=lines.append)
     begun = [name for what, name in events if what == "begin"]
     assert sorted(begun) == sorted({"book", *jobs["book"].needs})
+    assert {f"train/{name}" for name in live} <= set(begun), "the pages' models are trained"
     for name in begun:
         before = events[: events.index(("begin", name))]
         assert {("end", need) for need in jobs[name].needs} <= set(before), name
