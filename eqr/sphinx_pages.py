@@ -92,10 +92,12 @@ def add_metadata(
     context["theme_extra_footer"] = footer.replace("PAGES_ROOT", root)
 
 
-#: What axe-core finds in the HTML of docutils and pandas, and what stands there instead.
+#: What axe-core finds in the HTML of docutils, pandas and MyST-NB, and what stands there instead.
 MENDED = {
     '<div role="list" class="citation-list">': '<div class="citation-list">',  # of div, not of li
     ' role="doc-biblioentry"': "",  # given up by ARIA 1.3
+    # Hidden cells: a name that does not have the words that are shown.
+    '<summary aria-label="Toggle hidden content">': "<summary>",
     "<th></th>": "<td></td>",  # the empty corner of a table is no heading
 }
 

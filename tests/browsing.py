@@ -72,6 +72,7 @@ def chapter(path: Path, name: str) -> Path:
     figure = v4.new_code_cell(
         'values = [0.5 * k for k in range(8)]  # a comment\nprint("a text", sum(values), None)',
         execution_count=1,
+        metadata={"tags": ["hide-input"]},
         outputs=[
             v4.new_output("stream", name="stdout", text="a text 14.0 None\n"),
             v4.new_output(
