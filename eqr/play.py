@@ -235,4 +235,4 @@ def home_board(model: PageModel, inputs: np.ndarray, label: np.ndarray) -> Html:
         f"restarts that settles best. Amber: not sure yet. Profile {model.profile}, β 0, seed 0, "
         f"{model.run}."
     )
-    return Html(f'{made.text}<p class="eqr-home-note">{html.escape(facts)}</p>')
+    return Html(f'{made.text}<p class="eqr-home-note eqr-live">{html.escape(facts)}</p>')
