@@ -152,8 +152,7 @@ def book_jobs(profile: str, seed: int, out: Path) -> list[Job]:
         "book",
         ("book", *options, "--out", str(out), "--jobs", "1"),
         RESOURCES[profile]["book"],
-        needs=tuple(f"train/{name}" for name in models(profile))
-        + tuple(job.name for job in done),
+        needs=tuple(f"train/{name}" for name in models(profile)) + tuple(job.name for job in done),
         reads=tuple(pages),
     )
     return [*done, book]

@@ -113,9 +113,7 @@ def rollout(
                 problem = problem.repeat(branches)
                 restart = restart.repeat(branches) + np.tile(np.arange(branches), len(restart))
                 x, state = x.repeat_interleave(branches, 0), branched(state, branches)
-                own = [
-                    stream(seed, "branch", p, r) for p, r in zip(problem, restart, strict=True)
-                ]
+                own = [stream(seed, "branch", p, r) for p, r in zip(problem, restart, strict=True)]
             step = model.step(state, x, noise=noise, generator=own, damping=damping)
             change = residual(state, step.state)
             yield Iteration(problem, restart, done, step, change, symmetry)
