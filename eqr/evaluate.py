@@ -21,7 +21,7 @@ from eqr.config import ConfigError, EvalConfig
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.rollout import rollout
-from eqr.select import RULES, Outcomes, check_selections
+from eqr.select import RULES, Outcomes, check_selections, runner_up
 from eqr.streams import stream
 from eqr.task import Task
 
@@ -224,6 +224,10 @@ def selected(outcomes: Outcomes, name: str) -> tuple[np.ndarray, np.ndarray, np.
         return outcomes.exact.mean(1), outcomes.token.mean(1), outcomes.residual.mean(1)
     if name == "oracle":
         chosen = outcomes.token.argmax(1)  # an exact answer if there is one
+    elif name == "majority2":
+        both = np.stack([RULES["majority"](outcomes), runner_up(outcomes)], axis=1)  # (P, 2)
+        better = np.take_along_axis(outcomes.token, both, 1).argmax(1)
+        chosen = both[np.arange(len(both)), better]
     else:
         chosen = RULES[name](outcomes)
     row = np.arange(len(chosen))
@@ -244,6 +248,35 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def clustered(exact: np.ndarray, groups: Sequence[bytes]) -> tuple[float, float, float]:
+    """Mean of problems that come in groups, as those of one task, with its 95 % interval.
+
+    The Wilson interval with the effective number of problems: their number over the design effect
+    (the variance of the groups' sums against that of independent problems; Kish 1965), and never
+    more than there are problems nor fewer than there are groups.
+
+    Args:
+        exact: (P,) accuracies in [0, 1].
+        groups: of each problem, for example :meth:`eqr.task.Task.symmetry_key`.
+
+    Returns:
+        (mean, low, high).
+
+    >>> [round(v, 3) for v in clustered(np.array([1, 1, 0, 0]), [b"a", b"a", b"b", b"b"])]
+    [0.5, 0.095, 0.905]
+    """
+    exact = np.asarray(exact, float)
+    names, which = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
+    mean, n, many = float(exact.mean()), len(exact), len(names)
+    single = mean * (1 - mean)
+    effective = float(many)
+    if single > 0 and many > 1:
+        sums = np.bincount(which, exact - mean)
+        spread = (sums**2).sum() * many / (many - 1) / n**2  # of the mean
+        effective = min(max(single / max(spread, 1e-12), many), n)
+    return (mean, *wilson(mean * effective, effective))
 
 
 def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:

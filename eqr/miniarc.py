@@ -56,7 +56,8 @@ class MiniArc(Task):
     the paper's way. ``split="tasks"``: ``held_out`` per cent of the tasks, chosen by a hash of
     their names, are tested on (each of their pairs in turn, with the others as demonstrations),
     and training never sees them. ``tasks`` bounds the number of names for mode ``embedding``.
-    Problems from ``generate`` are of the shipped tasks; :meth:`read` takes others.
+    Without ``recolour`` the symmetries leave the colours alone: fewer of them, and easier to
+    learn. Problems from ``generate`` are of the shipped tasks; :meth:`read` takes others.
 
     >>> task = MiniArc(demonstrations=1)
     >>> task.format(task.parse("0000100000000000000000000>1000000000000000000000000 " + "2" * 25))
@@ -70,6 +71,7 @@ class MiniArc(Task):
     demonstrations: int = 3
     held_out: int = 30
     tasks: int = 149
+    recolour: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -195,8 +197,9 @@ class MiniArc(Task):
     # ---------------------------------------------------------------------------------- symmetries
 
     def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
-        """A turn or mirror image of all grids, the colours 1 to 9 renamed in all of them, and the
-        demonstrations in another order; the orientation is renamed along; ``Task.symmetries``."""
+        """A turn or mirror image of all grids, the colours 1 to 9 renamed in all of them (with
+        ``recolour``), and the demonstrations in another order; the orientation is renamed along;
+        ``Task.symmetries``."""
         count = self.demonstrations if self.in_context else 0
 
         def uniform(rows: int, own: torch.Generator) -> torch.Tensor:
@@ -206,7 +209,8 @@ class MiniArc(Task):
         device = draws.device
         turn = (draws[:, 0] * 8).long()
         names = torch.arange(self.vocab_size, device=device).repeat(n, 1)
-        names[:, FIRST + 1 : TURN] = FIRST + 1 + draws[:, 1:COLOURS].argsort(1)
+        if self.recolour:
+            names[:, FIRST + 1 : TURN] = FIRST + 1 + draws[:, 1:COLOURS].argsort(1)
         place = torch.arange(self.seq_len, device=device).repeat(n, 1)
         moved = torch.as_tensor(TURNS.copy(), device=device)[turn]  # (n, 25)
         place[:, self.grid :] = self.grid + moved
@@ -271,7 +275,7 @@ class MiniArc(Task):
         """Tokens (S,) of a problem in one line; a grid is 25 digits, row by row.
 
         In context: ``input>output`` of each demonstration, ``-`` for none, and the grid, with
-        spaces between. By embedding: the task's name or number (from 0, by name), then, if they
+        spaces between. By embedding: the task's name, as far as it takes, or number, then, if they
         are not ``0`` and ``0123456789``, orientation and palette, then the grid.
 
         Raises:

@@ -54,12 +54,15 @@ def read_name(words: list[str], tasks: int) -> np.ndarray:
         )
     name, turn, palette = words if len(words) == 3 else (*words, "0", "0123456789")
     known = [rule.name for rule in source.shipped()]
-    number = int(name) if name.isdecimal() else known.index(name) if name in known else -1
+    begins = [i for i, other in enumerate(known) if other.startswith(name)]
+    number = int(name) if name.isdecimal() else begins[0] if len(begins) == 1 else -1
     if not 0 <= number < tasks:
         mend = f"numbers go from 0 to {tasks - 1}"
         if not name.isdecimal():
             near = nearest(name, known)
             mend = near if near.startswith("did") else f"{mend}, names are in {source.SHIPPED.name}"
+        if len(begins) > 1:
+            mend = f"so begin {', '.join(known[i] for i in begins[:3])}; say more"
         raise ProblemError(f"task {name!r} is not known; {mend}")
     if turn not in list("01234567"):
         raise ProblemError(f"orientation {turn!r} must be a number from 0 to 7")
