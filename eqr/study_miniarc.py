@@ -17,11 +17,11 @@ BETA = 0.1
 #: What every model is asked: deeper; wider by noise; wider by symmetry; and where it comes to rest.
 ASKED = (
     Evaluation("depth", EvalConfig((1, 2, 4, 8, 16, 32)), keep=("residual",)),
-    Evaluation("noisy", EvalConfig((16,), breadth=8, noise=BETA), BREADTHS, RULES,
+    Evaluation("noisy", EvalConfig((8,), breadth=8, noise=BETA), BREADTHS, RULES,
                keep=("residual", "answer")),
-    Evaluation("symmetry", EvalConfig((16,), breadth=8, symmetry=True), BREADTHS, RULES,
+    Evaluation("symmetry", EvalConfig((8,), breadth=8, symmetry=True), BREADTHS, RULES,
                keep=("residual", "answer")),
-    Evaluation("rest", EvalConfig((64,), breadth=8), BREADTHS, RULES,
+    Evaluation("rest", EvalConfig((32,), breadth=4), (1, 2, 4), RULES,
                keep=("residual", "answer")),
 )  # fmt: skip
 
