@@ -250,35 +250,6 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def clustered(exact: np.ndarray, groups: Sequence[bytes]) -> tuple[float, float, float]:
-    """Mean of problems that come in groups, as those of one task, with its 95 % interval.
-
-    The Wilson interval with the effective number of problems: their number over the design effect
-    (the variance of the groups' sums against that of independent problems; Kish 1965), and never
-    more than there are problems nor fewer than there are groups.
-
-    Args:
-        exact: (P,) accuracies in [0, 1].
-        groups: of each problem, for example :meth:`eqr.task.Task.symmetry_key`.
-
-    Returns:
-        (mean, low, high).
-
-    >>> [round(v, 3) for v in clustered(np.array([1, 1, 0, 0]), [b"a", b"a", b"b", b"b"])]
-    [0.5, 0.095, 0.905]
-    """
-    exact = np.asarray(exact, float)
-    names, which = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
-    mean, n, many = float(exact.mean()), len(exact), len(names)
-    single = mean * (1 - mean)
-    effective = float(many)
-    if single > 0 and many > 1:
-        sums = np.bincount(which, exact - mean)
-        spread = (sums**2).sum() * many / (many - 1) / n**2  # of the mean
-        effective = min(max(single / max(spread, 1e-12), many), n)
-    return (mean, *wilson(mean * effective, effective))
-
-
 def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
     """How well a small residual tells right from wrong: the area under the ROC curve.
 

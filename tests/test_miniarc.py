@@ -12,8 +12,9 @@ import torch
 
 from eqr import data, data_import, miniarc_source
 from eqr.config import load_recipe
-from eqr.evaluate import clustered, selected, wilson
+from eqr.evaluate import auroc, selected, wilson
 from eqr.figures import plt
+from eqr.groups import clustered, paired, resampled
 from eqr.miniarc import MiniArc
 from eqr.miniarc_source import COMPOSED, SHIPPED, TURNS, pair_key
 from eqr.select import Outcomes
@@ -336,6 +337,21 @@ def test_problems_of_one_task_count_as_what_they_are_worth():
     assert (low, high) == pytest.approx(wilson(40 * mean, 40), abs=0.01)
     single = wilson(apart.sum(), 200)
     assert clustered(apart, groups)[1:] == pytest.approx(single, abs=0.03)
+
+
+def test_resampling_whole_groups_widens_and_pairs_weigh_groups_alike():
+    draw = np.random.default_rng(1)
+    groups = np.repeat(np.arange(30), 4).tolist()
+    right = np.repeat(draw.random(30) < 0.4, 4)
+    whole = resampled(lambda rows: right[rows].mean(), groups, 300)
+    apart = resampled(lambda rows: right[rows].mean(), list(range(120)), 300)
+    assert whole.low < apart.low < whole.mean == apart.mean < apart.high < whole.high
+    assert (whole.n, apart.n) == (30, 120)
+    rare = np.arange(120) == 0
+    found = resampled(lambda rows: auroc(right[rows] * 1.0, rare[rows])[0], groups, 100)
+    assert not np.isnan(found.mean)
+    gap = paired(np.array([1, 1, 1, 0]), np.zeros(4), ["a", "a", "a", "b"])
+    assert (gap.mean, gap.n) == (0.5, 2)
 
 
 # ----------------------------------------------------------------------------------------- commands
