@@ -61,7 +61,7 @@ def draw(
         light = colour is not None and DARK[colour]
         text = "?" if colour is None else str(colour)
         ink = "white" if light else INK
-        style = {"ha": "center", "va": "center_baseline", "fontsize": 0.45 * points}
+        style = {"ha": "center", "va": "center_baseline", "fontsize": 0.55 * points}
         ax.text(column, row, text, color=ink, alpha=0.85, **style)
         if wrong:
             edge = {"color": "white", "ms": 0.8 * points, "mew": 0.16 * points}
@@ -75,5 +75,6 @@ def draw(
                 ax.plot([x, x + SIDE], [y + k, y + k], **line)
                 ax.plot([x + k, x + k], [y, y + SIDE], **line)
         ax.text(column * (SIDE + 1) + 2, SIDE, "↓", ha="center", va="center", fontsize=0.6 * points)
+    ax.set_xlim(-1.5, width + 0.5)  # room between two problems side by side
     for side in ax.spines.values():
         side.set_visible(False)
