@@ -166,7 +166,10 @@ def eval_command(
     depth: Annotated[str, typer.Option(help="Outer iterations, as in 1,4,16.")] = "16",
     breadth: Annotated[str, typer.Option(help="Restarts, as in 1,8,32.")] = "1",
     select: Annotated[
-        str, typer.Option(help="average, converged, majority, margin, halt, first_to_halt, oracle.")
+        str,
+        typer.Option(
+            help="average, converged, majority, margin, halt, first_to_halt, majority2, oracle."
+        ),
     ] = "average,converged,majority,oracle",
     noise: Annotated[float, typer.Option(min=0, help="The noise level (beta) of rollouts.")] = 0.0,
     symmetry: Annotated[

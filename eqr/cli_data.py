@@ -19,7 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets
 @app.command("build")
 def build_command(
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
-    kind: Annotated[str | None, typer.Option(help="sudoku or maze (default: sudoku).")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="sudoku, maze or miniarc (default: sudoku).")
+    ] = None,
     setting: Settings = None,
     recipe: Annotated[str | None, typer.Option(help="Take task and sizes from a recipe.")] = None,
     profile: Profile = "laptop",
@@ -58,10 +60,10 @@ def build_command(
 @app.command("import")
 def import_command(
     source: Annotated[
-        str, typer.Argument(help="A directory, or hf:OWNER/REPO@REVISION/FOLDER on the hub.")
+        str, typer.Argument(help="A directory or file, or hf:OWNER/REPO@REVISION/FOLDER.")
     ],
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
-    kind: Annotated[str, typer.Option(help="Task of official npy arrays.")] = "sudoku",
+    kind: Annotated[str, typer.Option(help="Task of npy arrays or JSON tasks.")] = "sudoku",
     setting: Settings = None,
     train: Annotated[int, typer.Option(min=0, help="Training problems to keep; 0: all.")] = 1000,
     test: Annotated[int, typer.Option(min=0, help="Test problems to keep; 0: all.")] = 0,
@@ -74,9 +76,10 @@ def import_command(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Import Sudoku-Extreme CSV files, or the official npy arrays, from a folder or the hub.
+    """Import Sudoku-Extreme CSV files, official npy arrays, or JSON tasks, from disk or the hub.
 
-    A folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
+    With --kind miniarc, a JSON file or a folder with one for each task is read, from disk only. A
+    folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
     On the hub, @REVISION (a branch, tag or commit) and /FOLDER may be left out; hub:sudoku-extreme
     and hub:eqr-data are short for hf:sapientinc/sudoku-extreme and hf:locuslab/EqR-data. Only what
     is read is fetched, at one commit, and checked by size and hash; the manifest names commit and
@@ -88,6 +91,8 @@ def import_command(
     Example: eqr data import hf:locuslab/EqR-data/maze-30x30-unique-1k build/maze30 --kind maze
 
     Example: eqr data import hf:sapientinc/sudoku-extreme@COMMIT build/extreme
+
+    Example: eqr data import data/miniarc/tasks.json build/arc --kind miniarc --train 0
     """
     data.refuse_existing(out, overwrite)
     sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}

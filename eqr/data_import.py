@@ -23,6 +23,7 @@ from eqr.task import Problems, Task
 
 CSV_FILES = tuple(f"{split}.csv" for split in SPLITS)
 NPY_FILES = tuple(f"{split}/all__{name}.npy" for split in SPLITS for name in ("inputs", "labels"))
+SUBSAMPLED = {"subsample": "random", "seed": 0}
 NPY_GROUPS = tuple(f"{split}/all__group_indices.npy" for split in SPLITS)  # where there are any
 
 
@@ -105,11 +106,17 @@ def read_npy(
 
 
 def read(source: Path, task: Task, **sizes) -> Dataset:
-    """Read a folder as what it holds: ``train.csv``, or arrays below ``train``.
+    """Read files as what they are: of a form of the task's own, ``train.csv``, or arrays below
+    ``train``.
 
     Raises:
-        DataError: it holds neither; and as :func:`read_sudoku_csv` and :func:`read_npy`.
+        DataError: none of these; and as :func:`read_sudoku_csv` and :func:`read_npy`.
+        ProblemError: as :meth:`eqr.task.Task.read`.
     """
+    if own := task.read(source):
+        origin = {"kind": task.kind, "source": source.name}
+        origin |= {key: sizes.get(key, usual) for key, usual in SUBSAMPLED.items()}
+        return _imported(task, own, sizes.get("train"), sizes.get("test"), origin)
     if (source / "train.csv").is_file():
         return read_sudoku_csv(source, **sizes)
     if (source / "train").is_dir():

@@ -21,7 +21,7 @@ from eqr.config import ConfigError, EvalConfig
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.rollout import rollout
-from eqr.select import RULES, Outcomes, check_selections
+from eqr.select import RULES, Outcomes, check_selections, runner_up
 from eqr.streams import stream
 from eqr.task import Task
 
@@ -224,6 +224,10 @@ def selected(outcomes: Outcomes, name: str) -> tuple[np.ndarray, np.ndarray, np.
         return outcomes.exact.mean(1), outcomes.token.mean(1), outcomes.residual.mean(1)
     if name == "oracle":
         chosen = outcomes.token.argmax(1)  # an exact answer if there is one
+    elif name == "majority2":
+        both = np.stack([RULES["majority"](outcomes), runner_up(outcomes)], axis=1)  # (P, 2)
+        better = np.take_along_axis(outcomes.token, both, 1).argmax(1)
+        chosen = both[np.arange(len(both)), better]
     else:
         chosen = RULES[name](outcomes)
     row = np.arange(len(chosen))

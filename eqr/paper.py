@@ -17,7 +17,7 @@ from eqr.claims import Claim
 from eqr.studies import Pick, Results, shipped
 from eqr.study_rows import MAZE, STUDIES
 
-SUDOKU, ARC = "Sudoku-Extreme", "Mini-ARC"
+SUDOKU = "Sudoku-Extreme"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +32,17 @@ class Entry:
     pick: Pick | None = None
 
 
-#: The row that the others of a table are compared with.
+#: The row that the others of a table are compared with, by table and study.
 BASE = {
-    "Table 2": ("construction", Pick("feedforward", 1)),
-    "Table 3": ("shaping", Pick("trm")),
-    "Table 4": ("depth-breadth", Pick("trm")),
-    "Table 7": ("construction", Pick("terminal")),
-    "Table 8": ("construction", Pick("segmented")),
-    "Tables 10–12": ("shaping", Pick("trm")),
-    "A.5": ("shaping", Pick("attention-trm")),
-    "A.6": ("shaping", Pick("trm")),
+    ("Table 2", "construction"): Pick("feedforward", 1),
+    ("Table 3", "shaping"): Pick("trm"),
+    ("Table 4", "depth-breadth"): Pick("trm"),
+    ("Table 7", "construction"): Pick("terminal"),
+    ("Table 8", "construction"): Pick("segmented"),
+    ("Tables 10–12", "shaping"): Pick("trm"),
+    ("A.5", "shaping"): Pick("attention-trm"),
+    ("A.5", "miniarc"): Pick("embedding-trm"),
+    ("A.6", "shaping"): Pick("trm"),
 }
 
 #: Figures that no row of a study carries.
@@ -73,8 +74,6 @@ OTHERS = (
     ),
     Entry("Table 5", "D = 1024, fixed", 96.1),
     Entry("Table 5", "D = 1024, halting head (58.7 iterations)", 95.3),
-    Entry("A.5", "EqR", 55.28, ARC),
-    Entry("A.5", "TRM", 48.35, ARC),
 )
 
 
@@ -104,8 +103,7 @@ def base_of(entry: Entry) -> Pick | None:
         name = f"{entry.pick.row.removesuffix('-trm')}-trm"
         known = {row.name for row in STUDIES["paper-scale"].rows}
         return Pick(name) if name in known else None
-    name, pick = BASE.get(entry.table, (None, None))
-    return pick if name == entry.study else None
+    return BASE.get((entry.table, entry.study))
 
 
 def profile_of(study: str, profile: str) -> str:

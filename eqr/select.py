@@ -1,8 +1,9 @@
 """Which of a problem's B trajectories to trust, without a verifier (paper §4; chapter *Breadth*).
 
 Every rule takes the records of one depth, (P, B) arrays for P problems and B restarts, and returns
-the index of the chosen restart of each problem, (P,). Two are not choices and are treated apart in
-:mod:`eqr.evaluate`: the average over restarts, and the oracle (pass@B), which looks at the label.
+the index of the chosen restart of each problem, (P,). Three are not choices and are treated apart
+in :mod:`eqr.evaluate`: the average over restarts, and two that look at the label, the better of the
+two most frequent answers (``majority2``: pass@2) and the oracle (pass@B).
 """
 
 from __future__ import annotations
@@ -37,14 +38,29 @@ def converged(outcomes: Outcomes) -> np.ndarray:
     return outcomes.residual.argmin(1)
 
 
-def majority(outcomes: Outcomes) -> np.ndarray:
-    """The most frequent answer; of equally frequent ones, the one with the smaller residual."""
+def ballot(outcomes: Outcomes) -> np.ndarray:
+    """How many restarts of its problem give the same answer, (P, B)."""
     votes = np.zeros(outcomes.answer.shape, int)
     for row, answers in enumerate(outcomes.answer):  # a (P, B, B) comparison would be large
         _, which, count = np.unique(answers, return_inverse=True, return_counts=True)
         votes[row] = count[which]
+    return votes
+
+
+def majority(outcomes: Outcomes) -> np.ndarray:
+    """The most frequent answer; of equally frequent ones, the one with the smaller residual."""
+    votes = ballot(outcomes)
     best = votes == votes.max(1, keepdims=True)
     return np.where(best, outcomes.residual, np.inf).argmin(1)
+
+
+def runner_up(outcomes: Outcomes) -> np.ndarray:
+    """The second most frequent answer, ties as for :func:`majority`; the first if all agree."""
+    first = majority(outcomes)
+    votes, answers = ballot(outcomes), outcomes.answer
+    votes[answers == np.take_along_axis(answers, first[:, None], 1)] = 0
+    best = (votes == votes.max(1, keepdims=True)) & (votes > 0)
+    return np.where(best.any(1), np.where(best, outcomes.residual, np.inf).argmin(1), first)
 
 
 def margin(outcomes: Outcomes) -> np.ndarray:
@@ -72,8 +88,8 @@ RULES: dict[str, Callable[[Outcomes], np.ndarray]] = {
     "first_to_halt": first_to_halt,
 }
 
-#: All that ``--select`` takes: the rules, the mean over restarts, and pass@B.
-SELECTIONS = ("average", *RULES, "oracle")
+#: All that ``--select`` takes: the rules, the mean over restarts, pass@2 of a vote, and pass@B.
+SELECTIONS = ("average", *RULES, "majority2", "oracle")
 
 
 def check_selections(names: Iterable[str], option: str = "select") -> None:

@@ -53,7 +53,7 @@ class Solution:
         return (
             f"{task.render(self.answer)}\n"
             f"residual by iteration  {shown}\n"
-            f"{settled} (residual {self.residuals[-1]:.4f}), answer {valid} by the rules\n"
+            f"{settled} (residual {self.residuals[-1]:.4f}), answer {valid} {task.judged}\n"
             f"{task.format(self.answer)}"
         )
 

@@ -22,6 +22,7 @@ from eqr.study import (
     Row,
     Study,
 )
+from eqr.study_miniarc import MINIARC
 from eqr.study_shift import AMBIGUITY, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
 
 PROFILES = ("smoke", "laptop", "paper")  # whose recipes the rows build on
@@ -367,12 +368,14 @@ NIGHT = Study(
     profiles=("paper",),
 )  # fmt: skip
 
-#: All studies by name; those of the preregistration are in :mod:`eqr.study_shift`.
+#: All studies by name; those of the preregistration are in :mod:`eqr.study_shift`,
+#: that of Mini-ARC in :mod:`eqr.study_miniarc`.
 STUDIES = {
     one.name: one
     for one in (
         *(CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST),
         *(SHIFT, AMBIGUITY, VERIFIER, VARIANCE),
+        MINIARC,
         *(PAPER_SCALE, NIGHT, SOURCES_STUDY),
     )
 }

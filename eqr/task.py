@@ -14,6 +14,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +23,11 @@ from numba import njit
 from torch import Tensor
 
 INK, BLUE, VERMILLION, AMBER = "#222222", "#0072B2", "#D55E00", (0.90, 0.62, 0.0)  # Okabe-Ito
-_KINDS = {"sudoku": "eqr.sudoku:Sudoku", "maze": "eqr.maze:Maze"}  # imported only when asked for
+_KINDS = {  # imported only when asked for
+    "sudoku": "eqr.sudoku:Sudoku",
+    "maze": "eqr.maze:Maze",
+    "miniarc": "eqr.miniarc:MiniArc",
+}
 #: Marks a field that came after the first published data: ``task_to_dict`` leaves it out at its
 #: default, so that older data sets and runs keep their hashes (as ``ADDED`` in eqr.config, which
 #: imports this module).
@@ -146,6 +151,7 @@ class Task(ABC):
 
     __slots__ = ()
     kind: ClassVar[str]
+    judged: ClassVar[str] = "by the rules"  # what ``check`` says of an answer that it calls valid
 
     @property
     @abstractmethod
@@ -170,6 +176,13 @@ class Task(ABC):
 
         Raises ProblemError where the configured range cannot be met in a bounded number of tries.
         """
+
+    def read(self, path: Path) -> dict[str, Problems] | None:
+        """Training and test problems of files in a form of the task's own; None: it has none.
+
+        Raises ProblemError for malformed files: it names the file, the field and the mend.
+        """
+        return None
 
     @abstractmethod
     def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:

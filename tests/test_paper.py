@@ -72,7 +72,7 @@ def test_every_pick_is_one_that_its_study_can_have():
         if entry.study:
             row = paper.STUDIES[entry.study].row(entry.pick.row)
             assert any(entry.pick.depth in e.config.depths for e in row.evaluate)
-    for name, pick in paper.BASE.values():
+    for (_, name), pick in paper.BASE.items():
         assert isinstance(pick, Pick) and paper.STUDIES[name].row(pick.row)
 
 

@@ -47,14 +47,16 @@ def test_every_recipe_builds(profile, name):
 def few() -> dict[str, Dataset]:
     """A handful of problems by kind of task."""
     recipes = {"sudoku": load_recipe("sudoku9", "paper", overrides=TINY),
-               "maze": load_recipe("maze30", "paper", overrides=TINY | SMALL_MAZE)}  # fmt: skip
+               "maze": load_recipe("maze30", "paper", overrides=TINY | SMALL_MAZE),
+               "miniarc": load_recipe("miniarc", "paper", overrides=TINY),
+               "miniarc-tasks": load_recipe("miniarc-tasks", "paper", overrides=TINY)}  # fmt: skip
     return {kind: data.build(r.task, DataConfig(train=4, test=2)) for kind, r in recipes.items()}
 
 
 @pytest.mark.parametrize("name", recipe_names("paper"))
 def test_every_recipe_of_the_paper_profile_trains(name, few, tmp_path):
     """The same path, in small: stopped after the first step, gone on, evaluated, stored."""
-    kind = name[:4] if name.startswith("maze") else "sudoku"
+    kind = name if name.startswith("miniarc") else name[: 4 if name.startswith("maze") else 6]
     recipe = load_recipe(name, "paper", overrides=TINY | (SMALL_MAZE if kind == "maze" else {}))
     list(train(recipe, few[kind], tmp_path, stop_after_s=0.0))
     events = list(train(recipe, few[kind], tmp_path))
