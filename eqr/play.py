@@ -78,9 +78,7 @@ class PageModel:
 
     def facts(self) -> dict[str, Any]:
         """What the replay says about it."""
-        count = parameter_count(self.model)
-        about = {"name": self.title, "run": self.run, "profile": self.profile}
-        return about | {"parameters": count}
+        return {"name": self.title, "run": self.run, "profile": self.profile}
 
 
 def board_of(task: Task) -> dict[str, Any]:
@@ -176,6 +174,7 @@ def solver(models: Sequence[PageModel], puzzles: Sequence[dict[str, Any]]) -> Ht
         "title": "Live solver",
         "models": [
             {"title": m.title, "file": m.file, "facts": fact, "board": board}
+            | {"run": m.run, "profile": m.profile}
             for m, fact, board in zip(models, facts, boards, strict=True)
         ],
         "puzzles": [

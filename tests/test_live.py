@@ -263,7 +263,8 @@ def test_a_bad_problem_gets_a_message_and_the_board_stays(tab):
     assert board(tab) == before
     live(tab).locator("#eqr-live-text").fill("1...............")
     live(tab).get_by_role("button", name="Use this problem").click()
-    assert "several solutions" in message.inner_text()
+    assert "several solutions" in live(tab).locator("p.eqr-status").inner_text()
+    assert live(tab).locator("p.eqr-message").inner_text() == ""
     assert board(tab) == ["1"] + [""] * 15
 
 
@@ -303,10 +304,99 @@ def test_two_models_side_by_side_and_a_change_while_playing(tab):
     )
     live(tab).get_by_role("button", name="Play").click()
     tab.page.select_option("#eqr-live-model", label="Maze")  # while the other ones are computed
+    tab.page.wait_for_timeout(300)
     assert tab.page.evaluate(f"{PLAYER}.depth") == 0 and not tab.page.evaluate(f"{PLAYER}.playing")
     assert tab.page.locator("#eqr-live-other").is_disabled()
     assert len(play_through(tab, 3)["frames"]) == 3
     assert live(tab).locator("section.eqr-panel").count() == 1
+
+
+def test_a_change_while_the_solver_loads(chromium, origin):
+    """What was asked for before the change is forgotten, and the new trajectories are whole."""
+    with opened(chromium, origin) as tab:
+        page = tab.page
+        page.goto(f"{origin}/chapters/play.html")
+        page.wait_for_function("document.querySelector('.eqr-solver').solver")
+        page.route("**/*.wasm", lambda route: (page.wait_for_timeout(700), route.continue_()))
+        page.select_option("#eqr-live-other", label="Untrained")
+        live(tab).get_by_role("button", name="Play").click()
+        page.locator("#eqr-live-breadth").focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowLeft")
+            live(tab).get_by_role("button", name="Play").click()
+            page.locator("#eqr-live-breadth").focus()
+        page.wait_for_function(f"{PLAYER}.depth >= 6", timeout=30_000)
+        recording = page.evaluate(
+            f"(({{breadth, frames}}) => ({{breadth, frames}}))({PLAYER}.recordings[0])"
+        )
+        assert recording["breadth"] == 5 and len(recording["frames"][0]["residual"]) == 5
+        assert recording["frames"][0]["residual"][0] > recording["frames"][5]["residual"][0]
+        assert [len(frame["plane"]) for frame in recording["frames"]] == [5] * len(
+            recording["frames"]
+        )
+        assert live(tab).locator("p.eqr-status").inner_text() == ""
+        assert live(tab).locator("p.eqr-message").inner_text() == ""
+
+
+def test_a_solver_that_does_not_load_says_so_and_can_be_tried_again(chromium, origin):
+    with opened(chromium, origin) as tab:
+        page = tab.page
+        page.goto(f"{origin}/chapters/play.html")
+        page.wait_for_function("document.querySelector('.eqr-solver').solver")
+        page.route("**/*.wasm", lambda route: route.abort())
+        live(tab).get_by_role("button", name="Play").click()
+        message = live(tab).get_by_role("alert").filter(has_text="The solver stopped")
+        message.wait_for()
+        page.unroute("**/*.wasm")
+        assert len(play_through(tab, 3)["frames"]) == 3
+        assert message.count() == 0
+
+
+def test_the_time_line_moves_while_playing(tab):
+    play_through(tab, 8)
+    page = tab.page
+    live(tab).get_by_role("button", name="Back").focus()
+    page.evaluate(f"{PLAYER}.interval = 400; {PLAYER}.seek(0)")
+    live(tab).get_by_role("button", name="Play").click()
+    page.wait_for_function(f"{PLAYER}.depth >= 2")
+    slider = live(tab).get_by_role("slider", name="Iteration")
+    slider.focus()
+    page.keyboard.press("End")
+    assert page.evaluate(f"[{PLAYER}.depth, {PLAYER}.playing]") == [8, False]
+    page.wait_for_timeout(500)
+    assert page.evaluate(f"{PLAYER}.depth") == 8, "what was under way moves nothing"
+
+
+def test_only_what_a_problem_has_is_written(tab):
+    """A path is no part of a maze's problem; the keys write into the marked cell."""
+    page = tab.page
+    page.select_option("#eqr-live-model", label="Maze")
+    before = page.evaluate(f"{PLAYER}.recordings[0].inputs")
+    wall = before.index(1)
+    live(tab).locator("td").nth(wall).click()
+    page.keyboard.press("o")
+    assert page.evaluate(f"{PLAYER}.recordings[0].inputs") == before
+    page.keyboard.press(".")
+    assert page.evaluate(f"{PLAYER}.recordings[0].inputs[{wall}]") == 2
+    page.locator("#eqr-live-breadth").focus()
+    page.keyboard.press("ArrowRight")  # new boards, the same cell
+    live(tab).get_by_role("button", name="# wall").click()
+    assert page.evaluate(f"{PLAYER}.recordings[0].inputs") == before
+    assert "/" in page.locator("#eqr-live-text").input_value()
+
+
+def test_with_two_models_one_board_takes_the_keys(tab):
+    tab.page.select_option("#eqr-live-other", label="Untrained")
+    assert live(tab).locator("table[role=grid]").count() == 1
+    assert live(tab).locator("table.eqr-board").count() == 2
+
+
+def test_a_seed_out_of_range_is_written_back(tab):
+    for typed, kept in (("-5", "0"), ("123456", "9999"), ("2.7", "2")):
+        tab.page.locator("#eqr-live-seed").fill(typed)
+        tab.page.locator("#eqr-live-seed").press("Tab")
+        assert tab.page.locator("#eqr-live-seed").input_value() == kept
+        assert tab.page.evaluate(f"{PLAYER}.recordings[0].seed") == int(kept)
 
 
 def test_replay_works_from_a_file(chromium, site, solved):

@@ -19,9 +19,14 @@ export class Solver {
       else done(result);
     };
     this.worker.onerror = (event) => {
-      for (const { failed } of this.waiting.values()) failed(new Error(event.message || "the worker did not load"));
+      const error = new Error(event.message || "its scripts did not load");
+      for (const { failed } of this.waiting.values()) failed(error);
       this.waiting.clear();
     };
+  }
+
+  close() {
+    this.worker.terminate();
   }
 
   call(call, values = {}) {
@@ -58,6 +63,8 @@ class Live {
     this.puzzles = stored.puzzles;
     this.solver = null;
     this.round = 0;
+    this.pending = null;
+    this.remark = "";
     root.querySelector(".eqr-wait")?.remove();
     this.build(root, stored);
     this.pickModel();
@@ -79,6 +86,8 @@ class Live {
     };
     const f = this.fields;
     this.message = element("p", { class: "eqr-message", role: "alert" });
+    this.status = element("p", { class: "eqr-status", role: "status" });
+    this.help = element("p", { class: "eqr-help", id: id("help") });
     this.use = element("button", { type: "button" }, "Use this problem");
     this.keys = element("div", { class: "eqr-keys", role: "group", "aria-label": "Write into the cell" });
     const choice = element(
@@ -100,7 +109,7 @@ class Live {
       this.use,
     );
     const place = element("div", { class: "eqr-player" });
-    root.append(choice, place, this.message, this.keys, settings);
+    root.append(choice, place, this.message, this.status, this.keys, this.help, settings);
     root.setAttribute("role", "region");
     root.setAttribute("aria-label", title);
     f.model.addEventListener("change", () => this.pickModel());
@@ -108,9 +117,13 @@ class Live {
     f.puzzle.addEventListener("change", () => this.pickPuzzle());
     this.use.addEventListener("click", () => this.readText());
     f.depth.addEventListener("input", () => this.deepen());
-    for (const name of ["breadth", "noise", "damping", "seed"]) {
+    for (const name of ["breadth", "noise", "damping"]) {
       f[name].addEventListener("change", () => this.restart());
     }
+    f.seed.addEventListener("change", () => {
+      f.seed.value = Math.min(9999, Math.max(0, Math.trunc(Number(f.seed.value)) || 0));
+      this.restart();
+    });
     this.place = place;
   }
 
@@ -143,11 +156,12 @@ class Live {
     damping.dispatchEvent(new Event("input"));
     text.setAttribute("placeholder", this.task.kind === "maze" ? "rows of # . S G, parted by /" : "digits, and . for a blank");
     const kind = KINDS[this.task.kind];
-    const tokens = [...kind.symbols(this.task)].map((char, token) => [char, token]).slice(1);
+    this.help.textContent = kind.help;
     this.keys.replaceChildren(
-      ...tokens.filter(([char]) => char !== "o").map(([char, token]) => {
-        const key = element("button", { type: "button", "aria-label": kind.name(token) }, char);
-        key.addEventListener("click", () => this.edit(this.player.views[0].board.at, token));
+      ...[...kind.keys(this.task)].map((char) => {
+        const token = kind.symbols(this.task).indexOf(char);
+        const key = element("button", { type: "button", "aria-label": `${char} ${kind.name(token)}` }, char);
+        key.addEventListener("click", () => this.edit(this.player.views[0].board.at, token, false));
         return key;
       }),
     );
@@ -157,8 +171,8 @@ class Live {
   pickPuzzle() {
     const chosen = this.puzzles[this.fields.puzzle.value];
     this.inputs = this.rules.parse(chosen.text, this.task);
-    this.fields.text.value = chosen.text;
-    this.say("");
+    this.fields.text.value = this.rules.format(this.inputs, this.task);
+    this.remark = this.rules.note(this.inputs, this.task);
     this.restart();
   }
 
@@ -172,7 +186,8 @@ class Live {
     }
   }
 
-  edit(cell, token) {
+  // Write into a cell of the board; from the board itself the focus returns there.
+  edit(cell, token, refocus = true) {
     const tokens = [...this.inputs];
     // A maze has one S and one G: writing it elsewhere moves it.
     if (this.task.kind === "maze" && token > 2) tokens[tokens.indexOf(token)] = 2;
@@ -184,27 +199,34 @@ class Live {
       if (!(error instanceof ProblemError)) throw error;
       this.say(`Not written: ${error.message}.`);
     }
-    this.player.views[0].board.focus(cell);
+    if (refocus) this.player.views[0].board.focus(cell);
   }
 
   take(tokens) {
     const fault = this.rules.fault(tokens, this.task);
     if (fault) throw new ProblemError(fault);
     this.inputs = tokens;
-    this.say(this.rules.note(tokens, this.task));
+    this.remark = this.rules.note(tokens, this.task);
     this.restart();
   }
 
+  // What is wrong.
   say(text) {
     this.message.textContent = text;
+  }
+
+  // What is going on: loading, or a remark about the problem.
+  tell(text = this.remark) {
+    this.status.textContent = text;
   }
 
   recording(model) {
     const { breadth, noise, damping, seed } = this.fields;
     return {
-      task: this.task, inputs: this.inputs, label: null, model: { name: model.title },
+      task: this.task, inputs: this.inputs, label: null,
+      model: { name: model.title, run: model.run, profile: model.profile },
       breadth: Number(breadth.value), noise: Number(noise.value),
-      damping: Number(damping.value), seed: Math.max(0, Math.trunc(Number(seed.value)) || 0), frames: [],
+      damping: Number(damping.value), seed: Number(seed.value), frames: [],
       verdict: this.rules.verdict(this.inputs, this.task),
     };
   }
@@ -213,6 +235,8 @@ class Live {
   restart() {
     this.round += 1;
     this.started = false;
+    this.say("");
+    this.tell();
     const { other } = this.fields;
     this.shown = [this.model, ...(other.value === "" ? [] : [this.models[other.value]])];
     const recordings = this.shown.map((model) => this.recording(model));
@@ -222,9 +246,10 @@ class Live {
         edit: (cell, token) => this.edit(cell, token),
       });
     } else {
-      this.player.pause();
+      this.player.pause(false);
       this.player.load(recordings, this.longest);
     }
+    this.player.views[0].board.root.setAttribute("aria-describedby", this.help.id);
   }
 
   get longest() {
@@ -238,34 +263,60 @@ class Live {
     this.player.seek(this.player.depth);
   }
 
-  async advance() {
-    const round = this.round;
+  // One more iteration of what is shown; false where it could not be had, or nobody wants it any more.
+  advance() {
+    if (this.pending?.round !== this.round) {
+      const round = this.round;
+      const work = this.compute(round).finally(() => {
+        if (this.pending?.round === round) this.pending = null;
+      });
+      this.pending = { round, work };
+    }
+    return this.pending.work;
+  }
+
+  async compute(round) {
+    const { recordings } = this.player;
+    this.say("");
     try {
-      if (!this.started) await this.begin(round);
+      if (!this.started && !(await this.begin(round))) return false;
       const frames = [];
-      for (const run of this.shown.keys()) frames.push(await this.solver.call("advance", { run }));
-      if (round !== this.round) return false; // the controls have changed meanwhile
-      this.player.recordings.forEach((recording, i) => this.append(recording, frames[i]));
+      for (const i of recordings.keys()) {
+        frames.push(await this.solver.call("advance", { run: `${round}-${i}` }));
+        if (round !== this.round) return false; // a control has changed meanwhile
+      }
+      recordings.forEach((recording, i) => this.append(recording, frames[i]));
       return true;
     } catch (error) {
-      if (round === this.round) this.say(`The solver stopped: ${error.message}. Reload the page to try again.`);
+      this.solver?.close(); // the next press begins with a new one
+      this.solver = null;
+      if (round === this.round) {
+        this.restart();
+        this.say(`The solver stopped: ${error.message}. Press Play to try again.`);
+      }
       return false;
     }
   }
 
+  // Load the models of this round and start their trajectories; false where the round has passed.
   async begin(round) {
+    const { shown } = this, { recordings } = this.player;
     if (!this.solver) {
       this.solver = new Solver();
-      this.say("Loading the solver (14 MB, once) …");
+      this.tell("Loading the solver (14 MB, once) …");
     }
-    for (const [run, model] of this.shown.entries()) {
-      await this.solver.call("load", { model: model.address, facts: model.facts });
-      const { inputs, breadth, noise, damping, seed } = this.player.recordings[run];
-      await this.solver.call("start", { run, model: model.address, inputs, breadth, noise, damping, seed });
+    const { solver } = this;
+    for (const [i, model] of shown.entries()) {
+      await solver.call("load", { model: model.address, facts: model.facts });
+      if (round !== this.round) return false;
+      const { inputs, breadth, noise, damping, seed } = recordings[i];
+      const run = { run: `${round}-${i}`, model: model.address, inputs, breadth, noise, damping, seed };
+      await solver.call("start", { ...run, first: i === 0 });
+      if (round !== this.round) return false;
     }
-    if (round !== this.round) return;
+    this.tell();
     this.started = true;
-    if (this.message.textContent.startsWith("Loading")) this.say("");
+    return true;
   }
 
   // The plane turns as states come in, so every frame gets its points anew.

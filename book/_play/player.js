@@ -6,7 +6,7 @@
 // A recording, as eqr/play.py writes it and the live solver builds it:
 //   task      fields of the task, with height and width
 //   inputs    tokens of the problem; label: those of the answer, or null
-//   model     {name, run, parameters, profile}; noise, damping, seed
+//   model     {name, run, profile}; noise, seed, and damping where it is not the own one
 //   breadth   B, the number of restarts
 //   verdict   of a recording without a label: answer => what the rules say, in words
 //   frames    one for each outer iteration: {answers, confidence, residual, plane}, where
@@ -44,6 +44,8 @@
       blank: 1,
       given: (token) => token > 1,
       symbols: (task) => "?." + SYMBOLS.slice(0, task.height),
+      keys: (task) => "." + SYMBOLS.slice(0, task.height),
+      help: "Arrow keys move, digits write, Backspace clears.",
       text: (token, task) => (token > 1 ? SYMBOLS[token - 2] || "?" : ""),
       name: (token) => (token > 1 ? SYMBOLS[token - 2] || "no digit" : "blank"),
       shade: () => "",
@@ -55,6 +57,8 @@
       blank: 2,
       given: (token) => token !== 2,
       symbols: () => "?#.SGo",
+      keys: () => "#.SG", // the path is for the answer
+      help: "Arrow keys move; #, ., S and G write.",
       text: (token) => ["?", "", "", "S", "G", "●"][token],
       name: (token) => ["no token", "wall", "open", "start", "goal", "path"][token],
       shade: (token) => (token === 1 ? "wall" : ""),
@@ -117,7 +121,10 @@
         element("tbody", {}, ...rows),
       );
       this.root.style.setProperty("--columns", task.width);
-      if (edit) this.listen();
+      if (edit) {
+        this.select(0);
+        this.listen();
+      }
     }
 
     listen() {
@@ -138,9 +145,9 @@
         } else if (["Backspace", "Delete", " "].includes(event.key)) {
           this.edit(this.at, this.kind.blank);
         } else if (event.key.length === 1) {
-          const token = this.kind.symbols(this.task).toUpperCase().indexOf(event.key.toUpperCase());
-          if (token < 1) return;
-          this.edit(this.at, token);
+          const char = "0_".includes(event.key) ? "." : event.key.toUpperCase();
+          if (!this.kind.keys(this.task).includes(char)) return;
+          this.edit(this.at, this.kind.symbols(this.task).indexOf(char));
         } else {
           return;
         }
@@ -148,10 +155,17 @@
       });
     }
 
-    focus(cell) {
-      this.cells[this.at].tabIndex = -1;
+    // The cell that the keys write into, marked as such.
+    select(cell) {
+      this.cells.forEach((one, i) => {
+        one.tabIndex = i === cell ? 0 : -1;
+        one.setAttribute("aria-selected", i === cell);
+      });
       this.at = cell;
-      this.cells[cell].tabIndex = 0;
+    }
+
+    focus(cell) {
+      this.select(cell);
       this.cells[cell].focus();
     }
 
@@ -268,11 +282,15 @@
       this.traces = new Traces();
       this.plane = new Plane();
       this.caption = element("p", { class: "eqr-facts" });
+      const { model, noise, damping, seed } = recording;
+      const trace = [`profile ${model.profile}`, `β ${noise}`, `seed ${seed}`, model.run];
+      if (damping !== undefined) trace.splice(2, 0, `λ ${damping}`);
+      this.trace = element("p", { class: "eqr-trace" }, trace.join(" · "));
       this.root = element("section", { class: "eqr-panel", "aria-label": recording.model.name });
       if (!small) this.root.append(element("p", { class: "eqr-model" }, recording.model.name));
       const views = element("div", { class: "eqr-views" }, this.board.root, this.traces.root);
       if (!small) views.append(this.plane.root);
-      this.root.append(views, this.caption);
+      this.root.append(views, this.caption, this.trace);
     }
 
     // What stands there after `depth` iterations: the facts that the status line repeats.
@@ -341,8 +359,9 @@
       this.playButton = button("▶ Play", "Play", () => (this.playing ? this.pause() : this.play()));
       this.slider = element("input", { type: "range", min: 0, value: 0, id: `${this.id}-depth` });
       this.slider.addEventListener("input", () => {
+        const wanted = Number(this.slider.value); // pausing shows, and writes into the slider
         this.pause();
-        this.seek(Number(this.slider.value));
+        this.seek(wanted);
       });
       this.output = element("span", { class: "eqr-count", "aria-hidden": "true" });
       this.restart = element("select", { id: `${this.id}-restart` });
@@ -372,27 +391,30 @@
       );
     }
 
-    // Replace what is shown; starts before the first iteration, or at `depth`.
-    load(recordings, longest = null, depth = 0) {
+    // Replace what is shown; starts before the first iteration, without a word.
+    load(recordings, longest = null) {
       this.recordings = recordings;
       this.longest = longest || Math.max(...recordings.map((r) => r.frames.length));
-      this.views = recordings.map((r) => new Panel(r, this.options));
+      const at = this.views ? this.views[0].board.at : 0;
+      // One board takes the keys: with two, both models have its problem.
+      this.views = recordings.map((r, i) => new Panel(r, i ? { ...this.options, edit: null } : this.options));
+      if (this.options.edit) this.views[0].board.select(Math.min(at, recordings[0].inputs.length - 1));
       this.panels.replaceChildren(...this.views.map((view) => view.root));
       const breadth = Math.max(...recordings.map((r) => r.breadth));
       const names = [...Array(breadth).keys()].map((b) => element("option", { value: b }, `restart ${b + 1}`));
       this.restart.replaceChildren(element("option", { value: "" }, "selected by residual"), ...names);
       this.chosen = null;
       this.slider.max = this.longest;
-      this.seek(depth);
+      this.seek(0, false);
     }
 
     get available() {
       return Math.min(...this.recordings.map((r) => r.frames.length));
     }
 
-    seek(depth) {
+    seek(depth, announce = !this.playing) {
       this.depth = Math.max(0, Math.min(depth, this.available, this.longest));
-      this.show(!this.playing);
+      this.show(announce);
     }
 
     show(announce) {
@@ -407,16 +429,18 @@
     }
 
     async step() {
-      if (this.depth >= this.longest) return false;
-      if (this.depth >= this.available) {
-        if (!this.advance) return false;
-        if (!(await this.advance())) return false;
+      const { depth, recordings } = this;
+      if (depth >= this.longest) return false;
+      if (depth >= this.available) {
+        if (!this.advance || !(await this.advance())) return false;
+        if (this.depth !== depth || this.recordings !== recordings) return false; // moved meanwhile
       }
-      this.seek(this.depth + 1);
+      this.seek(depth + 1);
       return true;
     }
 
-    async play() {
+    // `announce`: whether its end is read aloud, as what the reader did is.
+    async play(announce = true) {
       if (this.depth >= this.longest) this.seek(0);
       this.setPlaying(true);
       const turn = (this.turn = Symbol("turn"));
@@ -426,13 +450,13 @@
         const wait = Math.max(0, this.interval - (performance.now() - began));
         await new Promise((done) => setTimeout(done, wait));
       }
-      if (this.turn === turn) this.pause();
+      if (this.turn === turn) this.pause(announce);
     }
 
-    pause() {
+    pause(announce = true) {
       if (!this.playing) return;
       this.setPlaying(false);
-      this.show(true);
+      this.show(announce);
     }
 
     setPlaying(playing) {
@@ -458,14 +482,14 @@
       choice.addEventListener("change", () => {
         player.pause();
         player.load(items[choice.value].recordings);
-        player.show(true);
+        player.seek(player.longest);
       });
       root.append(element("div", { class: "eqr-controls" }, element("label", { for: id }, "Problem"), choice));
     }
     root.append(place);
     const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
-    if (stored.small && !calm) player.play();
-    else player.seek(player.longest);
+    if (stored.small && !calm) player.play(false);
+    else player.seek(player.longest, false);
   }
 
   function startAll() {
@@ -484,7 +508,12 @@
         );
         continue;
       }
-      import(new URL(root.dataset.module, document.baseURI).href).then((module) => module.start(root));
+      import(new URL(root.dataset.module, document.baseURI).href)
+        .then((module) => module.start(root))
+        .catch(() => {
+          note.textContent =
+            "The solver did not load: it runs in the built book, where its scripts lie beside the pages.";
+        });
     }
   }
 

@@ -1,5 +1,6 @@
 // The rules of the problems: reading a problem from text, and judging an answer. The model knows
-// nothing of them. Messages agree with those of eqr/sudoku.py and eqr/maze.py.
+// nothing of them. Messages agree with those of eqr/sudoku.py and eqr/maze.py, except that problems
+// with several answers, which those refuse, get a note here.
 
 export class ProblemError extends Error {}
 
@@ -39,7 +40,7 @@ const sudoku = {
     return [...plain].map((c) => Math.max(known.indexOf(c) + 2, 1));
   },
 
-  // What is wrong with a problem, or null; `count` solutions are reported by `note`.
+  // What is wrong with a problem, or null; several solutions are reported by `note`.
   fault(tokens, task) {
     for (const [name, cells] of units(task)) {
       for (let token = 2; token <= task.height + 1; token++) {
@@ -129,19 +130,22 @@ const maze = {
       const count = tokens.filter((t) => t === token).length;
       if (count !== 1) return `${count} cells are ${char}; a maze has one ${name}`;
     }
-    return shortest(tokens, task) ? null : "no way leads from S to G: open a wall";
+    return shortest(tokens, task).steps ? null : "no way leads from S to G: open a wall";
   },
 
-  note: () => "",
+  note(tokens, task) {
+    const { paths } = shortest(tokens, task);
+    return paths > 1 ? `This maze has ${paths} shortest paths.` : "";
+  },
 
   // The path cells must join S and G without a detour: as many as a shortest path has.
   verdict(inputs, task) {
-    const wanted = shortest(inputs, task);
+    const wanted = shortest(inputs, task).steps;
     return (answer) => {
       const kept = inputs.every((token, i) => token === 2 || token === answer[i]);
       const only = answer.map((t) => (t === PATH || t === START || t === GOAL ? t : WALL));
       const marked = answer.filter((t) => t === PATH).length;
-      const right = kept && marked === wanted - 1 && shortest(only, task) === wanted;
+      const right = kept && marked === wanted - 1 && shortest(only, task).steps === wanted;
       return right ? "by the rules, the answer is right" : "by the rules, the answer is not right";
     };
   },
@@ -150,19 +154,22 @@ const maze = {
     tokens.map((t, i) => (i && i % task.width === 0 ? "/" : "") + "?#.SGo"[t]).join(""),
 };
 
-// Steps of a shortest path from S to G over all that is no wall; 0 where there is none.
+// Steps of a shortest path from S to G over all that is no wall, 0 where there is none; and how many
+// such paths there are.
 function shortest(tokens, { height, width }) {
-  const steps = new Map([[tokens.indexOf(START), 0]]);
-  for (const [cell, far] of steps) {
-    if (tokens[cell] === GOAL) return far;
+  const reached = new Map([[tokens.indexOf(START), { steps: 0, paths: 1 }]]); // grows while walked
+  for (const [cell, own] of reached) {
+    if (tokens[cell] === GOAL) return own; // all cells one step nearer have been walked
     const row = Math.floor(cell / width), column = cell % width;
     for (const [r, c] of [[row - 1, column], [row + 1, column], [row, column - 1], [row, column + 1]]) {
       const next = r * width + c;
-      if (r < 0 || c < 0 || r >= height || c >= width || tokens[next] === WALL || steps.has(next)) continue;
-      steps.set(next, far + 1);
+      if (r < 0 || c < 0 || r >= height || c >= width || tokens[next] === WALL) continue;
+      const found = reached.get(next);
+      if (!found) reached.set(next, { steps: own.steps + 1, paths: own.paths });
+      else if (found.steps === own.steps + 1) found.paths += own.paths;
     }
   }
-  return 0;
+  return { steps: 0, paths: 0 };
 }
 
 export const RULES = { sudoku, maze };

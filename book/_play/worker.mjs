@@ -45,7 +45,8 @@ function starts(facts, breadth, seed) {
   return made;
 }
 
-function start({ run, model, inputs, breadth, noise, damping, seed }) {
+function start({ run, first, model, inputs, breadth, noise, damping, seed }) {
+  if (first) runs.clear(); // those of other settings, which nobody asks for again
   const { session, facts } = models.get(model);
   const tokens = inputs.length, { hidden, tokens_low: low } = facts;
   const latents = starts(facts, breadth, seed);
@@ -78,6 +79,7 @@ function noiseOf({ facts, breadth, noise, draws, x }) {
 
 async function advance({ run }) {
   const now = runs.get(run);
+  if (!now) throw new Error("these trajectories are gone");
   const out = await now.session.run({
     z_high: now.high, z_low: now.low, x: now.x, noise: noiseOf(now),
     beta: tensor([now.noise], []), damping: tensor([now.damping], []),
@@ -135,10 +137,16 @@ async function iterate({ model, inputs }) {
 
 const CALLS = { load, start, advance, iterate };
 
-self.onmessage = async ({ data: { call, id, ...rest } }) => {
+async function answer({ call, id, ...rest }) {
   try {
     self.postMessage({ id, result: await CALLS[call](rest) });
   } catch (error) {
     self.postMessage({ id, error: String(error?.message || error) });
   }
+}
+
+// One call after the other: a session runs one batch at a time.
+let last = Promise.resolve();
+self.onmessage = ({ data }) => {
+  last = last.then(() => answer(data));
 };
