@@ -19,10 +19,11 @@ SERVED := $(if $(filter file,$(origin PROFILE)),,--profile $(PROFILE))
 
 help:  ## list the targets
 	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         train, evaluate and build the book"
-	@echo "make pdf [PROFILE=...]                            the same, and all of it as one PDF"
+	@echo "make pdf [PROFILE=...]                            the same, and all of it as one PDF (Chromium)"
 	@echo "make lab                                          open the notebooks in JupyterLab"
 	@echo "make serve [PROFILE=...] [PORT=8000]              look at the built book"
 	@echo "make test [PYTEST_ARGS=...]                       lint, doctests and tests"
+	@echo "                                                  (as root on Debian, test and pdf install Chromium)"
 	@echo "make lint                                         ruff only"
 	@echo "make venv                                         install into .venv, nothing else"
 	@echo "make clean                                        remove build/ and the caches"
@@ -52,7 +53,7 @@ book: $(STAMP) $(VENDOR)
 	$(BIN)/eqr book --profile $(PROFILE) --seed $(SEED)
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 pdf: $(STAMP) $(VENDOR) chromium
 	$(BIN)/eqr book --profile $(PROFILE) --seed $(SEED) --pdf
@@ -73,8 +74,8 @@ chromium:
 	elif [ "`id -u`" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "Installing Chromium for the browser tests"; \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1 \
-	    || echo "Chromium could not be installed: the browser tests will be skipped"; \
-	else echo "No Chromium found: the browser tests will be skipped"; fi
+	    || echo "Chromium could not be installed: browser tests skip themselves"; \
+	else echo "No Chromium found: browser tests skip themselves, a PDF cannot be made"; fi
 
 clean:  ## keeps .venv and the vendored scripts, which cost a download
 	rm -rf build .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from eqr.book import BookError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+#: As root, as in a container, Chromium starts without its sandbox only.
+SANDBOX = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
 
 
 def find_chromium() -> str:
@@ -51,7 +55,7 @@ def chromium(running: Any = None) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         try:
-            found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            found = playwright.chromium.launch(executable_path=path, args=SANDBOX)
         except Error as error:
             raise BookError(f"{path} did not start: {error.message.splitlines()[0]}") from error
         try:

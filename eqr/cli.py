@@ -22,8 +22,8 @@ from eqr import (
     cli_plan,
     cli_results,
     cli_run,
+    cli_serve,
     data,
-    serve,
 )
 from eqr.config import (
     PROFILES,
@@ -71,7 +71,7 @@ app.command("run")(cli_run.run_command)
 app.command("import-checkpoint")(cli_import.import_command)
 app.command("export")(cli_export.export_command)
 app.command("plan")(cli_plan.plan_command)
-app.command("serve")(serve.serve_command)
+app.command("serve")(cli_serve.serve_command)
 
 ERRORS = (
     ConfigError,

@@ -26,7 +26,8 @@ def export_command(
     Example: eqr export $MODEL sudoku6.onnx
     """
     from eqr.checkpoint import load_model
-    from eqr.export import INPUTS, OUTPUTS, describe, export, write_whole
+    from eqr.export import INPUTS, OUTPUTS, describe, export
+    from eqr.store import replace_file
 
     if out.suffix != ".onnx":
         raise ConfigError(f"{out}: the file to write must end in .onnx")
@@ -35,7 +36,7 @@ def export_command(
     made = export(loaded.model, out, meta)
     about = describe(loaded.model, loaded.task) | meta | {"inputs": INPUTS, "outputs": OUTPUTS}
     side = out.with_suffix(".json")
-    write_whole(side, (json.dumps(about, indent=1) + "\n").encode())
+    replace_file(side, (json.dumps(about, indent=1) + "\n").encode())
     if as_json:
         size, gap = made.size, made.difference
         emit({"onnx": str(out), "json": str(side), "bytes": size, "difference": gap})

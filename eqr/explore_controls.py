@@ -76,6 +76,7 @@ class Controls:
             value=self.rows_of(problems[puzzle]),
             description="as text",
             rows=min(task.height + 1, 12),
+            continuous_update=False,  # or each keystroke would be read, and refused, aloud
             style={"description_width": "4em"},
             layout={"width": f"{8 + max(6, task.width):.0f}em", "height": "auto"},
         )

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from eqr.book import BookError
-from eqr.browser import chromium, find_chromium
+from eqr.browser import chromium
 
-__all__ = ["find_chromium", "print_book"]
+__all__ = ["print_book"]
 
 #: Parts of a page that are of no use on paper.
 LEFT_OUT = (

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from eqr import book, graph, pages, play, site, vendor
+from eqr.browser import find_chromium
 from eqr.config import ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
 from eqr.experiments import trained
 from eqr.graph import BOOK, NOTEBOOKS, Job
-from eqr.pdf import find_chromium, print_book
+from eqr.pdf import print_book
 from eqr.store import Store, provenance
 from eqr.study_rows import studies_of
 
@@ -87,7 +88,8 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
             store_widget_state=False,  # a page has no kernel: its widgets would not answer
             # Set there and not here, where another chapter may be running at the same time.
             extra_arguments=[
-                f"--IPKernelApp.exec_lines=import os; os.environ['EQR_USED'] = {str(used)!r}"
+                "--IPKernelApp.log_level=40",  # errors; it warns that it is reached over TCP
+                f"--IPKernelApp.exec_lines=import os; os.environ['EQR_USED'] = {str(used)!r}",
             ],
         )
         book.check_notebook(temporary)

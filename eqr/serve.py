@@ -8,17 +8,13 @@ from __future__ import annotations
 import errno
 import functools
 import http.server
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from eqr.book import BookError
 from eqr.browser import chromium
-from eqr.config import ConfigError
+from eqr.config import PROFILES, ConfigError, near_miss
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -49,11 +45,13 @@ def built(profile: str | None, out: Path) -> Path:
     Raises:
         ConfigError: there are none; the message says how to make them.
     """
+    if profile is not None and profile not in PROFILES:
+        raise ConfigError(f"--profile {profile!r} is not known{near_miss(profile, PROFILES)}")
     found = sorted(out.glob(f"{profile or '*'}/html/index.html"), key=lambda p: p.stat().st_mtime)
     if not found:
-        which = f" --profile {profile}" if profile else ""
-        where = out / (profile or "<profile>") / "html"
-        raise ConfigError(f"{where}: no book is built there; run `eqr book{which}` first")
+        where = out / profile if profile else out
+        which = f" PROFILE={profile}" if profile else ""
+        raise ConfigError(f"{where}: no book is built there yet; run `make book{which}` first")
     return found[-1].parent
 
 
@@ -66,11 +64,11 @@ def server(pages: Path, port: int) -> http.server.ThreadingHTTPServer:
     handler = functools.partial(Handler, directory=str(pages))
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
-    except (PermissionError, OSError) as error:
+    except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         raise ConfigError(
-            f"port {port} cannot be had ({error.strerror}); choose another with --port"
+            f"port {port}: {error.strerror}; choose another with --port (make serve PORT=...)"
         ) from error
 
 
@@ -132,43 +130,3 @@ def page_files(pages: Path) -> list[Path]:
 def total(pages: Path) -> int:
     """Bytes of all files of a built book."""
     return sum(path.stat().st_size for path in pages.rglob("*") if path.is_file())
-
-
-def serve_command(
-    profile: Annotated[
-        str | None, typer.Option(help="Whose pages; without it, the ones built last.")
-    ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    out: Annotated[Path, typer.Option(help="Where the book was built.")] = Path("build"),
-    report: Annotated[
-        bool, typer.Option("--report", help="Print how heavy each page is, and serve nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Serve the built book on this machine, until Ctrl-C.
-
-    Example: eqr serve --profile smoke --port 8080
-    """
-    from eqr.console import fail, say
-
-    pages = built(profile, out)
-    if report:
-        try:
-            loads = first_loads(pages, say)
-        except BookError as error:
-            fail(error)
-        size = total(pages)
-        if as_json:
-            print(json.dumps({"bytes": size, "pages": [asdict(load) for load in loads]}))
-            return
-        for load in sorted(loads, key=lambda load: -load.bytes):
-            print(f"{load.bytes / 1e6:8.2f} MB  {load.requests:3d} requests  {load.page}")
-        print(f"{size / 1e6:8.2f} MB  in all, {len(loads)} pages, in {pages}")
-        return
-    with server(pages, port) as found:
-        print(json.dumps({"address": address(found)}) if as_json else address(found), flush=True)
-        say(f"{pages}; Ctrl-C ends it")
-        try:
-            found.serve_forever()
-        except KeyboardInterrupt:
-            say("")

@@ -37,7 +37,8 @@ if not os.path.isdir(folder):
         ["git", "-C", folder, "checkout", "--quiet", "FETCH_HEAD"],
     ):
         subprocess.run(words, check=True)
-subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", folder], check=True)
+pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+subprocess.run([*pip, "-e", folder + "[book]"], check=True)
 sys.path.insert(0, folder)"""
 
 

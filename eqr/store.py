@@ -251,6 +251,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file, and its folder, so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON; the file appears whole, and on the disk, or not at all."""
     temporary = path.with_name(f".{path.name.lstrip('.')}.tmp")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from eqr import checkpoint, studies
 from eqr.config import SEMANTICS, ConfigError, to_dict
 from eqr.data import file_sha256
 from eqr.evaluate import Records, selected
-from eqr.store import Store, provenance
+from eqr.store import Store, provenance, replace_file
 from eqr.study_cells import Cell, Done, finished
 from eqr.study_rows import Evaluation, Study, study
 
@@ -299,13 +298,3 @@ def ship_weights(cells: Sequence[Cell], store: Store, out: Path) -> dict[Cell, s
 def weights_path(cell: Cell, out: Path) -> Path:
     """Where the weights of a cell are shipped."""
     return out / f"{cell.study}-{cell.row}-{cell.seed}.safetensors"
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -81,6 +81,7 @@ def ensure(book_dir: Path = BOOK_DIR) -> Path:
     target = book_dir / "_vendor"
     if is_current(book_dir):
         return target
+    print("fetching the scripts of the pages from npm, once", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix=".vendor-", dir=book_dir) as work:
         modules = npm_ci(book_dir, Path(work))
         fresh = Path(work) / "fresh"

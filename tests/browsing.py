@@ -19,13 +19,12 @@ import torch
 import yaml
 
 from eqr import book, pages, play, runner, vendor
+from eqr.browser import NAMES, SANDBOX
 from eqr.config import load_recipe
 from eqr.model import Reasoner
 from eqr.site import Site
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 #: For a test module's ``pytestmark``.
 NEEDS_BROWSER = [
@@ -161,7 +160,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=SANDBOX)
         yield found
         found.close()
 

@@ -232,13 +232,13 @@ def test_links_stand_under_the_title_and_the_notebook_is_not_changed():
 
 def test_serving_needs_a_book(eqr, tmp_path):
     done = eqr("serve", "--out", tmp_path, "--profile", "laptop")
-    assert done.code == 1 and "no book is built there; run `eqr book --profile laptop`" in done.err
+    assert done.code == 1 and "no book is built there yet; run `make book PROFILE=laptop`" in done.err
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path):
     with serve.server(tmp_path, 0) as taken:
         port = taken.server_address[1]
-        with pytest.raises(ConfigError, match=rf"port {port} cannot be had .* with --port"):
+        with pytest.raises(ConfigError, match=rf"port {port}: .* with --port"):
             serve.server(tmp_path, port)
 
 
