@@ -232,7 +232,8 @@ def test_links_stand_under_the_title_and_the_notebook_is_not_changed():
 
 def test_serving_needs_a_book(eqr, tmp_path):
     done = eqr("serve", "--out", tmp_path, "--profile", "laptop")
-    assert done.code == 1 and "no book is built there yet; run `make book PROFILE=laptop`" in done.err
+    assert done.code == 1
+    assert "no book is built there yet; run `make book PROFILE=laptop`" in done.err
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path):
