@@ -54,5 +54,5 @@ MINIARC = Study(
     "A.5",
     "Rows of one way share data, optimizer steps, batch and size of the model. The paper's figures "
     "are for models of millions of parameters trained on a GPU.",
-    (*_rows("embedding", 3), *_rows("context", 2), *_rows("tasks", 2)),
+    (*_rows("embedding", 3), *_rows("context", 1), *_rows("tasks", 2)),
 )
