@@ -53,7 +53,8 @@ def explore(
 
     Raises:
         CheckpointError: a path that is no model.
-        ProblemError: the models' boards differ, there is no such puzzle, or two titles are equal.
+        ProblemError: the models' boards differ, there is no such puzzle, two titles are equal, or
+            the task's text has not one character a cell.
     """
     found = [m if isinstance(m, Trained) else opened(m) for m in (model, other) if m is not None]
     task = task_of(found[0])
@@ -64,6 +65,11 @@ def explore(
         first = found[0]
         problems = first.data.test.inputs if isinstance(first, Trained) else None
         problems = task.generate(20, 0).inputs if problems is None else problems
+    if len(task.format(problems[0])) != task.seq_len:
+        raise ProblemError(
+            f"the explorer draws boards with one character a cell, which {task.kind} has not: "
+            "look at its answers with eqr.solve"
+        )
     names = [m.recipe.name if isinstance(m, Trained) else f"model {k}" for k, m in enumerate(found)]
     names = list(titles) or names
     if len(names) != len(found) or len(set(names)) < len(names):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eqr import book, evaluate, runner, select
-from eqr.checkpoint import load_model
+from eqr.checkpoint import Checkpoint, load_model
 from eqr.config import EvalConfig
 from eqr.dynamics import MapModel
 from eqr.explore import Explorer, explore
@@ -21,7 +21,8 @@ from eqr.explore_runs import Engine, Frame, Plane, Settings, Trajectory, turning
 from eqr.explore_views import View, pictures
 from eqr.graph import BOOK
 from eqr.maze import Maze
-from eqr.model import State
+from eqr.miniarc import MiniArc
+from eqr.model import Reasoner, State
 from eqr.rollout import rollout
 from eqr.select import Outcomes
 from eqr.task import VERMILLION, ProblemError
@@ -463,3 +464,11 @@ class TestControls:
             explore(learned.path, problems=problems.test.inputs, puzzle=99)
         with pytest.raises(ProblemError, match="give each model one of its own"):
             explore(learned.path, learned.path, titles=("A", "A"))
+
+
+def test_a_task_that_it_cannot_draw_is_refused(make_recipe):
+    """Mini-ARC's answer takes the cells of its problem, and its text has words in front."""
+    task = MiniArc(demonstrations=1)
+    model = Reasoner.for_task(task, make_recipe().model, torch.Generator().manual_seed(0))
+    with pytest.raises(ProblemError, match="one character a cell, which miniarc has not"):
+        explore(Checkpoint(model, task, {}, "0" * 64))
