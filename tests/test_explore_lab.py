@@ -137,10 +137,12 @@ def test_a_bad_puzzle_is_refused_beside_the_board_which_stays(tab):
     text = tab.page.locator(".eqr-explore textarea")
     good = text.input_value()
     text.fill("11.. .... .... ....")
+    text.dispatch_event("change")  # as when the reader leaves the field
     alert = tab.page.locator(".eqr-explore [role=alert]")
     alert.filter(has_text="row 1 holds 1 twice, at r1c1 and r1c2").wait_for()
     assert "keeps the puzzle before" in alert.inner_text() and board(tab) == before
     text.fill(good)
+    text.dispatch_event("change")
     alert.filter(has_text=re.compile("^$")).wait_for(state="attached")
     assert board(tab) == before
     tab.check()
