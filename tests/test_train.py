@@ -124,16 +124,18 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(make_recipe, problems, tmp
         for store in stores
     ]
     signs = ("partial/*/resume.safetensors", "partial/*/log.jsonl")
-    waits, pending = [0.0, moment], {0, 1}
+    waits, due = [0.0, moment], {}
     deadline = time.monotonic() + 60
     try:
-        while pending and time.monotonic() < deadline:
-            for k in list(pending):
+        while len(due) < 2 or max(due.values()) > time.monotonic():
+            now = time.monotonic()
+            assert now < deadline, "no sign of training"
+            for k in (0, 1):  # waiting for one must not keep the other from being killed in time
                 ended = processes[k].poll() is not None
-                if ended or any(stores[k].root.glob(signs[k])):
-                    time.sleep(waits[k])
+                if k not in due and (ended or any(stores[k].root.glob(signs[k]))):
+                    due[k] = now + waits[k]
+                if due.get(k, deadline) <= now:
                     processes[k].kill()
-                    pending.discard(k)
             time.sleep(0.005)
     finally:
         for process in processes:
