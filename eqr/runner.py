@@ -32,6 +32,9 @@ from eqr.study_rows import studies_of
 
 SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
 
+#: Where the environment names another backend, as for tests, a chapter would have no pictures.
+INLINE = "module://matplotlib_inline.backend_inline"
+
 Say = Callable[[str], None]
 
 
@@ -89,7 +92,8 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
             # Set there and not here, where another chapter may be running at the same time.
             extra_arguments=[
                 "--IPKernelApp.log_level=40",  # errors; it warns that it is reached over TCP
-                f"--IPKernelApp.exec_lines=import os; os.environ['EQR_USED'] = {str(used)!r}",
+                f"--IPKernelApp.exec_lines=import os; os.environ['EQR_USED'] = {str(used)!r}; "
+                f"os.environ['MPLBACKEND'] = {INLINE!r}",
             ],
         )
         book.check_notebook(temporary)
