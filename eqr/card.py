@@ -7,12 +7,13 @@ the repository, since a smoke build has no model that has learned anything. To d
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import numpy as np
 
 from eqr.data import PROJECT
+from eqr.store import replace_file
 
 OUT = PROJECT / "book" / "_static" / "card.png"
 SIZE = (1200, 630)  # pixels, the shape that link previews have
@@ -69,10 +70,10 @@ def draw(out: Path = OUT, problem: int | None = None) -> str:
         fig.canvas.draw()
         picture = Image.fromarray(np.asarray(fig.canvas.buffer_rgba())).convert("RGB")
         plt.close(fig)
-    temporary = out.with_name(f".{out.name}.tmp")
+    content = io.BytesIO()
     # 128 colours are enough for it, and a third of the bytes.
-    picture.quantize(128).save(temporary, format="png", optimize=True)
-    os.replace(temporary, out)
+    picture.quantize(128).save(content, format="png", optimize=True)
+    replace_file(out, content.getvalue())
     return model.run.id
 
 

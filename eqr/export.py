@@ -195,6 +195,11 @@ def disagreement(model: Reasoner, graph: Any) -> float:
     return float(np.max(gaps))
 
 
+def board_of(task: Task) -> dict[str, Any]:
+    """The task's fields with its height and width."""
+    return task_to_dict(task) | {"height": task.height, "width": task.width}
+
+
 def describe(model: Reasoner, task: Task) -> dict[str, Any]:
     """All that a caller without this package needs to run the file: the sidecar's content.
 
@@ -209,7 +214,7 @@ def describe(model: Reasoner, task: Task) -> dict[str, Any]:
         high, low = start_vectors(model)
         start |= {"high": high.tolist(), "low": (high if low is None else low).tolist()}
     return {
-        "task": task_to_dict(task) | {"height": task.height, "width": task.width},
+        "task": board_of(task),
         "vocab_size": task.vocab_size,
         "hidden": config.hidden,
         "tokens_low": model.tokens if config.hierarchical else 0,

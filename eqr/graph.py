@@ -143,11 +143,16 @@ def book_jobs(profile: str, seed: int, out: Path) -> list[Job]:
             ("book", "--only", path.stem, *options),
             RESOURCES[profile]["chapter"],
             needs=tuple(f"train/{name}" for name in recipes_named(path, profile)),
-            reads=(path, *package_files(), *manifests(), *records()),
+            reads=(path, *package_files(), *manifests(), *records(), *scripts()),
         )
         for path in chapters()
     ]
-    pages = sorted(p for p in BOOK.iterdir() if p.is_file() and not p.name.startswith("."))
+    made = (BOOK / "_vendor", BOOK / "_build")
+    pages = sorted(
+        p
+        for p in BOOK.rglob("[!.]*")
+        if p.is_file() and not any(p.is_relative_to(folder) for folder in made)
+    )
     book = Job(
         "book",
         ("book", *options, "--out", str(out), "--jobs", "1"),
@@ -232,6 +237,11 @@ def manifests() -> list[Path]:
 def records() -> list[Path]:
     """The shipped results of the studies, which chapters read; each holds its files' hashes."""
     return sorted((PROJECT / "data" / "results").glob("*/*.json"))
+
+
+def scripts() -> list[Path]:
+    """The page's scripts, which the outputs of chapters hold (:mod:`eqr.play`)."""
+    return sorted((BOOK / "_play").iterdir())
 
 
 def meaning() -> list[Path]:

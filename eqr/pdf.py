@@ -7,7 +7,6 @@ screen (``.eqr-live``) is left out, and what stands in for it (``.eqr-static``) 
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from eqr.book import BookError
 from eqr.browser import chromium
+from eqr.store import replace_file
 
 __all__ = ["print_book"]
 
@@ -155,8 +155,6 @@ def print_book(html_dir: Path, out: Path, browser: Any = None) -> Path:
     """
     text = one_page(html_dir)
     page_file = html_dir / ".eqr-print.html"
-    temporary = out.with_name(f".{out.name}.tmp")
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         page_file.write_text(text, encoding="utf-8")
         with chromium(browser) as found:
@@ -170,8 +168,7 @@ def print_book(html_dir: Path, out: Path, browser: Any = None) -> Path:
                 broken = page.locator("mjx-merror").first.get_attribute("data-mjx-error")
                 raise BookError(f"An equation cannot be set: {broken}")
             title = page.title()
-            page.pdf(
-                path=str(temporary),
+            content = page.pdf(
                 format="A4",
                 print_background=True,
                 prefer_css_page_size=True,
@@ -183,8 +180,7 @@ def print_book(html_dir: Path, out: Path, browser: Any = None) -> Path:
                 tagged=True,
             )
             page.close()
-        os.replace(temporary, out)
     finally:
         page_file.unlink(missing_ok=True)
-        temporary.unlink(missing_ok=True)
+    replace_file(out, content)
     return out

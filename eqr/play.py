@@ -24,7 +24,8 @@ from eqr.data import PROJECT
 from eqr.experiments import Trained
 from eqr.explore_runs import Settings, Trajectory
 from eqr.model import Reasoner, parameter_count
-from eqr.task import Task, task_to_dict
+from eqr.pages import EXTRA
+from eqr.task import Task
 
 SCRIPTS = PROJECT / "book" / "_play"
 MODULES = ("live.mjs", "worker.mjs", "rules.mjs", "numbers.mjs")
@@ -81,11 +82,6 @@ class PageModel:
         return {"name": self.title, "run": self.run, "profile": self.profile}
 
 
-def board_of(task: Task) -> dict[str, Any]:
-    """The task's fields with its height and width, as the scripts read them."""
-    return task_to_dict(task) | {"height": task.height, "width": task.width}
-
-
 def record(
     model: PageModel,
     inputs: np.ndarray,
@@ -120,7 +116,7 @@ def record(
         for frame, points in zip(run.frames, plane, strict=True)
     ]
     return {
-        "task": board_of(model.task),
+        "task": export.board_of(model.task),
         "inputs": in_base_36(np.asarray(inputs).tolist()),
         "label": None if label is None else in_base_36(np.asarray(label).tolist()),
         "model": model.facts(),
@@ -212,7 +208,7 @@ def install(source: Path, models: Mapping[str, Trained], profile: str) -> None:
     Raises:
         eqr.export.ExportError: a model cannot be exported.
     """
-    place = source / "_vendor" / PLACE  # what is in _vendor goes to the root of the built book
+    place = source / EXTRA / PLACE
     place.mkdir(parents=True, exist_ok=True)
     for name in MODULES:
         shutil.copy(SCRIPTS / name, place / name)

@@ -2,8 +2,8 @@
 
 A notebook is executed with papermill to a temporary file that is renamed when it is complete, after
 its parameter names have been checked (papermill itself only warns). A chapter already executed is
-reused when its id matches: the id hashes the notebook, its parameters, the package's source and the
-shipped data, since a notebook's result depends on all four.
+reused when its id matches: the id hashes the notebook, its parameters, the package's source, the
+shipped data and the page's scripts, since a notebook's result depends on all five.
 """
 
 from __future__ import annotations
@@ -127,11 +127,12 @@ def note_origin(notebook: Path, used: Path) -> None:
 
 def chapter(notebook: Path, parameters: Mapping[str, Any], store: Store) -> Path:
     """The executed notebook with these parameters: the stored one, or executed now."""
+    read = [*graph.manifests(), *graph.records(), *graph.scripts()]
     config = {
         "notebook": file_sha256(notebook),
         "parameters": dict(parameters),
         "package": package_hash(),
-        "data": [file_sha256(path) for path in [*graph.manifests(), *graph.records()]],
+        "data": [file_sha256(path) for path in read],
     }
 
     def make(directory: Path) -> None:

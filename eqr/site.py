@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from urllib.parse import quote
 from eqr import __version__
 from eqr.config import ConfigError
 from eqr.data import PROJECT
-from eqr.store import commit
+from eqr.store import commit, git
 
 #: The branch that the workflow `.github/workflows/book.yml` publishes the pages to.
 BRANCH = "gh-pages"
@@ -97,7 +96,7 @@ def of_project(
         address = found.get(variable) or address
     address = web_address(address, "the site's address (project.urls.Homepage or EQR_SITE_URL)")
     address = address.rstrip("/") + "/" if address else ""
-    return Site(repository, address, found.get("GITHUB_SHA") or revision(), commit())
+    return Site(repository, address, found.get("GITHUB_SHA") or git("rev-parse", "HEAD"), commit())
 
 
 def web_address(text: str, where: str) -> str:
@@ -109,17 +108,6 @@ def web_address(text: str, where: str) -> str:
     if text and not text.startswith("https://"):
         raise ConfigError(f"{where}: {text!r} is no address; write https://... or leave it out")
     return text
-
-
-def revision() -> str:
-    """The full commit of the working tree; empty outside a git checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def colab_copy(notebook: Mapping[str, Any], site: Site) -> dict[str, Any]:

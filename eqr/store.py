@@ -270,18 +270,20 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def commit() -> str:
-    """The commit of the project's working tree, ``+`` where it has changes; or ``unknown``."""
-
-    def git(*words: str) -> str:
+def git(*words: str) -> str:
+    """What a git command says of the project's working tree; empty outside a git checkout."""
+    try:
         return subprocess.run(
             ["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True
         ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--short") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return ""
+
+
+def commit() -> str:
+    """The commit of the project's working tree, ``+`` where it has changes; or ``unknown``."""
+    found = git("rev-parse", "--short=10", "HEAD")
+    return found + ("+" if git("status", "--short") else "") if found else "unknown"
 
 
 def provenance() -> dict[str, Any]:

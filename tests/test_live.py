@@ -228,7 +228,7 @@ def test_bad_problems_are_refused_as_by_the_package(kind, tab):
     for text in BAD[kind]:
         with pytest.raises(ProblemError) as refused:
             task.parse(text)
-        assert tab.page.evaluate(script, [kind, play.board_of(task), text]) == str(refused.value)
+        assert tab.page.evaluate(script, [kind, export.board_of(task), text]) == str(refused.value)
 
 
 @pytest.mark.parametrize("task", [Sudoku(2, 3, clues_min=12), Maze(9, 9)], ids=lambda t: t.kind)
@@ -248,7 +248,7 @@ def test_verdicts_agree_with_the_checker(task, tab):
       return rows.map(([inputs, answer]) => RULES[kind].verdict(inputs, task)(answer));
     }"""
     rows = [[a.tolist(), b.tolist()] for a, b in zip(found.inputs, answers, strict=True)]
-    words = tab.page.evaluate(script, [task.kind, play.board_of(task), rows])
+    words = tab.page.evaluate(script, [task.kind, export.board_of(task), rows])
     right = ["not" not in text for text in words]
     assert right == task.check(found.inputs, answers).tolist()
     assert any(right) and not all(right)

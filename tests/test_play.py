@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from eqr import checkpoint, play
+from eqr.pages import EXTRA
 from eqr.rollout import rollout
 from eqr.solve import solve
 
@@ -89,7 +90,7 @@ def test_install_puts_modules_models_and_the_board_in_place(
     run = SimpleNamespace(id="train-0123456789abcdef")
     found = FakeTrained(page_model.model, learned.recipe, run, problems)
     play.install(tmp_path, {"sudoku6": found}, "smoke")
-    place = tmp_path / "_vendor" / play.PLACE
+    place = tmp_path / EXTRA / play.PLACE
     assert {p.name for p in place.iterdir()} == {*play.MODULES, "train-0123456789abcdef.onnx"}
     (made,) = stored(play.Html((tmp_path / play.HOME).read_text()))["items"][0]["recordings"]
     solution = solve(

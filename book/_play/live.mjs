@@ -170,10 +170,8 @@ class Live {
 
   pickPuzzle() {
     const chosen = this.puzzles[this.fields.puzzle.value];
-    this.inputs = this.rules.parse(chosen.text, this.task);
+    this.take(this.rules.parse(chosen.text, this.task));
     this.fields.text.value = this.rules.format(this.inputs, this.task);
-    this.remark = this.rules.note(this.inputs, this.task);
-    this.restart();
   }
 
   // The written problem, unless it is a bad one: then a message, and the old one stays.

@@ -107,7 +107,7 @@
       for (let r = 0; r < task.height; r++) {
         const row = element("tr", edit ? { role: "row" } : {});
         for (let c = 0; c < task.width; c++) {
-          const role = edit ? { role: "gridcell", tabindex: r + c ? -1 : 0 } : {};
+          const role = edit ? { role: "gridcell" } : {};
           const cell = element("td", { class: this.kind.edges(r, c, task), ...role });
           this.cells.push(cell);
           row.append(cell);
