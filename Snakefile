@@ -66,4 +66,4 @@ for kind, asks in graph.RESOURCES[PROFILE].items():
             state=lambda wildcards: JOBS[wildcards.job].state,  # changed: due again
         threads: asks.cpus
         resources: mem_mb=asks.mem_mb, runtime=asks.minutes, **gpus
-        shell: "{sys.executable} -m eqr.cli {params.command} > {output}.part && mv {output}.part {output}"
+        shell: "{sys.executable} -m eqr {params.command} > {output}.part && mv {output}.part {output}"

@@ -32,7 +32,7 @@ def draw(out: Path = OUT, problem: int | None = None) -> str:
     import matplotlib.pyplot as plt
     from PIL import Image
 
-    from eqr import figures
+    from eqr.analysis import figures
     from eqr.experiments import trained
     from eqr.solve import solve
 

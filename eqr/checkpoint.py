@@ -2,7 +2,7 @@
 
 Two kinds of file: a *model* (averaged weights, what to run) and a *resume* file (all a killed run
 needs to go on bitwise). Both carry a sha256 of their tensors that is checked on loading. Pickles
-are never executed; official ``.pth`` files come in through :mod:`eqr.official`.
+are never executed; official ``.pth`` files come in through :mod:`eqr.imports.weights`.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ class EvalConfig:
     branches: int = field(default=1, metadata=ADDED)  # noise paths that leave each start
     branch_at: int = field(default=0, metadata=ADDED)  # the depth they part at
     checked: bool = field(default=False, metadata=ADDED)  # record whether the rules accept
-    weight_noise: float = field(default=0.0, metadata=ADDED)  # see eqr.perturb
+    weight_noise: float = field(default=0.0, metadata=ADDED)  # see eqr.tasks.perturb
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=ADDED)
 
     def __post_init__(self) -> None:

@@ -21,12 +21,12 @@ from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dic
 from eqr.data import Dataset
 from eqr.halting import parse_rule
 from eqr.parallel import ALONE, World
-from eqr.perturb import on_board, perturbed
 from eqr.queue import Halted, halting_records, halting_table
 from eqr.select import Outcomes
-from eqr.shift import Level, level_problems, problems_digest
 from eqr.store import MANIFEST, Run, Store
 from eqr.task import Problems, Task
+from eqr.tasks.perturb import on_board, perturbed
+from eqr.tasks.shift import Level, level_problems, problems_digest
 from eqr.train import Event, train
 
 #: Trajectories in flight in a stored evaluation.

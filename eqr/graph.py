@@ -24,8 +24,8 @@ from eqr.config import (
     recipe_names,
 )
 from eqr.data import PROJECT, file_sha256
-from eqr.study_cells import cells_of
-from eqr.study_rows import studies_of
+from eqr.studies.cells import cells_of
+from eqr.studies.rows import studies_of
 
 NOTEBOOKS = PROJECT / "notebooks"
 BOOK = PROJECT / "book"
@@ -183,7 +183,7 @@ def study_jobs(profile: str, out: Path) -> list[Job]:
                 resources(profile, "cell", cell.recipe()),
                 reads=(
                     RECIPES / profile / f"{study.row(cell.row).recipe}.toml",
-                    Path(__file__).parent / "study_rows.py",
+                    Path(__file__).parent / "studies" / "rows.py",
                     *meaning(),
                 ),
             )
@@ -240,7 +240,7 @@ def records() -> list[Path]:
 
 
 def scripts() -> list[Path]:
-    """The page's scripts, which the outputs of chapters hold (:mod:`eqr.play`)."""
+    """The page's scripts, which the outputs of chapters hold (:mod:`eqr.viewer.page`)."""
     return sorted((BOOK / "_play").iterdir())
 
 

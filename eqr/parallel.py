@@ -1,6 +1,6 @@
 """Several processes as one: data-parallel training and sharded evaluation under ``torchrun``.
 
-    torchrun --nproc-per-node 2 -m eqr.cli train sudoku9
+    torchrun --nproc-per-node 2 -m eqr train sudoku9
 
 A result does not depend on the number of processes. In training every process draws the whole
 batch and the whole noise of a step, which are functions of (seed, step), and keeps the rows of its

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from eqr import book, graph, pages, play, site, vendor
+from eqr import book, graph, pages, site, vendor
 from eqr.browser import find_chromium
 from eqr.config import ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
@@ -28,7 +28,8 @@ from eqr.experiments import trained
 from eqr.graph import BOOK, NOTEBOOKS, Job
 from eqr.pdf import print_book
 from eqr.store import Store, provenance
-from eqr.study_rows import studies_of
+from eqr.studies.rows import studies_of
+from eqr.viewer import page as play
 
 SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
 
@@ -179,7 +180,7 @@ def train_model(job: Job, store: Store, say: Say) -> None:
         eqr.book.BookError: it failed.
     """
     name, began = job.about, time.monotonic()
-    command = [sys.executable, "-m", "eqr.cli", *job.command, "--store", str(store.root)]
+    command = [sys.executable, "-m", "eqr", *job.command, "--store", str(store.root)]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -200,7 +201,7 @@ def recompute(jobs: int, say: Say) -> None:
     """
     for name in (study.name for study in studies_of("laptop")):
         say(f"  study {name}: hours, unless the store has its runs")
-        command = [sys.executable, "-m", "eqr.cli", "run", name, "--overwrite"]
+        command = [sys.executable, "-m", "eqr", "run", name, "--overwrite"]
         if subprocess.run([*command, "--jobs", str(jobs)], stdout=subprocess.DEVNULL).returncode:
             raise book.BookError(f"the study {name} failed; start the same command to go on")
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 INK, BLUE, VERMILLION, AMBER = "#222222", "#0072B2", "#D55E00", (0.90, 0.62, 0.0)  # Okabe-Ito
 _KINDS = {  # imported only when asked for
-    "sudoku": "eqr.sudoku:Sudoku",
-    "maze": "eqr.maze:Maze",
-    "miniarc": "eqr.miniarc:MiniArc",
+    "sudoku": "eqr.tasks.sudoku:Sudoku",
+    "maze": "eqr.tasks.maze:Maze",
+    "miniarc": "eqr.tasks.miniarc:MiniArc",
 }
 #: Marks a field that came after the first published data: ``task_to_dict`` leaves it out at its
 #: default, so that older data sets and runs keep their hashes (as ``ADDED`` in eqr.config, which

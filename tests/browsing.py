@@ -18,11 +18,12 @@ import pytest
 import torch
 import yaml
 
-from eqr import book, pages, play, runner, vendor
+from eqr import book, pages, runner, vendor
 from eqr.browser import NAMES, SANDBOX
 from eqr.config import load_recipe
 from eqr.model import Reasoner
 from eqr.site import Site
+from eqr.viewer import page as play
 
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
@@ -121,7 +122,7 @@ WIDE = (
 
 
 def untrained() -> SimpleNamespace:
-    """A model that has learned nothing, as far as `eqr.play` looks into a trained one."""
+    """A model that has learned nothing, as far as `eqr.viewer.page` looks into a trained one."""
     recipe = load_recipe("sudoku6", "smoke")
     model = Reasoner.for_task(recipe.task, recipe.model, torch.Generator().manual_seed(0))
     data = SimpleNamespace(test=recipe.task.generate(1, 0))

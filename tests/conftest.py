@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqr import cli, data, train
+from eqr import data, train
+from eqr.cli import main as cli
 from eqr.config import Recipe, recipe_from_dict
 from eqr.data import Dataset
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqr.basins import (
+from eqr.analysis.basins import (
     NEVER,
     basin_entropy,
     latent_slice,
@@ -16,8 +16,8 @@ from eqr.basins import (
     settling_time,
     uncertainty_exponent,
 )
+from eqr.analysis.dynamics import Dynamics, MapModel
 from eqr.config import ModelConfig
-from eqr.dynamics import Dynamics, MapModel
 from eqr.model import Reasoner
 from eqr.rollout import rollout
 from eqr.streams import stream

@@ -23,8 +23,8 @@ from eqr.checkpoint import (
     save_tensors,
 )
 from eqr.config import ConfigError, to_dict
+from eqr.imports.weights import Inert, import_official, official_config, read_official
 from eqr.model import Reasoner
-from eqr.official import Inert, import_official, official_config, read_official
 from eqr.streams import stream
 from eqr.train import train
 

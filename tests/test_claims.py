@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eqr.claims import Claim, claims_table
+from eqr.studies.claims import Claim, claims_table
 
 
 def told(low, high, **bounds):

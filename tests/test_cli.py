@@ -16,12 +16,13 @@ import pytest
 import torch
 import typer
 
-from eqr import cli, data
+from eqr import data
 from eqr.checkpoint import load_model, load_tensors, save_model, save_tensors
+from eqr.cli import main as cli
 from eqr.config import DataConfig, recipe_names
 from eqr.model import Reasoner
 from eqr.streams import stream
-from eqr.sudoku import Sudoku
+from eqr.tasks.sudoku import Sudoku
 
 COMMANDS = ["train", "eval", "export", "solve", "bench", "run", "recipes", "notebook", "book"]
 COMMANDS += ["import-checkpoint", "plan", "serve"]
@@ -318,7 +319,7 @@ def test_import_checkpoint_writes_a_model_once(eqr, shared, tmp_path):
 
 def test_training_stopped_by_ctrl_c_says_how_to_go_on(tmp_path):
     """SIGINT in the middle of a run: exit 130, one line, and the checkpoint stays."""
-    command = [sys.executable, "-m", "eqr.cli", "train", "headroom", "--store", str(tmp_path)]
+    command = [sys.executable, "-m", "eqr", "train", "headroom", "--store", str(tmp_path)]
     command += ["-s", "train.checkpoint_every=1", "-s", "train.batch=4"]
     # A shell starts background jobs with SIGINT ignored, and children inherit that.
     usual = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}

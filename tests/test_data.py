@@ -11,9 +11,9 @@ import pytest
 from eqr import data
 from eqr.config import DataConfig, digest
 from eqr.data import DataError
-from eqr.maze import Maze
-from eqr.sudoku import Sudoku
 from eqr.task import ProblemError, Problems
+from eqr.tasks.maze import Maze
+from eqr.tasks.sudoku import Sudoku
 
 
 def same(one: Problems, other: Problems) -> bool:

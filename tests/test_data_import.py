@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from eqr.data import DataError
-from eqr.data_import import read_npy, read_sudoku_csv
-from eqr.sudoku import Sudoku
+from eqr.imports.datasets import read_npy, read_sudoku_csv
 from eqr.task import Problems
+from eqr.tasks.sudoku import Sudoku
 
 HEADER = "source,question,answer,rating"
 

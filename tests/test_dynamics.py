@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import dynamics as dyn
+from eqr.analysis import dynamics as dyn
+from eqr.analysis.dynamics import Dynamics, MapModel
 from eqr.config import ModelConfig
-from eqr.dynamics import Dynamics, MapModel
 from eqr.model import Reasoner
 from eqr.rollout import rollout
 from eqr.streams import stream

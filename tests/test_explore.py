@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from eqr import book, evaluate, runner, select
+from eqr.analysis.dynamics import MapModel
 from eqr.checkpoint import Checkpoint, load_model
 from eqr.config import EvalConfig
-from eqr.dynamics import MapModel
-from eqr.explore import Explorer, explore
-from eqr.explore_controls import OWN, UNCHANGED
-from eqr.explore_runs import Engine, Frame, Plane, Settings, Trajectory, turning
-from eqr.explore_views import View, pictures
 from eqr.graph import BOOK
-from eqr.maze import Maze
-from eqr.miniarc import MiniArc
 from eqr.model import Reasoner, State
 from eqr.rollout import rollout
 from eqr.select import Outcomes
 from eqr.task import VERMILLION, ProblemError
+from eqr.tasks.maze import Maze
+from eqr.tasks.miniarc import MiniArc
+from eqr.viewer.controls import OWN, UNCHANGED
+from eqr.viewer.explorer import Explorer, explore
+from eqr.viewer.frames import Engine, Frame, Plane, Settings, Trajectory, turning
+from eqr.viewer.views import View, pictures
 
 
 class Slow(MapModel):
@@ -317,7 +317,7 @@ class TestPictures:
 def test_a_page_shows_the_picture_and_no_widget(learned, tmp_path):
     """A chapter is executed and built as in the book: no dead sliders, no saved widget state."""
     cell = nbformat.v4.new_code_cell(
-        f"from eqr.explore import explore\nexplore({str(learned.path)!r})",
+        f"from eqr.viewer.explorer import explore\nexplore({str(learned.path)!r})",
         metadata={"mystnb": {"image": {"alt": "A board."}}},
     )
     text = nbformat.v4.new_markdown_cell("# Title")

@@ -11,9 +11,10 @@ import onnxruntime
 import pytest
 import torch
 
-from eqr import checkpoint, export
-from eqr.maze import Maze
+from eqr import checkpoint
 from eqr.model import Reasoner, State, residual
+from eqr.tasks.maze import Maze
+from eqr.viewer import onnx as export
 
 VARIANTS = {
     "mixer": {},

@@ -22,7 +22,7 @@ from eqr.optim import orthogonalized
 from eqr.parallel import World
 from eqr.store import Store
 from eqr.streams import stream
-from eqr.study_rows import study
+from eqr.studies.rows import study
 from eqr.train import Trainer, operator_at, short_steps, token_loss, train
 
 MUON = {"optimizer": "muon", "muon_lr": 0.02}

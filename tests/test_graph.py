@@ -14,10 +14,11 @@ import pytest
 import typer
 import yaml
 
-from eqr import cli, graph, runner
+from eqr import graph, runner
+from eqr.cli import main as cli
 from eqr.config import PROFILES, ConfigError, recipe_names
 from eqr.data import PROJECT
-from eqr.study_rows import studies_of
+from eqr.studies.rows import studies_of
 
 RUN_PROFILES = sorted((PROJECT / "eqr/profiles").glob("*/config.yaml"))
 SNAKEMAKE = importlib.util.find_spec("snakemake") is not None

@@ -26,13 +26,14 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from eqr import data, hub
+from eqr import data
 from eqr.checkpoint import load_model
-from eqr.data_import import read_npy, read_sudoku_csv
-from eqr.hub import HubError, Source, parse
-from eqr.maze import Maze
-from eqr.official import import_official
-from eqr.sudoku import Sudoku
+from eqr.imports import hub
+from eqr.imports.datasets import read_npy, read_sudoku_csv
+from eqr.imports.hub import HubError, Source, parse
+from eqr.imports.weights import import_official
+from eqr.tasks.maze import Maze
+from eqr.tasks.sudoku import Sudoku
 
 COMMIT = "5e1e8170a1a10ae352904758c34fc9bd6a35a41b"
 CSV = "hub:sudoku-extreme"
@@ -411,7 +412,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(served, tmp_path, monkeyp
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path):
     """In a process of its own: nothing that the library logs comes through either."""
-    code = "import time; time.sleep = lambda s: None; from eqr.cli import main; main()"
+    code = "import time; time.sleep = lambda s: None; from eqr.cli.main import main; main()"
     here = {"HF_ENDPOINT": "http://127.0.0.1:9", "EQR_STORE": str(tmp_path / "store")}
     done = subprocess.run(
         [sys.executable, "-c", code, "data", "import", CSV, str(tmp_path / "out")],

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import landscape as land
+from eqr.analysis import landscape as land
+from eqr.analysis.landscape import Ends, MapModel, ends, kinds
 from eqr.evaluate import answer_hash, paired_difference, wilson
 from eqr.experiments import measured
-from eqr.landscape import Ends, MapModel, ends, kinds
 from eqr.model import State
 from eqr.rollout import rollout
 from eqr.store import Store, StoreError

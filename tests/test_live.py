@@ -10,13 +10,14 @@ import pytest
 import torch
 from browsing import NEEDS_BROWSER, Tab, browser, opened, served
 
-from eqr import checkpoint, export, play
+from eqr import checkpoint
 from eqr.data import PROJECT
-from eqr.maze import Maze
 from eqr.model import Reasoner
 from eqr.solve import solve
-from eqr.sudoku import Sudoku
 from eqr.task import ProblemError
+from eqr.tasks.maze import Maze
+from eqr.tasks.sudoku import Sudoku
+from eqr.viewer import onnx as export, page as play
 
 pytestmark = NEEDS_BROWSER
 

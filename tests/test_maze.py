@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eqr.maze import GOAL, OPEN, PATH, START, WALL, Maze
 from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.tasks.maze import GOAL, OPEN, PATH, START, WALL, Maze
 
 TASKS = [
     Maze(9, 9, path_min=12),

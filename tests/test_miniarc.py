@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import data, data_import, miniarc_source
+from eqr import data
+from eqr.analysis.figures import plt
 from eqr.config import load_recipe
 from eqr.evaluate import auroc, selected, wilson
-from eqr.figures import plt
-from eqr.groups import clustered, paired, resampled
-from eqr.miniarc import MiniArc
-from eqr.miniarc_source import COMPOSED, SHIPPED, TURNS, pair_key
+from eqr.imports import datasets as data_import
 from eqr.select import Outcomes
+from eqr.stats import clustered, paired, resampled
 from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.tasks import miniarc_source
+from eqr.tasks.miniarc import MiniArc
+from eqr.tasks.miniarc_source import COMPOSED, SHIPPED, TURNS, pair_key
 
 TASKS = {
     "context": MiniArc(),

@@ -19,6 +19,7 @@ from scipy import stats
 
 from eqr.checkpoint import load_model
 from eqr.config import ModelConfig
+from eqr.imports.weights import import_official
 from eqr.model import (
     Attention,
     Reasoner,
@@ -29,7 +30,6 @@ from eqr.model import (
     swiglu_width,
     truncated_normal,
 )
-from eqr.official import import_official
 from eqr.streams import stream
 
 GOLDEN = Path(__file__).parent / "golden" / "operator.json"

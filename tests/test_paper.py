@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eqr import paper, studies
 from eqr.evaluate import Difference
-from eqr.studies import Comparison, Pick, StudyError
-from eqr.study_rows import MAZE, STUDIES
+from eqr.studies import paper, results as studies
+from eqr.studies.results import Comparison, Pick, StudyError
+from eqr.studies.rows import MAZE, STUDIES
 
 
 @dataclass

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eqr import checkpoint, results, studies
-from eqr.studies import Pick
-from eqr.study_rows import STUDIES, study
+from eqr import checkpoint, runs as results
+from eqr.studies import results as studies
+from eqr.studies.results import Pick
+from eqr.studies.rows import STUDIES, study
 
 #: What makes a recipe of the paper profile small enough for a test; the rest is its own.
 TINY = {
@@ -63,7 +64,7 @@ def small(monkeypatch):
 def test_rows_are_made_in_slices_and_shipped_with_weights(
     small, eqr, in_this_process, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("eqr.study_run.ProcessPoolExecutor", in_this_process)
+    monkeypatch.setattr("eqr.studies.run.ProcessPoolExecutor", in_this_process)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     out = tmp_path / "results"
     rows = "sudoku9-fast-hard,sudoku9-fast-feedforward-hard,maze30-fast-trm"

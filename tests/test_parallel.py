@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from eqr import checkpoint, experiments, parallel
-from eqr import train as training
+from eqr import checkpoint, experiments, parallel, train as training
 from eqr.config import EvalConfig
 from eqr.evaluate import NEVER, records
 from eqr.model import State
@@ -214,7 +213,7 @@ def test_sharded_records_are_equal_to_the_bit(pair, recipe, problems):
 def torchrun(*words: object) -> subprocess.CompletedProcess:
     """A command of ``eqr`` in two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launch += ["--master-port", str(free_port()), "-m", "eqr.cli"]
+    launch += ["--master-port", str(free_port()), "-m", "eqr"]
     return subprocess.run(
         [*launch, *map(str, words)],
         capture_output=True,

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from eqr import experiments
-from eqr.config import ConfigError, EvalConfig, to_dict
-from eqr.evaluate import NEVER, Records, table
-from eqr.plan import at_budget, frontier, option, plan, recorded, validate, validation_table
-from eqr.plan_grid import (
+from eqr.analysis.plan import (
+    at_budget,
+    frontier,
+    option,
+    plan,
+    recorded,
+    validate,
+    validation_table,
+)
+from eqr.analysis.plan_grid import (
     Column,
     PlanError,
     Setting,
@@ -22,6 +28,8 @@ from eqr.plan_grid import (
     grid,
     stored_grid,
 )
+from eqr.config import ConfigError, EvalConfig, to_dict
+from eqr.evaluate import NEVER, Records, table
 from eqr.queue import Halted
 from eqr.select import RULES, Outcomes
 from eqr.store import Store

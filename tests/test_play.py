@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import checkpoint, play
+from eqr import checkpoint
 from eqr.pages import EXTRA
 from eqr.rollout import rollout
 from eqr.solve import solve
+from eqr.viewer import page as play
 
 
 @pytest.fixture(scope="module")

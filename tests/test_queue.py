@@ -18,8 +18,7 @@ from eqr.halting import RULES, Fixed, Head, Residual, Rule, Signs, Stable, parse
 from eqr.model import Step
 from eqr.queue import adaptive, halting_records, halting_table
 from eqr.rollout import rollout
-from eqr.select import RULES as SELECT
-from eqr.select import Outcomes
+from eqr.select import RULES as SELECT, Outcomes
 from eqr.store import Store
 
 DEPTH, BREADTH = 16, 3

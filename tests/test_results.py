@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from eqr import checkpoint, experiments, results
+from eqr import checkpoint, experiments, runs as results
 from eqr.config import EvalConfig
 from eqr.store import Store, StoreError, sealed
 

@@ -10,21 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import data, evaluate, experiments, invalid, results, studies, study_run
+from eqr import data, evaluate, experiments, runs as results
+from eqr.analysis.plan_grid import PlanError, stored_runs
 from eqr.config import ConfigError, DataConfig, EvalConfig, ModelConfig
 from eqr.data import DataError
-from eqr.maze import Maze
 from eqr.model import Reasoner, State, Step
-from eqr.perturb import on_board, perturbed
-from eqr.plan_grid import PlanError, stored_runs
 from eqr.rollout import rollout
-from eqr.shift import Level, level_problems, problems_digest
 from eqr.store import Store
 from eqr.streams import stream
-from eqr.study_cells import Cell, finished
-from eqr.study_rows import STUDIES
-from eqr.study_shift import DYNAMICS, FAMILIES, GROUPS, INVALID, LEVELS, levels_of
-from eqr.sudoku import Sudoku
+from eqr.studies import results as studies, run as study_run
+from eqr.studies.cells import Cell, finished
+from eqr.studies.rows import STUDIES
+from eqr.studies.rows_shift import DYNAMICS, FAMILIES, GROUPS, INVALID, LEVELS, levels_of
+from eqr.tasks import invalid
+from eqr.tasks.maze import Maze
+from eqr.tasks.perturb import on_board, perturbed
+from eqr.tasks.shift import Level, level_problems, problems_digest
+from eqr.tasks.sudoku import Sudoku
 
 SMALL = ModelConfig(
     hidden=8, blocks=1, high_cycles=2, low_cycles=1, width_multiple=8, noise=0.1, heads=2

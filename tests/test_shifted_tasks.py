@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eqr import invalid
 from eqr.config import DataConfig
 from eqr.data import PROJECT, build, load
-from eqr.maze import GOAL, START, WALL, Maze
-from eqr.maze_carving import CARVINGS
-from eqr.sudoku import Sudoku
 from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.tasks import invalid
+from eqr.tasks.maze import GOAL, START, WALL, Maze
+from eqr.tasks.maze_carving import CARVINGS
+from eqr.tasks.sudoku import Sudoku
 
 
 def connected(open_cells: np.ndarray) -> bool:
@@ -172,7 +172,7 @@ def test_impossible_sudoku_are_refused(options, message):
 
 
 def test_a_rating_out_of_reach_ends_in_a_message(monkeypatch):
-    monkeypatch.setattr("eqr.sudoku.ATTEMPTS", 5)
+    monkeypatch.setattr("eqr.tasks.sudoku.ATTEMPTS", 5)
     with pytest.raises(ProblemError, match=r"no puzzle with a rating of 9000 .* widen rating_min"):
         Sudoku(2, 3, minimal=True, rating_min=9000).generate(1, 0)
 

@@ -18,15 +18,16 @@ import pytest
 import torch
 from scipy import stats
 
-from eqr import experiments, studies, study_files, study_run
+from eqr import experiments
 from eqr.config import ConfigError, EvalConfig, recipe_from_dict, to_dict
 from eqr.cost import cost
 from eqr.evaluate import mean_interval, paired_difference, t_quantile
 from eqr.model import Reasoner
 from eqr.store import Store
-from eqr.studies import Pick, StudyError
-from eqr.study_cells import Cell, Done, stored_cost
-from eqr.study_rows import PROFILES, STUDIES, Evaluation, Row, Study, studies_of, study
+from eqr.studies import files as study_files, results as studies, run as study_run
+from eqr.studies.cells import Cell, Done, stored_cost
+from eqr.studies.results import Pick, StudyError
+from eqr.studies.rows import PROFILES, STUDIES, Evaluation, Row, Study, studies_of, study
 from eqr.train import Trainer
 
 ROWS = [
@@ -359,7 +360,7 @@ def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_
     """SIGKILL while a worker trains: no orphan works on, and the results are the same."""
     words = ["run", "construction", "--profile", "smoke", "--rows", "act", "--seeds", "0"]
     words += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "eqr.cli", *words]
+    command = [sys.executable, "-m", "eqr", *words]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "store").glob("partial/train-*/log.jsonl")):
@@ -406,7 +407,7 @@ def test_workers_end_with_their_parent(tmp_path):
     )
     file = tmp_path / "parent.py"
     file.write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(Path(studies.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(studies.__file__).parents[2])}
     parent = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, env=environment)
     worker = int(parent.stdout.readline())
     parent.kill()

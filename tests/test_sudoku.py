@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from eqr.sudoku import Sudoku
 from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.tasks.sudoku import Sudoku
 
 SMALL = [
     Sudoku(2, 2, clues_min=4, clues_max=7),
@@ -256,7 +256,7 @@ def test_a_range_out_of_reach_ends_in_a_message():
 
 
 def test_undecided_boards_are_an_error(monkeypatch):
-    monkeypatch.setattr("eqr.sudoku.SOLVE_BUDGET", 3)
+    monkeypatch.setattr("eqr.tasks.sudoku.SOLVE_BUDGET", 3)
     with pytest.raises(ProblemError, match="undecided after 3 guesses"):
         Sudoku().solve(np.ones(81, np.uint8))
 

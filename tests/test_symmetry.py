@@ -23,16 +23,16 @@ from eqr.config import ConfigError, EvalConfig, to_dict
 from eqr.evaluate import Records, records
 from eqr.experiments import Trained
 from eqr.halting import Fixed
-from eqr.maze import Maze
-from eqr.miniarc import MiniArc
 from eqr.model import State, Step
 from eqr.queue import halting_records
 from eqr.rollout import restart_symmetries, rollout
 from eqr.select import majority
 from eqr.store import Run, Store
 from eqr.streams import stream
-from eqr.sudoku import Sudoku
 from eqr.task import Symmetry, Task
+from eqr.tasks.maze import Maze
+from eqr.tasks.miniarc import MiniArc
+from eqr.tasks.sudoku import Sudoku
 
 GOLDEN = Path(__file__).parent / "golden" / "augment.json"
 TASKS = {

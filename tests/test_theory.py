@@ -12,9 +12,9 @@ from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from eqr import theory
+from eqr.analysis import theory
+from eqr.analysis.dynamics import Dynamics, MapModel, fixed_point
 from eqr.config import ModelConfig
-from eqr.dynamics import Dynamics, MapModel, fixed_point
 from eqr.model import Reasoner, State, Step
 from eqr.streams import stream
 

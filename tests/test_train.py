@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eqr import checkpoint, experiments
-from eqr import train as training
+from eqr import checkpoint, experiments, train as training
 from eqr.data import Dataset
 from eqr.store import Store
 from eqr.streams import stream
@@ -113,7 +112,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(make_recipe, problems, tmp
     file = tmp_path / "tiny.toml"
     file.write_text(toml(recipe))
     stores = [Store(tmp_path / name) for name in ("checkpointed", "random")]
-    command = [sys.executable, "-m", "eqr.cli", "train", str(file), "--store"]
+    command = [sys.executable, "-m", "eqr", "train", str(file), "--store"]
     processes = [
         subprocess.Popen(
             [*command, str(store.root)],

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from eqr import variance
+from eqr.analysis import variance
+from eqr.analysis.variance import Components
 from eqr.config import EvalConfig
-from eqr.variance import Components
 
 TRUE = Components(0.5, 0.3, 0.8)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eqr import verdicts
-from eqr.studies import Results
-from eqr.study_rows import STUDIES
-from eqr.study_shift import FAMILIES
+from eqr.studies import verdicts
+from eqr.studies.results import Results
+from eqr.studies.rows import STUDIES
+from eqr.studies.rows_shift import FAMILIES
 
 PROBLEMS, SEEDS = 200, range(4)
 FAMILY = next(f for f in FAMILIES if f.name == "difficulty, hard → easy")

@@ -1,9 +1,9 @@
 // Shows recorded trajectories of a reasoner: board, residuals, latent plane, and a time line.
 //
-// A classic script, inlined by eqr/play.py, so that it runs on a page opened from a file. The
+// A classic script, inlined by eqr/viewer/page.py, so that it runs on a page opened from a file. The
 // live solver (live.mjs) uses the same classes on recordings that are still growing.
 //
-// A recording, as eqr/play.py writes it and the live solver builds it:
+// A recording, as eqr/viewer/page.py writes it and the live solver builds it:
 //   task      fields of the task, with height and width
 //   inputs    tokens of the problem; label: those of the answer, or null
 //   model     {name, run, profile}; noise, seed, and damping where it is not the own one

@@ -1,5 +1,5 @@
 // The rules of the problems: reading a problem from text, and judging an answer. The model knows
-// nothing of them. Messages agree with those of eqr/sudoku.py and eqr/maze.py, except that problems
+// nothing of them. Messages agree with those of eqr/tasks/sudoku.py and eqr/tasks/maze.py, except that problems
 // with several answers, which those refuse, get a note here.
 
 export class ProblemError extends Error {}

@@ -1,0 +1,6 @@
+"""``python -m eqr``: the command."""
+
+from eqr.cli.main import main
+
+if __name__ == "__main__":
+    main()

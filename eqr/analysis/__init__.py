@@ -1,0 +1,1 @@
+"""What chapters ask of trained models: theory, dynamics, landscape, variance, plans, figures."""

@@ -1,0 +1,335 @@
+"""One outer iteration as a map on flat states: derivatives, norms, exponents, constants.
+
+The local half of the landscape (chapters *The theory, derived and tested* and *Reading the
+landscape*); the global half, attractors and basins, is :mod:`eqr.analysis.landscape`. Everything
+works on any model that has ``step``, a trained reasoner or a :class:`MapModel` made of a function
+one can check by hand, and in float64, since tangents would drown in float32's rounding.
+
+Shapes: ``B`` rows, each with its own problem; ``N`` numbers in a row's flat state (both latents).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from eqr.model import State, Step
+from eqr.streams import stream
+
+
+class MapModel:
+    """A function on flat states as a model with ``step``, for maps with known answers.
+
+    Args:
+        function: states (B, N) to their images (B, N).
+        decode: states (B, N) to logits (B, S, V); by default each number is a token of its own,
+            1 where it is positive and 0 where it is not.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.function = function
+        self.decode = decode or (lambda z: torch.stack((-z, z), -1))
+
+    def step(
+        self,
+        state: State,
+        x: Tensor,
+        *,
+        noise: float = 0.0,
+        generator: torch.Generator | None = None,
+        damping: float | None = None,
+    ) -> Step:
+        """``λ z + (1 − λ) f(z) + β ε`` on ``state.z_high`` (B, N, 1)."""
+        z = state.z_high[..., 0]
+        image = self.function(z)
+        if damping:
+            image = damping * z + (1 - damping) * image
+        if noise:
+            image = image + noise * torch.randn(z.shape, generator=generator, dtype=z.dtype)
+        return Step(
+            State(image[..., None], state.z_low), self.decode(image), image.new_zeros(len(z))
+        )
+
+    def start(self, z: Tensor) -> State:
+        """The state that holds the flat states ``z`` (B, N)."""
+        return State(z[..., None], z.new_zeros(len(z), 0, 1))
+
+
+def precise(model: Any, dtype: torch.dtype = torch.float64) -> Any:
+    """A copy of a model in ``dtype`` whose derivatives run through all cycles, not the last only.
+
+    Training truncates the gradient of an outer iteration to its last ``grad_cycles`` cycles
+    (paper §3); a Jacobian must see all of them. Anything but an ``nn.Module`` is returned as it is.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    twin = copy.deepcopy(model).to(dtype).requires_grad_(False)
+    if hasattr(twin, "config"):
+        twin.config = replace(twin.config, grad_cycles=twin.config.high_cycles)
+    return twin
+
+
+@dataclass(frozen=True, slots=True)
+class Dynamics:
+    """The map ``z ↦ f(z; x)`` of B problems, on flat states (B, N)."""
+
+    model: Any  # has step(state, x, noise=, generator=, damping=) -> Step
+    x: Tensor  # (B, S) problem tokens
+    like: State  # a state of the model: its shapes and dtype, not its values
+    damping: float | None = None  # λ; None takes the model's own
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        inputs: Any,
+        *,
+        damping: float | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Dynamics:
+        """The map of a trained reasoner on problems (B, S); float32 where only its orbits count."""
+        twin = precise(model, dtype)
+        x = torch.as_tensor(inputs, device=twin.device)
+        return cls(twin, x, twin.initial_state(1, stream(0, "unused")), damping)
+
+    def rows(self, index: Any) -> Dynamics:
+        """The same map on some of the rows only."""
+        return replace(self, x=self.x[index])
+
+    def starts(self, seed: int, restart: int = 0, first: int = 0) -> Tensor:
+        """Starts (B, N) as in :func:`eqr.rollout.rollout` with ``seed``.
+
+        Args:
+            first: the number that the first row's problem has in that rollout.
+        """
+        rows = range(first, first + len(self.x))
+        own = [stream(seed, "evaluation", row, restart) for row in rows]
+        return self.model.initial_state(len(self.x), own).flat()
+
+    def state(self, z: Tensor) -> State:
+        """Flat states (B, N) as the model's pair of latents."""
+        high, low = self.like.z_high.shape[1:], self.like.z_low.shape[1:]
+        cut = math.prod(high)
+        rows = len(z)
+        return State(z[:, :cut].reshape(rows, *high), z[:, cut:].reshape(rows, *low))
+
+    def step(self, z: Tensor, noise: float = 0.0, generator: Any = None) -> Step:
+        """One outer iteration from ``z`` (B, N), with logits and halting logit."""
+        return self.model.step(
+            self.state(z), self.x, noise=noise, generator=generator, damping=self.damping
+        )
+
+    def __call__(self, z: Tensor, noise: float = 0.0, generator: Any = None) -> Tensor:
+        """The image of ``z``, (B, N)."""
+        return self.step(z, noise, generator).state.flat()
+
+    def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``f(z)`` and ``J(z) v``, each (B, N)."""
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no forward derivative
+            image, tangent = torch.func.jvp(self.__call__, (z,), (v,))
+        return image.detach(), tangent.detach()
+
+    def vjp(self, z: Tensor, w: Tensor) -> Tensor:
+        """``J(z)ᵀ w``, (B, N)."""
+        z = z.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self(z), z, w)
+        return gradient
+
+    def iterate(self, z: Tensor, depth: int) -> Iterator[Tensor]:
+        """``f(z), f(f(z)), …``: ``depth`` states (B, N), without gradients."""
+        for _ in range(depth):
+            with torch.no_grad():
+                z = self(z)
+            yield z
+
+
+def norm(z: Tensor) -> Tensor:
+    """Euclidean norm of each row, (B,)."""
+    return torch.linalg.vector_norm(z, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPoint:
+    """Where iteration came to rest, if it did."""
+
+    z: Tensor  # (B, N) the last states
+    residual: Tensor  # (B,) Euclidean length of the last step, the one that led to z
+    iterations: int
+    settled: Tensor  # (B,) bool: the residual is below the tolerance
+
+
+def fixed_point(
+    dynamics: Dynamics, z: Tensor, *, tolerance: float = 1e-9, limit: int = 1000
+) -> FixedPoint:
+    """Iterate from ``z`` (B, N) until every row's residual is below ``tolerance · √N``.
+
+    Rows that wander or cycle run to ``limit`` iterations and come back with ``settled`` False.
+    """
+    bound = tolerance * math.sqrt(z.shape[1])
+    done, gap = 0, torch.full((len(z),), math.inf)
+    for done, image in enumerate(dynamics.iterate(z, limit), 1):  # noqa: B007
+        gap, z = norm(image - z), image
+        if bool((gap < bound).all()):
+            break
+    return FixedPoint(z, gap, done, gap < bound)
+
+
+def _unit(like: Tensor, seed: int) -> Tensor:
+    """Random directions of length one, (B, N)."""
+    draws = torch.randn(like.shape, generator=stream(seed, "directions"), dtype=like.dtype)
+    return draws / norm(draws)[:, None]
+
+
+def jacobian_norm(
+    dynamics: Dynamics, z: Tensor, *, power: int = 1, iterations: int = 40, seed: int = 0
+) -> Tensor:
+    """Largest singular value of ``J(z)^power``, (B,).
+
+    With ``power=1`` the Lipschitz constant of the linearised map; at a fixed point with
+    ``power=m`` that of its m-fold iterate. Power iteration with jvp and vjp; converges from below.
+    """
+    v, size = _unit(z, seed), z.new_zeros(len(z))
+    for _ in range(iterations):
+        for _ in range(power):
+            _, v = dynamics.jvp(z, v)
+        size = norm(v)
+        for _ in range(power):
+            v = dynamics.vjp(z, v)
+        v = v / norm(v).clamp_min(1e-300)[:, None]
+    return size
+
+
+def spectral_radius(
+    dynamics: Dynamics, z: Tensor, *, iterations: int = 100, seed: int = 0
+) -> Tensor:
+    """Modulus of the largest eigenvalue of ``J(z)``, (B,): the rate of the last approach.
+
+    Power iteration; the growth is averaged, geometrically, over the second half of the iterations,
+    because with a complex pair of leading eigenvalues single steps swing about it.
+    """
+    v, growth = _unit(z, seed), []
+    for _ in range(iterations):
+        _, image = dynamics.jvp(z, v)
+        size = norm(image).clamp_min(1e-300)
+        v = image / size[:, None]
+        growth.append(size.log())
+    return torch.stack(growth[iterations // 2 :]).mean(0).exp()
+
+
+def lyapunov(
+    dynamics: Dynamics,
+    z: Tensor,
+    depth: int,
+    *,
+    skip: int = 0,
+    exponents: int = 1,
+    seed: int = 0,
+) -> Tensor:
+    """The largest finite-time Lyapunov exponents from ``z`` on, (B, exponents), per iteration.
+
+    The mean logarithmic growth of tangent vectors along the trajectory, which are made orthonormal
+    again after every iteration (QR; Benettin et al. 1980). Positive: neighbours separate.
+
+    Args:
+        depth: iterations to average over.
+        skip: iterations run beforehand, in which the tangents turn but are not counted.
+        exponents: how many, largest first.
+    """
+    draws = torch.randn((*z.shape, exponents), generator=stream(seed, "tangents"), dtype=z.dtype)
+    frame, total = torch.linalg.qr(draws)[0], z.new_zeros(len(z), exponents)
+    for done in range(skip + depth):
+        images = [dynamics.jvp(z, frame[..., k].contiguous()) for k in range(exponents)]
+        z = images[0][0]
+        frame, upper = torch.linalg.qr(torch.stack([tangent for _, tangent in images], -1))
+        if done >= skip:
+            total += upper.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-300).log()
+    return total / depth
+
+
+def local_lipschitz(
+    dynamics: Dynamics,
+    z: Tensor,
+    *,
+    radius: float,
+    samples: int = 4,
+    iterations: int = 20,
+    seed: int = 0,
+) -> Tensor:
+    """Estimate of the Lipschitz constant on the ball of RMS ``radius`` around ``z``, (B,).
+
+    The largest Jacobian norm at ``z`` and at ``samples`` random points of the ball's surface; an
+    estimate from below, as any finite sample must be.
+    """
+    best = jacobian_norm(dynamics, z, iterations=iterations, seed=seed)
+    for k in range(samples):
+        nudge = _unit(z, seed + 1 + k) * (radius * math.sqrt(z.shape[1]))
+        found = jacobian_norm(dynamics, z + nudge, iterations=iterations, seed=seed)
+        best = torch.maximum(best, found)
+    return best
+
+
+def margin(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """γ: the smallest gap of any token between a logit and its best rival, (B,) (paper A.1).
+
+    The logit is that of ``labels`` (B, S), then a negative margin means a wrong token; or of the
+    decoded token, then the margin says how far the answer is from changing.
+    """
+    wanted = logits.argmax(-1) if labels is None else labels.long()
+    own = logits.gather(-1, wanted[..., None]).squeeze(-1)
+    rivals = logits.scatter(-1, wanted[..., None], -math.inf).amax(-1)
+    return (own - rivals).amin(-1)
+
+
+def gap_lipschitz(weight: Tensor) -> float:
+    """G: Lipschitz constant of any token's logit gap as a function of the state (paper A.1).
+
+    For a linear head ``weight`` (V, H) the gap of two tokens changes with the state by at most the
+    distance of their rows, so G is the largest such distance: exact, not an estimate.
+    """
+    weight = weight.detach()
+    return float(torch.cdist(weight, weight).max())
+
+
+def adjoint_solve(
+    dynamics: Dynamics, z: Tensor, g: Tensor, *, transpose: bool = True, tolerance: float = 1e-10
+) -> Tensor:
+    """``w`` (B, N) with ``(I − J(z)ᵀ) w = g``, or with J where ``transpose`` is False.
+
+    GMRES, one row at a time, needs products with the Jacobian only.
+
+    Raises:
+        ArithmeticError: it does not converge (an eigenvalue of J is close to 1).
+    """
+    from scipy.sparse.linalg import LinearOperator, gmres
+
+    found = []
+    for row in range(len(z)):
+        own, here = dynamics.rows([row]), z[row : row + 1]
+
+        def apply(vector: np.ndarray, own: Dynamics = own, here: Tensor = here) -> np.ndarray:
+            v = torch.from_numpy(np.asarray(vector, np.float64).reshape(1, -1))
+            image = own.vjp(here, v) if transpose else own.jvp(here, v)[1]
+            return (v - image).numpy()[0]
+
+        size = z.shape[1]
+        operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)
+        answer, failed = gmres(
+            operator, g[row].numpy(), rtol=tolerance, restart=min(size, 100), maxiter=20
+        )
+        if failed:
+            raise ArithmeticError(f"row {row}: (I − J) is too close to singular for GMRES")
+        found.append(torch.from_numpy(answer))
+    return torch.stack(found)

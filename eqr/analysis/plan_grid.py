@@ -1,0 +1,353 @@
+"""What stored runs say about each way to spend compute: the grid of :mod:`eqr.analysis.plan`.
+
+A row of the grid is a :class:`Setting`, a column a test problem, a value the accuracy there. One
+evaluation with B restarts gives every smaller breadth b as well: the restarts are cut into disjoint
+groups of b, the rule chooses in each, and a problem's value is the mean over its groups (paper §4).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eqr import checkpoint
+from eqr.config import (
+    SEMANTICS,
+    ConfigError,
+    EvalConfig,
+    from_dict,
+    load_recipe,
+    near_miss,
+    recipe_names,
+    to_dict,
+)
+from eqr.evaluate import Records, selected
+from eqr.experiments import read_halted, read_records
+from eqr.model import Reasoner
+from eqr.queue import Halted
+from eqr.rollout import rollout
+from eqr.select import RULES, Outcomes
+from eqr.store import MANIFEST, Run, Store, inspect_manifest
+
+UNITS = ("nfe", "layers", "seconds")
+
+
+class PlanError(ValueError):
+    """No plan can be given; the message says what the records lack and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Setting:
+    """One way to run a model. The oracle is none: a plan must not look at labels."""
+
+    depth: int  # of a halting rule: the limit
+    breadth: int
+    select: str  # "average" with one restart, where there is nothing to select
+    noise: float = 0.0
+    halting: str = "fixed"
+    first_settled: float = 0.0  # 0: every restart is run
+    window: int = 3
+
+    def __str__(self) -> str:
+        text = f"D = {self.depth}, B = {self.breadth}, β = {self.noise:g}"
+        text += f", halting {self.halting}"
+        if self.first_settled:
+            text += f", first settled below {self.first_settled:g}"
+        return text + (f", select {self.select}" if self.breadth > 1 else ", one start")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """S settings × P problems that all of them were run on."""
+
+    settings: tuple[Setting, ...]
+    exact: np.ndarray  # (S, P) in [0, 1]: mean over the groups of restarts
+    nfe: np.ndarray  # (S, P) outer iterations spent
+    groups: np.ndarray  # (S,) groups of restarts behind each value
+    rate: np.ndarray  # (S,) seconds a row-iteration, measured with many rows in flight
+    layers: int  # layer evaluations of one outer iteration
+    runs: tuple[str, ...]  # (S,) ids of the stored runs
+    notes: tuple[str, ...] = ()  # what was left out to have all settings on the same problems
+    clock: str = "–"  # where the rates come from
+
+    def problems(self, index: np.ndarray) -> Grid:
+        """The same settings on some of the problems only (an index or a mask of them)."""
+        return replace(self, exact=self.exact[:, index], nfe=self.nfe[:, index])
+
+    def cost(self, unit: str = "nfe") -> np.ndarray:
+        """Mean cost a problem of each setting, (S,), in NFE, layer evaluations or seconds.
+
+        Raises:
+            ConfigError: an unknown unit.
+        """
+        if unit not in UNITS:
+            raise ConfigError(f"unit {unit!r} is not known{near_miss(unit, UNITS)}")
+        factor = {"nfe": 1.0, "layers": float(self.layers), "seconds": self.rate}[unit]
+        return self.nfe.mean(1) * factor
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A setting before it is laid out in a grid."""
+
+    setting: Setting
+    exact: np.ndarray  # (P,)
+    nfe: np.ndarray  # (P,)
+    groups: int
+    rate: float
+    run: str = "–"
+
+    @property
+    def weight(self) -> tuple:
+        """Of two runs of one setting, the one with more problems counts, then more restarts."""
+        return len(self.exact), self.groups, self.run
+
+
+def breadths_up_to(breadth: int) -> list[int]:
+    """The breadths considered: 1, 2, 3, 4, 6, 8, 12, … and the recorded one.
+
+    >>> breadths_up_to(10)
+    [1, 2, 3, 4, 6, 8, 10]
+    """
+    steps = {m * 2**k for k in range(breadth.bit_length()) for m in (1, 3)}
+    return sorted({b for b in steps if b <= breadth} | {breadth})
+
+
+def grouped(outcomes: Outcomes, rule: str, breadth: int) -> tuple[np.ndarray, int]:
+    """Accuracy of a rule at a breadth, averaged over disjoint groups of restarts: (P,), groups."""
+    groups = outcomes.exact.shape[1] // breadth
+    values = []
+    for first in range(0, groups * breadth, breadth):
+        part = (getattr(outcomes, f.name)[:, first : first + breadth] for f in fields(Outcomes))
+        values.append(selected(Outcomes(*part), rule)[0].astype(float))
+    return np.mean(values, axis=0), groups
+
+
+def columns_of_records(
+    kept: Records, *, noise: float = 0.0, window: int = 3, rate: float = 0.0, run: str = "–"
+) -> Iterator[Column]:
+    """Every setting that the records of a fixed budget can answer for."""
+    for depth in kept.depths.tolist():
+        outcomes = kept.at(depth)
+        for breadth in breadths_up_to(outcomes.exact.shape[1]):
+            for rule in RULES if breadth > 1 else ("average",):
+                setting = Setting(depth, breadth, rule, noise, window=window)
+                exact, groups = grouped(outcomes, rule, breadth)
+                nfe = np.full(len(exact), float(depth * breadth))
+                yield Column(setting, exact, nfe, groups, rate, run)
+
+
+def columns_of_halted(
+    kept: Halted,
+    rule: str,
+    limit: int,
+    *,
+    first_settled: float | None = None,
+    noise: float = 0.0,
+    window: int = 3,
+    run: str = "–",
+) -> Iterator[Column]:
+    """Every setting that the records of one halting rule can answer for, with its mean NFE."""
+    rate = kept.seconds / max(1, int(kept.depth.sum()))
+    for breadth in breadths_up_to(kept.depth.shape[1]):
+        for select in RULES if breadth > 1 else ("average",):
+            if rule == "fixed" and select == "first_to_halt":
+                continue  # here `halted_at` tells when the rule fired, and this one never does
+            if first_settled is None:
+                exact, groups = grouped(kept.outcomes, select, breadth)
+                used = kept.depth[:, : groups * breadth].sum(1) / groups
+            else:  # a later restart was run only where the earlier ones failed: no groups of it
+                exact = selected(kept.outcomes.first(breadth), select)[0].astype(float)
+                used, groups = kept.depth[:, :breadth].sum(1), 1
+            settle = 0.0 if breadth == 1 else first_settled or 0.0
+            setting = Setting(limit, breadth, select, noise, rule, settle, window)
+            yield Column(setting, exact, used.astype(float), groups, rate, run)
+
+
+def grid(columns: Sequence[Column], layers: int = 1, least: int | None = None) -> Grid:
+    """Lay columns out on the problems that they share.
+
+    Runs take the first so many problems of a test set. Accuracies on other problems cannot be
+    compared, so that all settings are cut to the fewest; a note says so.
+
+    Args:
+        least: settings recorded on fewer problems are left out; None: on fewer than half as many
+            as the largest run.
+
+    Raises:
+        PlanError: no setting was recorded on so many problems.
+    """
+    most = max((len(column.exact) for column in columns), default=0)
+    least = least or (most + 1) // 2
+    best: dict[Setting, Column] = {}
+    few = {column.setting for column in columns if len(column.exact) < least}
+    for column in columns:
+        known = best.get(column.setting)
+        if len(column.exact) >= least and (known is None or column.weight > known.weight):
+            best[column.setting] = column
+    chosen = [best[setting] for setting in sorted(best)]
+    if not chosen:
+        raise PlanError(f"no setting was recorded on {least} problems; the most is {most}")
+    size, notes = min(len(column.exact) for column in chosen), []
+    if few := few - best.keys():
+        notes.append(f"settings left out, recorded on fewer than {least} problems: {len(few)}")
+    if size < most:
+        notes.append(
+            f"all are compared on the {size} problems they share; some have {most}, and "
+            f"--problems {most} plans with those alone"
+        )
+    return Grid(
+        tuple(c.setting for c in chosen),
+        np.array([c.exact[:size] for c in chosen], float),
+        np.array([c.nfe[:size] for c in chosen], float),
+        np.array([c.groups for c in chosen], int),
+        np.array([c.rate for c in chosen], float),
+        layers,
+        tuple(c.run for c in chosen),
+        tuple(notes),
+    )
+
+
+# ---------------------------------------------------------------------------------- from the store
+
+
+def find_model(text: str, profile: str, seed: int, store: Store) -> Path:
+    """The model file that ``text`` names: a path, or a recipe trained in this store.
+
+    Raises:
+        ConfigError: neither a file nor a recipe (with the near miss).
+        PlanError: the recipe has not been trained in this store.
+    """
+    if Path(text).is_file():
+        return Path(text)
+    names = recipe_names(profile)
+    if text not in names:
+        raise ConfigError(
+            f"{text!r} is neither a model file nor a recipe of {profile}{near_miss(text, names)}"
+        )
+    wanted = to_dict(load_recipe(text, profile, seed=seed), defaults=False)
+    for path in store.paths():
+        found, faults = inspect_manifest(path) if path.name.startswith("train-") else (None, [])
+        if found and not faults and found["config"].get("recipe") == wanted:
+            return store.get(path.name).file("model.safetensors")
+    raise PlanError(
+        f"{text} (profile {profile}, seed {seed}) has not been trained in {store.root}; "
+        f"run `eqr train {text} --profile {profile} --seed {seed}`"
+    )
+
+
+def measured_rates(model: Reasoner, seconds: float = 1.0, rows: int = 256) -> dict[bool, float]:
+    """Seconds a row-iteration here and now, without noise (False) and with it (True).
+
+    Measured for ``seconds`` each with ``rows`` trajectories in flight, as in an evaluation: one
+    problem alone takes longer for an iteration than a row among many.
+    """
+    inputs, rates = torch.zeros(rows, model.tokens, dtype=torch.long), {}
+    for noisy in (False, True):
+        began = None  # set after the first iteration, which draws the starts
+        for it in rollout(model, inputs, depth=2**31, noise=0.1 * noisy, rows=rows):
+            began = began or (time.perf_counter(), it.depth)
+            spent = time.perf_counter() - began[0]
+            if it.depth > began[1] and spent >= seconds:
+                break
+        rates[noisy] = spent / ((it.depth - began[1]) * rows)
+    return rates
+
+
+def runs_grid(
+    runs: Sequence[Run],
+    layers: int,
+    *,
+    rates: Mapping[bool, float] | None = None,
+    least: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Grid:
+    """All that some evaluations and halting runs of one model say.
+
+    Args:
+        layers: layer evaluations of one outer iteration.
+        rates: of :func:`measured_rates`; None takes the stored runs' own (of evaluations the median
+            over those with, and those without, noise: a busy machine slows single runs).
+        least: as for :func:`grid`.
+        progress: called with (runs read, of).
+
+    Raises:
+        PlanError: they are of several models or data sets, or none is on ``least`` problems.
+    """
+    columns: list[Column] = []
+    stored: dict[bool, list[float]] = {True: [], False: []}
+    for what in ("weights", "data"):
+        if len(several := sorted({run.manifest["config"][what] for run in runs})) > 1:
+            raise PlanError(
+                f"the runs are of {len(several)} different {what} ({', '.join(several)}); plan in "
+                "a store that has one"
+            )
+    for done, run in enumerate(runs, 1):
+        manifest, named = run.manifest, run.manifest["config"]
+        config = from_dict(EvalConfig, named["eval"], f"{run.path / MANIFEST}: eval")
+        about = {"noise": config.noise, "window": config.window, "run": run.id}
+        if manifest["kind"] == "eval":
+            kept = read_records(run)
+            work = kept.exact[0].size * config.depths[-1]
+            stored[config.noise > 0].append(manifest["provenance"]["seconds"] / work)
+            columns += columns_of_records(kept, **about)
+        else:
+            about |= {"first_settled": named["first_settled"]}
+            for rule, halted in read_halted(run).items():
+                columns += columns_of_halted(halted, rule, config.depths[-1], **about)
+        if progress:
+            progress(done, len(runs))
+    laid = grid(columns, layers, least)
+    rate = laid.rate.copy()
+    for row, setting in enumerate(laid.settings):
+        noisy = setting.noise > 0
+        if rates is not None:
+            rate[row] = rates[noisy]
+        elif laid.runs[row].startswith("eval-"):
+            rate[row] = statistics.median(stored[noisy])
+    return replace(laid, rate=rate, clock="measured now" if rates else "by the stored runs")
+
+
+#: What tells settings of the grid apart, or does not change what they mean. A run with any other
+#: setting (restarts under symmetries, shared prefixes, changed dynamics) is of something else.
+PLANNED = {"depths", "breadth", "noise", "window", "seed", "problems", "checked"}
+
+
+def stored_runs(weights: str, store: Store) -> list[Run]:
+    """The store's evaluations and halting runs of these weights on their own test problems, with
+    ordinary restarts; those under shift are left out.
+
+    Raises:
+        PlanError: there are none.
+        StoreError: one of them is damaged.
+    """
+    found = []
+    for path in store.paths():
+        if path.name.partition("-")[0] not in ("eval", "halting"):
+            continue
+        manifest, _ = inspect_manifest(path)
+        if not manifest or manifest["semantics"] != SEMANTICS:
+            continue
+        config = manifest["config"]
+        if "level" in config or not set(config.get("eval", ())) <= PLANNED:
+            continue
+        if config.get("weights") == weights:
+            found.append(store.get(path.name))
+    if not found:
+        raise PlanError(
+            f"no evaluation of these weights ({weights[:16]}) is stored in {store.root}; "
+            "record one with --depth 4,8,16 --breadth 16"
+        )
+    return found
+
+
+def stored_grid(model: checkpoint.Checkpoint, store: Store, **settings) -> Grid:
+    """:func:`runs_grid` of all that the store has of these weights, with the same settings."""
+    runs = stored_runs(model.sha256, store)
+    return runs_grid(runs, model.model.config.layers, **settings)

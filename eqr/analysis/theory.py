@@ -1,0 +1,293 @@
+"""The two sides of the theory chapter: closed forms, and what a trained model does (paper A.1).
+
+Every proposition of *The theory, derived and tested* has its formula or its measurement here. The
+constants that they need (norms, margins, fixed points) come from :mod:`eqr.analysis.dynamics`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eqr.analysis.dynamics import Dynamics, adjoint_solve, fixed_point, norm
+from eqr.streams import stream
+
+Loss = Callable[[Tensor], Tensor]  # states (B, N) to a scalar
+
+
+# --- gradients ---------------------------------------------------------------------------
+
+
+def answer_loss(dynamics: Dynamics, labels: np.ndarray) -> Loss:
+    """Token cross-entropy of the answers decoded from states (B, N), for labels (B, S)."""
+    head, truth = dynamics.model.lm_head, torch.as_tensor(labels).long()
+
+    def loss(z: Tensor) -> Tensor:
+        return F.cross_entropy(head(dynamics.state(z).z_high).transpose(1, 2), truth)
+
+    return loss
+
+
+def operator_parameters(dynamics: Dynamics) -> list[Tensor]:
+    """The weights that the map itself depends on, made trainable; the heads are not among them."""
+    model = dynamics.model
+    found = [*model.blocks.parameters(), model.embed.weight]
+    return [weight.requires_grad_(True) for weight in found]
+
+
+def truncated(dynamics: Dynamics, cycles: int = 1) -> Dynamics:
+    """The same map and weights, with a gradient through its last ``cycles`` cycles only.
+
+    A model without cycles is returned as it is.
+    """
+    if not hasattr(dynamics.model, "config"):
+        return dynamics
+    model = copy.copy(dynamics.model)  # shares its weights
+    model.config = replace(model.config, grad_cycles=cycles)
+    return replace(dynamics, model=model)
+
+
+def unrolled_gradient(
+    dynamics: Dynamics, z: Tensor, loss: Loss, parameters: Sequence[Tensor], depth: int
+) -> Tensor:
+    """Gradient of ``loss(f^depth(z))`` by autograd through all iterations, as one flat vector.
+
+    From a fixed point, ``depth=1`` is the truncated gradient that training uses (one iteration,
+    the carry detached) and a large depth is backpropagation through time.
+    """
+    with torch.enable_grad():
+        for _ in range(depth):
+            z = dynamics(z)
+        found = torch.autograd.grad(loss(z), parameters)
+    return torch.cat([g.flatten() for g in found])
+
+
+def implicit_gradient(
+    dynamics: Dynamics, z: Tensor, loss: Loss, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Gradient of ``loss`` at the fixed point ``z`` (B, N): ``J_θᵀ (I − Jᵀ)^{-1} ∂ℓ/∂z``, flat.
+
+    The implicit function theorem (paper A.1): nothing is unrolled, one linear system is solved.
+
+    Raises:
+        ArithmeticError: the system is too close to singular.
+    """
+    with torch.enable_grad():
+        here = z.detach().requires_grad_(True)
+        (outer,) = torch.autograd.grad(loss(here), here)
+    w = adjoint_solve(dynamics, z, outer)
+    with torch.enable_grad():
+        found = torch.autograd.grad(dynamics(z), parameters, w)
+    return torch.cat([g.flatten() for g in found])
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle between two flat vectors."""
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+# --- tracking ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Segmented online training followed step by step; S steps of B rows."""
+
+    error: np.ndarray  # (S + 1, B) e_s = ‖z_s − z*_s‖
+    moved: np.ndarray  # (S, B) ‖z*_{s+1} − z*_s‖, measured
+    response: np.ndarray  # (S, B) ‖(I − J)^{-1} J_θ Δθ‖, its first-order prediction
+    rho: np.ndarray  # (S, B) ‖f(z_s) − z*_s‖ / e_s: the contraction that this step had
+    frozen: np.ndarray  # (S + 1, B) distance to the first fixed point with the weights left alone
+    settled: np.ndarray  # (S + 1, B) bool: there was a fixed point to compare with
+
+    @property
+    def bound(self) -> np.ndarray:
+        """(S, B): ρ e_s plus the predicted move, which should not be below ``error[1:]``."""
+        return self.rho * self.error[:-1] + self.response
+
+
+def track(
+    dynamics: Dynamics,
+    z: Tensor,
+    loss: Loss,
+    parameters: Sequence[Tensor],
+    *,
+    lr: float,
+    steps: int,
+    limit: int = 200,
+) -> Tracking:
+    """Train online on fixed problems and measure how far the carry lags behind its fixed point.
+
+    Each step runs one outer iteration from the carry, descends the truncated gradient of ``loss``
+    (Adam), and then finds the new weights' fixed point by iterating from the old one. Changes the
+    parameters in place.
+
+    Args:
+        z: the carry to start from, (B, N).
+        limit: iterations allowed for finding each fixed point.
+    """
+    optimizer, short = torch.optim.Adam(parameters, lr=lr), truncated(dynamics)
+    rest = fixed_point(dynamics, z, tolerance=1e-6, limit=limit)
+    still = [z, *dynamics.iterate(z, steps)]
+    frozen = [norm(state - rest.z) for state in still]
+    error, moved, response, rho, settled = [norm(z - rest.z)], [], [], [], [rest.settled]
+    for _ in range(steps):
+        with torch.enable_grad():
+            z = short(z.detach())
+            optimizer.zero_grad()
+            loss(z).backward()
+        z = z.detach()
+        rho.append(norm(z - rest.z) / error[-1].clamp_min(1e-300))
+        before = replace(dynamics, model=copy.deepcopy(dynamics.model))
+        optimizer.step()
+        with torch.no_grad():
+            push = dynamics(rest.z) - before(rest.z)  # J_θ Δθ to first order
+        response.append(norm(adjoint_solve(before, rest.z, push, transpose=False, tolerance=1e-4)))
+        after = fixed_point(dynamics, rest.z, tolerance=1e-6, limit=limit)
+        moved.append(norm(after.z - rest.z))
+        rest = after
+        error.append(norm(z - rest.z))
+        settled.append(rest.settled)
+    parts = (error, moved, response, rho, frozen, settled)
+    return Tracking(*(torch.stack(part).numpy() for part in parts))
+
+
+# --- noise -------------------------------------------------------------------------------
+
+
+def linear_spread(
+    dynamics: Dynamics,
+    z: Tensor,
+    noise: float,
+    *,
+    terms: int = 64,
+    draws: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Stationary spread around the fixed point ``z`` that the linearised map predicts, (B,).
+
+    ``tr Σ = Σ_k E‖J^k q‖²``, the trace of the solution of ``Σ = J Σ Jᵀ + Q``, with ``q`` the
+    disturbance of one outer iteration; the expectation is a mean over ``draws`` of ``q``. Returned
+    as RMS over the N numbers of the state.
+    """
+    total = z.new_zeros(len(z))
+    with torch.no_grad():
+        rest = dynamics(z)
+    for k in range(draws):
+        with torch.no_grad():
+            # A disturbance small enough to be linear, scaled back afterwards.
+            tiny = 1e-6
+            q = (dynamics(z, tiny, stream(seed, "spread", k)) - rest) * (noise / tiny)
+        for _ in range(terms):
+            total += q.square().sum(1) / draws
+            _, q = dynamics.jvp(z, q)
+    return (total / z.shape[1]).sqrt()
+
+
+def simulated_spread(
+    dynamics: Dynamics, z: Tensor, noise: float, *, iterations: int, skip: int, seed: int = 0
+) -> Tensor:
+    """RMS distance to ``z`` (B, N) of noisy trajectories that start there, (B,).
+
+    Args:
+        iterations: averaged over, after ``skip`` that are not.
+    """
+    own, here = stream(seed, "spread simulation"), z
+    total = z.new_zeros(len(z))
+    for done in range(skip + iterations):
+        with torch.no_grad():
+            here = dynamics(here, noise, own)
+        if done >= skip:
+            total += (here - z).square().mean(1)
+    return (total / iterations).sqrt()
+
+
+# --- breadth -----------------------------------------------------------------------------
+
+
+def usable_power(norms: np.ndarray, limit: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """For each problem the first iterate that contracts well enough for the m-step bound.
+
+    Args:
+        norms: (M, P) norms of J^m by rising m.
+        limit: the largest ‖J^m‖ that will do.
+
+    Returns:
+        Index (P,) into the M powers, and (P,) bool, False where no power will do.
+
+    >>> usable_power(np.array([[3.0, 0.4], [0.2, 0.1]]))
+    (array([1, 0]), array([ True,  True]))
+    """
+    good = np.asarray(norms) <= limit
+    return good.argmax(0), good.any(0)
+
+
+def coverage(p: np.ndarray, breadth: int) -> np.ndarray:
+    """``1 − (1 − p)^B``: at least one of B independent starts falls into a basin of mass p.
+
+    >>> float(coverage(np.array(0.5), 2))
+    0.75
+    """
+    return 1 - (1 - np.asarray(p, float)) ** breadth
+
+
+def pass_at(hits: np.ndarray, breadth: int) -> np.ndarray:
+    """Unbiased estimate of coverage from n ≥ B restarts (P, n) of each problem, (P,).
+
+    The share of B-subsets of the restarts with a hit among them (Chen et al. 2021, arXiv
+    2107.03374). Putting the observed mass into :func:`coverage` would be biased downwards, since
+    ``(1 − p)^B`` is convex in p.
+
+    >>> pass_at(np.array([[True, False, False]]), 2).round(4)
+    array([0.6667])
+    """
+    hits = np.asarray(hits, bool)
+    n = hits.shape[1]
+    if not 1 <= breadth <= n:
+        raise ValueError(f"breadth {breadth} must lie between 1 and the {n} restarts at hand")
+    right = hits.sum(1)
+    missed = np.ones(len(hits))
+    for k in range(breadth):
+        missed *= np.clip(n - right - k, 0, None) / (n - k)
+    return 1 - missed
+
+
+def selection_success(p: float, right: np.ndarray, wrong: np.ndarray, breadth: int) -> float:
+    """Chance that the smallest of B residuals belongs to a right trajectory.
+
+    Each start is right with probability ``p``; its residual is then one of ``right`` (n,), else of
+    ``wrong`` (m,), drawn with replacement. Exact for these empirical distributions: the smallest
+    residual is atom r with probability ``S(r−)^B − S(r)^B``, S being the mixture's survival
+    function. With p at 0 or 1 the other array may be empty.
+
+    >>> round(selection_success(0.5, np.array([1.0]), np.array([2.0]), 2), 4)  # as coverage
+    0.75
+    >>> round(selection_success(0.5, np.array([2.0]), np.array([1.0]), 2), 4)  # p ** 2
+    0.25
+    """
+    if (p > 0 and not len(right)) or (p < 1 and not len(wrong)):
+        raise ValueError(f"with p = {p:g} both kinds of trajectory need residuals")
+    values = np.concatenate([right, wrong])
+    mass = np.concatenate(
+        [
+            np.full(len(right), p / max(len(right), 1)),
+            np.full(len(wrong), (1 - p) / max(len(wrong), 1)),
+        ]
+    )
+    is_right = np.arange(len(values)) < len(right)
+    # Atoms of equal size share what falls on them in proportion to their mass.
+    order, at = np.unique(values, return_inverse=True)
+    together = np.bincount(at, mass, len(order))
+    ours = np.bincount(at, mass * is_right, len(order))
+    survival = np.clip(1 - np.cumsum(together), 0, 1)
+    before = np.concatenate([[1.0], survival[:-1]])
+    chosen = before**breadth - survival**breadth
+    with np.errstate(invalid="ignore", divide="ignore"):
+        part = np.where(together > 0, ours / together, 0.0)
+    return float((chosen * part).sum())

@@ -1,0 +1,1 @@
+"""The ``eqr`` command: options, output and error lines only."""

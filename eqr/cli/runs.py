@@ -1,0 +1,181 @@
+"""``eqr results list|show|verify|diff``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from eqr import runs as results
+from eqr.cli.console import Device, Json, StoreDir, emit, progress
+from eqr.store import Store, StoreError, inspect
+
+app = typer.Typer(no_args_is_help=True, help="List, show, verify and compare stored runs.")
+
+COLUMNS = ("id", "name", "profile", "seed", "finished", "seconds", "bytes", "state")
+RunId = Annotated[str, typer.Argument(help="A run's id, or the beginning of it.")]
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str | None, typer.Option(help="Only train, eval, chapter, ...")] = None,
+    store: StoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs of a store, complete, partial and damaged.
+
+    Example: eqr results list --kind train
+    """
+    found = Store(store)
+    rows = results.listing(found, kind)
+    if kind and not rows and (kinds := {row["kind"] for row in results.listing(found)}):
+        raise StoreError(f"--kind {kind!r}: {found.root} has only {', '.join(sorted(kinds))}")
+    if as_json:
+        emit(rows)
+    elif not rows:
+        print(f"{found.root}: no runs")
+    else:
+        shown = [{k: row[k] for k in COLUMNS} for row in rows]
+        for row in shown:
+            row["seconds"] = None if row["seconds"] is None else f"{row['seconds']:.0f}"
+            row["bytes"] = size(row["bytes"])
+        print(text(shown))
+
+
+def size(count: int) -> str:
+    """A number of bytes for people.
+
+    >>> size(999), size(25_000), size(3_200_000)
+    ('999 B', '25 kB', '3.2 MB')
+    """
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+@app.command("show")
+def show_command(run: RunId, store: StoreDir = None, as_json: Json = False) -> None:
+    """Configuration, provenance, files and result of a run.
+
+    Example: eqr results show train-47384
+    """
+    found = Store(store)
+    values = results.description(found, results.find(found, run))
+    if as_json:
+        emit(values)
+        return
+    print(f"{values['id']}  {values['state']}\n{values['path']}")
+    for part in ("config", "provenance"):
+        for name, value in results.flat(values[part] or {}, f"{part}.").items():
+            print(f"  {name:32s} {json.dumps(value)}")
+    for name, file in values["files"].items():
+        print(f"  {name:32s} {size(file['bytes']):>8s}  {file['sha256'] or '-'}")
+    if "table" in values:
+        print(text(values["table"]))
+    for kind, row in values.get("last", {}).items():
+        numbers = "  ".join(f"{k} {v:.6g}" for k, v in row.items() if isinstance(v, int | float))
+        print(f"last {kind}: {numbers}")
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """Rows as a table for people."""
+    clean = [{k: "-" if v is None else v for k, v in row.items()} for row in rows]
+    return pd.DataFrame(clean).to_string(index=False, float_format=lambda v: f"{v:.4f}")
+
+
+@app.command("verify")
+def verify_command(
+    runs: Annotated[list[str] | None, typer.Argument(help="Ids (default: all runs).")] = None,
+    rerun: Annotated[bool, typer.Option(help="Make the runs again and compare.")] = False,
+    shipped: Annotated[
+        Path, typer.Option(help="Published results, checked where no id is given.")
+    ] = results.SHIPPED,
+    device: Device = "cpu",
+    store: StoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Check every file of every run, and the manifests; --rerun makes the runs again.
+
+    With --rerun a result must come out equal to the bit where machine and versions are those of the
+    run; elsewhere the largest difference is printed and is no error.
+
+    Examples: eqr results verify; eqr results verify train-47384 --rerun
+    """
+    found = Store(store)
+    paths = [results.find(found, text) for text in runs] if runs else found.paths()
+    if partial := [path.name for path in paths if path.parent != found.root]:
+        raise StoreError(f"{', '.join(partial)}: not complete; train to the end before verifying")
+    rows = []
+    for path in paths:
+        looked = inspect(path)
+        row: dict[str, Any] = {"run": path.name, "faults": [*looked.faults, *looked.strays]}
+        if rerun and not row["faults"]:
+            with progress(f"repeating {path.name}") as bar:
+                again = results.repeat(found, found.get(path.name), device, bar)
+            row["rerun"] = {"verdict": again.verdict, "details": again.details}
+            row["rerun"]["elsewhere"] = again.elsewhere
+            if again.verdict == "differs" and not again.elsewhere:
+                row["faults"] = [f"{path}: made again it differs: {'; '.join(again.details)}"]
+        rows.append(row)
+        if not as_json:
+            report(row)
+    for name, faults in () if runs else results.shipped(shipped).items():
+        rows.append({"run": name, "faults": faults})
+        if not as_json:
+            report(rows[-1])
+    faulty = [row for row in rows if row["faults"]]
+    if as_json:
+        emit(rows)
+    elif not faulty:
+        print(f"{len(rows)} results, all sound; {len(found.partial())} partial runs not looked at")
+    if faulty:
+        first, count = faulty[0]["faults"][0], sum(len(row["faults"]) for row in faulty)
+        also = f" (and {count - 1} more, named above)" if count > 1 else ""
+        raise StoreError(f"{len(faulty)} of {len(rows)} results are not sound: {first}{also}")
+
+
+def report(row: dict[str, Any]) -> None:
+    """One run's verdict, and its faults, a line each."""
+    print(f"{row['run']}: {'NOT SOUND' if row['faults'] else 'sound'}")
+    for fault in row["faults"]:
+        print(f"  {fault}")
+    if again := row.get("rerun"):
+        said = "; ".join(again["details"])
+        print(f"  made again: {again['verdict']}{': ' + said if said else ''}")
+        if again["elsewhere"]:
+            print(f"  then | now: {'; '.join(again['elsewhere'])}")
+
+
+@app.command("diff")
+def diff_command(one: RunId, other: RunId, store: StoreDir = None, as_json: Json = False) -> None:
+    """Differing settings and versions of two runs, and their results side by side.
+
+    Evaluations on the same problems get the paired difference (second minus first) with its 95 %
+    interval.
+
+    Example: eqr results diff train-47384 train-78e19
+    """
+    found = Store(store)
+    both = [results.find(found, name) for name in (one, other)]
+    if partial := [path.name for path in both if path.parent != found.root]:
+        raise StoreError(f"{', '.join(partial)}: not complete; only complete runs are compared")
+    values = results.comparison(*(found.get(path.name) for path in both))
+    if as_json:
+        emit(values)
+        return
+    print(f"a = {values['runs'][0]}\nb = {values['runs'][1]}")
+    for part in ("config", "provenance"):
+        print(f"{part}: {'equal' if not values[part] else ''}")
+        for name, (a, b) in values[part].items():
+            print(f"  {name:32s} {json.dumps(a)} | {json.dumps(b)}")
+    if isinstance(values["result"], list):
+        print(text(values["result"]) if values["result"] else "no depth and breadth in common")
+        return
+    print(f"result:{' equal' if not values['result'] else ''}")
+    for name, (a, b) in values["result"].items():
+        print(f"  {name:32s} {json.dumps(a)} | {json.dumps(b)}")
+    if "weights" in values:
+        print(f"  weights: {values['weights']}")

@@ -1,0 +1,1 @@
+"""What comes from the authors: files of the hub, their weights, their data sets."""

@@ -1,0 +1,1 @@
+"""The many-seed studies: planned, run, kept one file a cell, and judged."""

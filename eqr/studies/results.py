@@ -1,0 +1,245 @@
+"""Results of the many-seed studies: read, verified, and compared (chapters *From
+feedforward to iterative*, *Shaping the landscape*).
+
+    results = studies.load("construction", "laptop")
+    results.summary()
+    results.compare(Pick("act"), Pick("head"))
+
+A study lies in four files: ``<study>.csv`` (a tidy row for each row, seed and way to evaluate),
+``<study>.curves.csv`` (held-out accuracy during training; absent from older results),
+``<study>.npz`` (which problems were solved, as bits) and ``<study>.json`` (where it comes from, and
+the hashes of the others). :mod:`eqr.studies.files` writes them; :mod:`eqr.studies.rows` says what
+the rows are.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from eqr.config import SEMANTICS, ConfigError, near_miss
+from eqr.data import PROJECT, file_sha256
+from eqr.evaluate import Difference, mean_interval, paired_difference
+from eqr.store import note_use
+from eqr.studies.rows import PROFILES, Study, study
+
+FORMAT = "eqr-study-1"
+
+
+class StudyError(ValueError):
+    """Results of a study that cannot be used; the message names the file and the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One way to run one row of a study."""
+
+    row: str
+    depth: int = 16
+    breadth: int = 1
+    select: str = "average"
+    evaluation: str = "depth"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A mean difference in exact accuracy, with two intervals that answer two questions."""
+
+    seeds: Difference  # would it hold with other seeds? t interval over the seeds' differences
+    problems: Difference  # with other problems, for these very models? paired over problems
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A loaded study."""
+
+    study: Study
+    rows: pd.DataFrame
+    curves: pd.DataFrame  # accuracy during training: row, seed, step, exact_1, exact_2, …
+    bits: dict[str, np.ndarray]  # packed outcomes by "row/seed/evaluation[/select]", and the rest
+    meta: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Name and the beginning of the table's hash: what figures and claims are traced to."""
+        return f"{self.study.name}-{self.meta['files'][f'{self.study.name}.csv'][:12]}"
+
+    def problems(self, evaluation: str = "depth") -> int:
+        """How many test problems an evaluation has."""
+        keys = (key.split("/") for key in self.meta["shapes"])
+        key = next(key for key in keys if len(key) == 3 and key[2] == evaluation)
+        return self.meta["shapes"]["/".join(key)][1]
+
+    @property
+    def missing(self) -> list[tuple[str, int]]:
+        """Rows and seeds that the study wants and has not got."""
+        return [(row, seed) for row, seed in self.meta["missing"]]
+
+    def seeds(self, row: str, evaluation: str | None = None) -> list[int]:
+        """The seeds there are of a row, or those with one of its evaluations."""
+        self.study.row(row)
+        mine = self.rows[self.rows.row == row]
+        if evaluation is not None:
+            mine = mine[mine.evaluation == evaluation]
+        return sorted(mine.seed.unique().tolist())
+
+    def outcomes(self, pick: Pick, seed: int) -> np.ndarray:
+        """Exactness of each problem under ``pick``, (P,) in [0, 1]: a share for the average.
+
+        Raises:
+            StudyError: there is no such outcome; the message says what there is.
+        """
+        key = f"{pick.row}/{seed}/{pick.evaluation}"
+        if key not in self.bits:
+            self.study.row(pick.row)
+            there = [k for k in self.bits if k.startswith(f"{pick.row}/") and k.count("/") == 2]
+            raise StudyError(f"no outcomes of {key}; of this row there are: {', '.join(there)}")
+        kind = self.meta["evaluations"][pick.evaluation]
+        for name, have in (("depth", "depths"), ("breadth", "breadths"), ("select", "select")):
+            if getattr(pick, name) not in kind[have]:
+                raise StudyError(f"{key}: {name} {getattr(pick, name)!r} is not in {kind[have]}")
+        k = kind["depths"].index(pick.depth)
+        if pick.select in ("average", "oracle"):
+            exact = self.unpack(key)[k, :, : pick.breadth].astype(float)
+            return exact.mean(1) if pick.select == "average" else exact.max(1)
+        return self.unpack(f"{key}/{pick.select}")[k, kind["breadths"].index(pick.breadth)] * 1.0
+
+    def kept(self, name: str, row: str, seed: int, evaluation: str) -> np.ndarray:
+        """What an evaluation kept of every trajectory: see :func:`eqr.studies.files.outcomes`.
+
+        Raises:
+            StudyError: it did not keep that.
+        """
+        key = f"{row}/{seed}/{evaluation}/{name}"
+        if key not in self.bits:
+            raise StudyError(f"{key} is not among the records: run it with keep = {name!r}")
+        return self.unpack(key).astype(bool) if name == "checked" else self.bits[key]
+
+    def unpack(self, key: str) -> np.ndarray:
+        """The bits of one key in their shape, 0 or 1."""
+        shape = self.meta["shapes"][key]
+        return np.unpackbits(self.bits[key], count=math.prod(shape)).reshape(shape)
+
+    def accuracy(self, pick: Pick) -> Difference:
+        """Mean exact accuracy over the seeds, with its 95 % t interval."""
+        seeds = self.seeds(pick.row, pick.evaluation)
+        return mean_interval([self.outcomes(pick, s).mean() for s in seeds])
+
+    def compare(self, ours: Pick, other: Pick) -> Comparison:
+        """``ours − other`` over the seeds that both have, on the same problems.
+
+        Equal seeds share data, and starts and noise of the evaluation, so they are paired.
+
+        Raises:
+            StudyError: no seed in common, or not the same problems.
+        """
+        have = (set(self.seeds(pick.row, pick.evaluation)) for pick in (ours, other))
+        seeds = sorted(set.intersection(*have))
+        if not seeds:
+            raise StudyError(f"{ours.row} and {other.row} have no seed in common")
+        one, two = (np.stack([self.outcomes(p, s) for s in seeds]) for p in (ours, other))
+        if one.shape != two.shape:
+            raise StudyError(
+                f"{ours.evaluation} has {one.shape[1]} problems and {other.evaluation} "
+                f"{two.shape[1]}; compare evaluations on the same problems"
+            )
+        return Comparison(
+            mean_interval(one.mean(1) - two.mean(1)), paired_difference(one.mean(0), two.mean(0))
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One line a row: accuracy at its own depth and breadth 1, beside the paper's figure."""
+        lines = []
+        for row in self.study.rows:
+            mine = self.rows[(self.rows.row == row.name) & (self.rows.evaluation == "depth")]
+            mine = mine[mine.depth == row.depth]
+            found = mean_interval(mine.exact.tolist())
+            paper = "; ".join(f"{p.value:g} ({p.table})" for p in row.paper)
+            lines.append(
+                {
+                    "row": row.name,
+                    "title": row.title,
+                    "depth": row.depth,
+                    "seeds": found.n,
+                    "exact": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "paper": paper or "–",
+                    "parameters": mine.parameters.max(),
+                    "train_layers": mine.train_layers.max(),
+                    "train_flops": mine.train_flops.max(),
+                    "saved_mib": mine.saved_bytes.max() / 2**20,
+                    "train_seconds": mine.train_seconds.mean(),
+                }
+            )
+        return pd.DataFrame(lines)
+
+
+def results_folder(profile: str) -> Path:
+    """Where the results of a profile are shipped."""
+    if profile not in PROFILES:
+        raise ConfigError(f"profile {profile!r} has no studies{near_miss(profile, PROFILES)}")
+    return PROJECT / "data" / "results" / profile
+
+
+def shipped(name: str, profile: str = "laptop") -> Results | None:
+    """The shipped results of a study, verified; None where none are there: it has not been run.
+
+    Raises:
+        StudyError: they are there and altered.
+    """
+    there = (results_folder(profile) / f"{study(name).name}.json").is_file()
+    return load(name, profile) if there else None
+
+
+def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Results:
+    """Read a study and verify it.
+
+    Args:
+        name: of the study.
+        profile: ``smoke``, ``laptop`` or ``paper``, of those that the study is run in.
+        folder: where its files lie; None takes the shipped ones.
+
+    Raises:
+        StudyError: a file is absent, altered, or of another study; the message names it.
+    """
+    wanted, folder = study(name), Path(folder or results_folder(profile))
+    mend = f"run `eqr run {name} --profile {profile} --overwrite` to make it anew"
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise StudyError(f"{path}: absent; {mend}")
+    try:
+        meta = json.loads(path.read_text())
+        hashes = {kind: meta["files"][f"{name}.{kind}"] for kind in ("csv", "npz")}
+        if curves := meta["files"].get(f"{name}.curves.csv"):
+            hashes["curves.csv"] = curves
+        told = (meta["format"], meta["study"], meta["profile"], meta["semantics"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path}: damaged ({error}); {mend}") from error
+    if told != (FORMAT, name, profile, SEMANTICS):
+        raise StudyError(f"{path}: is of {told}, not {(FORMAT, name, profile, SEMANTICS)}; {mend}")
+    content = {}
+    for kind, sha256 in hashes.items():
+        part = folder / f"{name}.{kind}"
+        if not part.is_file():
+            raise StudyError(f"{part}: absent; {mend}")
+        if file_sha256(part) != sha256:
+            raise StudyError(f"{part}: altered, its sha256 is not that of {path.name}; {mend}")
+        content[kind] = part.read_bytes()
+    with np.load(io.BytesIO(content["npz"]), allow_pickle=False) as arrays:
+        bits = dict(arrays)
+    # This engine reads numbers as Python does: as they were written, to the last bit.
+    rows, curves = (
+        pd.read_csv(io.BytesIO(content.get(kind, b"row,seed\n")), engine="python")
+        for kind in ("csv", "curves.csv")
+    )
+    found = Results(wanted, rows, curves, bits, meta)
+    note_use(found.id)
+    return found

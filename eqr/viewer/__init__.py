@@ -1,0 +1,1 @@
+"""Looking at trajectories: in Jupyter and in a page."""
