@@ -397,7 +397,7 @@ def test_workers_end_with_their_parent(tmp_path):
     """Killed without a chance to tell them, the parent leaves no process behind."""
     code = (
         "import multiprocessing, os, time\n"
-        "from eqr import study_run\n"
+        "from eqr.studies import run as study_run\n"
         "if __name__ == '__main__':\n"
         "    pool = study_run.ProcessPoolExecutor(\n"
         "        1, multiprocessing.get_context('spawn'), study_run.begin)\n"
