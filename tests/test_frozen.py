@@ -37,14 +37,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-# All that is read through the package comes by these names.
-from eqr import verdicts as rules
 from eqr.config import PROFILES, load_recipe, recipe_names, to_dict
-from eqr.paper import beside
 from eqr.store import run_id
-from eqr.studies import Results, shipped
-from eqr.study_rows import STUDIES
-from eqr.study_shift import FAMILIES
+
+# All that is read through the package comes by these names.
+from eqr.studies import verdicts as rules
+from eqr.studies.paper import beside
+from eqr.studies.results import Results, shipped
+from eqr.studies.rows import STUDIES
+from eqr.studies.rows_shift import FAMILIES
 
 GOLDEN = Path(__file__).parent / "golden" / "frozen.json"
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
