@@ -7,10 +7,9 @@ selection rule and any smaller breadth (the first b restarts).
 
 from __future__ import annotations
 
-import math
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -22,10 +21,10 @@ from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.rollout import rollout
 from eqr.select import RULES, Outcomes, check_selections, runner_up
+from eqr.stats import wilson
 from eqr.streams import stream
 from eqr.task import Task
 
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 NEVER = 2**31 - 1  # `halted_at` of a trajectory whose halting head never fired
 
 
@@ -232,126 +231,3 @@ def selected(outcomes: Outcomes, name: str) -> tuple[np.ndarray, np.ndarray, np.
         chosen = RULES[name](outcomes)
     row = np.arange(len(chosen))
     return tuple(getattr(outcomes, k)[row, chosen] for k in ("exact", "token", "residual"))
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion (Wilson 1927).
-
-    >>> tuple(round(v, 4) for v in wilson(8, 10))
-    (0.4902, 0.9433)
-    >>> wilson(0, 0)
-    (0.0, 1.0)
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share, z2 = successes / n, Z95**2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
-    """How well a small residual tells right from wrong: the area under the ROC curve.
-
-    The probability that a random right trajectory has a smaller residual than a random wrong one
-    (ties count half), with its 95 % interval after DeLong et al. (1988). With fewer than ten of
-    either kind that interval means nothing, and [0, 1] is returned.
-
-    Args:
-        residual: (n,) residuals.
-        right: (n,) bool, whether the answer is exact.
-
-    Returns:
-        (area, low, high); NaN where all are right or all are wrong.
-
-    >>> auroc(np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, True, False, False]))[0]
-    1.0
-    """
-    good, bad = residual[right], residual[~right]
-    if not len(good) or not len(bad):
-        return math.nan, math.nan, math.nan
-    wins = (np.sign(bad[:, None] - good[None, :]) + 1) / 2  # (wrong, right)
-    area = float(wins.mean())
-    spread = [wins.mean(axis).var(ddof=min(1, wins.shape[1 - axis] - 1)) for axis in (0, 1)]
-    if min(len(good), len(bad)) < 10:
-        return area, 0.0, 1.0
-    half = Z95 * math.sqrt(spread[0] / len(good) + spread[1] / len(bad))
-    return area, max(0.0, area - half), min(1.0, area + half)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A mean, or a mean difference between two methods, with its interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    def text(self, spec: str = ".2f") -> str:
-        """For a table, the numbers written as ``spec`` says; a dash where there are no values.
-
-        >>> Difference(0.2, -0.1, 0.5, 3).text(), Difference(0.2, math.nan, math.nan, 1).text(".0%")
-        ('0.20 [-0.10, 0.50]', '20% [one seed]')
-        """
-        if not self.n:
-            return "–"
-        if self.n == 1:
-            return f"{self.mean:{spec}} [one seed]"
-        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-
-
-def mean_interval(values: Sequence[float]) -> Difference:
-    """Mean of values (n,), as one of each seed, with its 95 % t interval; NaN bounds for n < 2.
-
-    Seeds are few and their spread is estimated from them, hence Student's t and not the normal.
-
-    >>> found = mean_interval([0.8, 0.9, 1.0])
-    >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3), found.n
-    (0.9, 0.652, 1.148, 3)
-    """
-    n = len(values)
-    mean = float(np.mean(values)) if n else math.nan
-    if n < 2:
-        return Difference(mean, math.nan, math.nan, n)
-    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Difference(mean, mean - half, mean + half, n)
-
-
-def over_seeds(values: Iterable[float]) -> Difference:
-    """:func:`mean_interval` of the values that there are: NaN says that a seed has none."""
-    return mean_interval([value for value in values if not math.isnan(value)])
-
-
-def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t with ``freedom`` degrees of freedom.
-
-    With ``t = √f tan θ`` its density is ``∝ cos^(f−1) θ`` on (−π/2, π/2), integrated numerically.
-
-    >>> [round(t_quantile(f), 3) for f in (1, 2, 4, 30)]
-    [12.706, 4.303, 2.776, 2.042]
-    """
-    angle = np.linspace(0.0, math.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    mass = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2)))
-    return math.sqrt(freedom) * math.tan(np.interp(0.95, mass / mass[-1], angle))
-
-
-def paired_difference(ours: np.ndarray, other: np.ndarray) -> Difference:
-    """Mean of ``ours − other`` over the same problems, with its 95 % interval.
-
-    The normal interval with one unit of prior variance spread over the n problems, so that two
-    methods that agree everywhere do not get an interval of width zero.
-
-    Args:
-        ours, other: (P,) accuracies of each problem, in [0, 1].
-
-    Raises:
-        ValueError: shapes differ.
-    """
-    ours, other = np.asarray(ours, float), np.asarray(other, float)
-    if ours.shape != other.shape or ours.ndim != 1:
-        raise ValueError(f"paired arrays must be (P,) alike: {ours.shape} and {other.shape}")
-    gap, n = ours - other, len(ours)
-    half = Z95 * math.sqrt((((gap - gap.mean()) ** 2).sum() + 1.0) / n) / math.sqrt(n)
-    return Difference(float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half), n)

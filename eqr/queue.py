@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from eqr.config import ConfigError, EvalConfig
-from eqr.evaluate import NEVER, answer_hash, selected, wilson
+from eqr.evaluate import NEVER, answer_hash, selected
 from eqr.halting import Rule, Signs
 from eqr.model import Reasoner, State, residual
 from eqr.select import Outcomes, check_selections
+from eqr.stats import wilson
 from eqr.streams import stream
 
 

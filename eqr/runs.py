@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from eqr import checkpoint, evaluate, experiments
+from eqr import checkpoint, evaluate, experiments, stats
 from eqr.config import (
     PROFILES,
     SEMANTICS,
@@ -465,7 +465,7 @@ def paired_rows(one: Run, other: Run) -> list[dict[str, Any]]:
                 row |= {"a": float(exact[0].mean()), "b": float(exact[1].mean())}
                 row |= dict.fromkeys(("difference", "low", "high"))
                 if same:
-                    gap = evaluate.paired_difference(exact[1], exact[0])
+                    gap = stats.paired_difference(exact[1], exact[0])
                     row |= {"difference": gap.mean, "low": gap.low, "high": gap.high}
                 rows.append(row)
     return rows

@@ -1,21 +1,72 @@
-"""Intervals for problems that come in groups, as those of one task of Mini-ARC do.
+"""Every interval and test of the project: one home, so that one quantity has one formula.
 
-Problems of one group are not independent, so the unit is the group (chapter *Beyond one rule*). The
-group of a problem is its :meth:`eqr.task.Task.symmetry_key`, or anything else that can be compared.
+All intervals are at 95 %. Which one fits depends on what is independent of what:
+
+=========================  =====================================================================
+:func:`wilson`             a share of independent problems
+:func:`clustered`          a share of problems in groups, such as those of one Mini-ARC task
+:func:`share_interval`     a share where each problem is itself a mean over restarts
+:func:`mean_interval`      a mean over few seeds (Student's t)
+:func:`paired_difference`  two methods on the same problems, or on the same groups of problems
+:func:`auroc`              the area under a ROC curve (DeLong)
+:func:`power_law`          the slope of a line on logarithmic axes
+:func:`bootstrap`          anything else, by resampling; :func:`resampled` does it by groups
+=========================  =====================================================================
+
+SciPy is imported where it is used: a command that prints no interval should not wait for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from eqr.evaluate import Difference, paired_difference, wilson
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def clustered(exact: np.ndarray, groups: Sequence[bytes]) -> tuple[float, float, float]:
-    """Mean of problems that come in groups, as those of one task, with its 95 % interval.
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean, or a mean difference between two methods, with its interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def text(self, spec: str = ".2f") -> str:
+        """For a table, the numbers written as ``spec`` says; a dash where there are no values.
+
+        >>> Difference(0.2, -0.1, 0.5, 3).text(), Difference(0.2, math.nan, math.nan, 1).text(".0%")
+        ('0.20 [-0.10, 0.50]', '20% [one seed]')
+        """
+        if not self.n:
+            return "–"
+        if self.n == 1:
+            return f"{self.mean:{spec}} [one seed]"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+def wilson(successes: float, n: float) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927); ``n`` may be an effective number.
+
+    >>> tuple(round(v, 4) for v in wilson(8, 10))
+    (0.4902, 0.9433)
+    >>> wilson(0, 0)
+    (0.0, 1.0)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = successes / n, Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def clustered(exact: np.ndarray, groups: Sequence) -> tuple[float, float, float]:
+    """Mean of problems that come in groups, as those of one task, with its interval.
 
     The Wilson interval with the effective number of problems: their number over the design effect
     (the variance of the groups' sums against that of independent problems; Kish 1965), and never
@@ -32,57 +83,176 @@ def clustered(exact: np.ndarray, groups: Sequence[bytes]) -> tuple[float, float,
     [0.5, 0.095, 0.905]
     """
     exact = np.asarray(exact, float)
-    which, many = numbered(groups)
+    group, count = number_groups(groups)
     mean, n = float(exact.mean()), len(exact)
     single = mean * (1 - mean)
-    effective = float(many)
-    if single > 0 and many > 1:
-        sums = np.bincount(which, exact - mean)
-        spread = (sums**2).sum() * many / (many - 1) / n**2  # of the mean
-        effective = min(max(single / max(spread, 1e-12), many), n)
+    effective = float(count)
+    if single > 0 and count > 1:
+        sums = np.bincount(group, exact - mean)
+        spread = (sums**2).sum() * count / (count - 1) / n**2  # of the mean
+        effective = min(max(single / max(spread, 1e-12), count), n)
     return (mean, *wilson(mean * effective, effective))
 
 
-def paired(ours: np.ndarray, other: np.ndarray, groups: Sequence) -> Difference:
-    """Mean of ``ours − other`` (P,) over groups, each with equal weight; see
-    :func:`eqr.evaluate.paired_difference`."""
-    which, many = numbered(groups)
-    count = np.bincount(which, minlength=many)
-    means = [np.bincount(which, np.asarray(a, float), many) / count for a in (ours, other)]
-    return paired_difference(*means)
+def share_interval(mean: float, values: np.ndarray, groups: int) -> Difference:
+    """A mean accuracy with its interval; the unit is a problem.
+
+    Wilson's interval for n p(1−p)/s² yes-or-no trials, where s² is the variance of the problems'
+    values: averaging over groups of restarts makes s² smaller than p(1−p). There count at most n
+    times ``groups`` trials. With one group it is Wilson's interval itself.
+
+    >>> accuracy = share_interval(0.8, np.repeat([1.0, 0.0], [8, 2]), 1)
+    >>> round(accuracy.low, 4), round(accuracy.high, 4)
+    (0.4902, 0.9433)
+    """
+    n = len(values)
+    most, spread, binary = n * groups, float(values.var()), mean * (1 - mean)
+    trials = min(most, max(n, n * binary / spread)) if spread > 0 else most if binary > 0 else n
+    low, high = wilson(mean * trials, trials)
+    return Difference(mean, low, high, n)
+
+
+def mean_interval(values: Sequence[float]) -> Difference:
+    """Mean of values (n,), as one of each seed, with its t interval; NaN bounds for n < 2.
+
+    Seeds are few and their spread is estimated from them, hence Student's t and not the normal.
+
+    >>> accuracy = mean_interval([0.8, 0.9, 1.0])
+    >>> round(accuracy.mean, 3), round(accuracy.low, 3), round(accuracy.high, 3), accuracy.n
+    (0.9, 0.652, 1.148, 3)
+    """
+    from scipy.special import stdtrit
+
+    n = len(values)
+    mean = float(np.mean(values)) if n else math.nan
+    if n < 2:
+        return Difference(mean, math.nan, math.nan, n)
+    half = float(stdtrit(n - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def over_seeds(values: Iterable[float]) -> Difference:
+    """:func:`mean_interval` of the values that are not NaN: NaN says that a seed has none."""
+    return mean_interval([value for value in values if not math.isnan(value)])
+
+
+def paired_difference(
+    ours: np.ndarray, other: np.ndarray, groups: Sequence | None = None
+) -> Difference:
+    """Mean of ``ours − other`` over the same problems, with its interval.
+
+    The normal interval with one unit of prior variance spread over the n problems, so that two
+    methods that agree everywhere do not get an interval of width zero.
+
+    Args:
+        ours, other: (P,) accuracies of each problem, in [0, 1].
+        groups: of each problem; the unit is then the group, each with equal weight.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    ours, other = np.asarray(ours, float), np.asarray(other, float)
+    if ours.shape != other.shape or ours.ndim != 1:
+        raise ValueError(f"paired arrays must be (P,) alike: {ours.shape} and {other.shape}")
+    if groups is not None:
+        group, count = number_groups(groups)
+        sizes = np.bincount(group, minlength=count)
+        ours, other = (np.bincount(group, values, count) / sizes for values in (ours, other))
+    gap, n = ours - other, len(ours)
+    half = Z95 * math.sqrt((((gap - gap.mean()) ** 2).sum() + 1.0) / n) / math.sqrt(n)
+    return Difference(float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half), n)
+
+
+def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
+    """How well a small residual tells right from wrong: the area under the ROC curve.
+
+    The probability that a random right trajectory has a smaller residual than a random wrong one
+    (ties count half), with its interval after DeLong et al. (1988). With fewer than ten of either
+    kind that interval means nothing, and [0, 1] is returned.
+
+    Args:
+        residual: (n,) residuals.
+        right: (n,) bool, whether the answer is exact.
+
+    Returns:
+        (area, low, high); NaN where all are right or all are wrong.
+
+    >>> auroc(np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, True, False, False]))[0]
+    1.0
+    """
+    good, bad = residual[right], residual[~right]
+    if not len(good) or not len(bad):
+        return math.nan, math.nan, math.nan
+    wins = (np.sign(bad[:, None] - good[None, :]) + 1) / 2  # (wrong, right)
+    area = float(wins.mean())
+    spread = [wins.mean(axis).var(ddof=min(1, wins.shape[1 - axis] - 1)) for axis in (0, 1)]
+    if min(len(good), len(bad)) < 10:
+        return area, 0.0, 1.0
+    half = Z95 * math.sqrt(spread[0] / len(good) + spread[1] / len(bad))
+    return area, max(0.0, area - half), min(1.0, area + half)
+
+
+def power_law(values: Sequence[float], costs: Sequence[float]) -> tuple[float, float, float]:
+    """The exponent k of ``cost ∝ value ** k`` with the t interval of the fitted line's slope.
+
+    Returns:
+        (exponent, low, high); the bounds are NaN for a line through two points.
+
+    >>> [round(x, 6) for x in power_law([1, 2, 4, 8], [3, 6, 12, 24])]
+    [1.0, 1.0, 1.0]
+    """
+    from scipy import special, stats
+
+    line = stats.linregress(np.log(values), np.log(costs))
+    half = special.stdtrit(len(values) - 2, 0.975) * line.stderr
+    return float(line.slope), float(line.slope - half), float(line.slope + half)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, draws: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of one or several statistics of n problems.
+
+    Args:
+        statistic: of indices (draws, n) into the problems, which repeat; gives (..., draws).
+
+    Returns:
+        (low, high), each (...).
+    """
+    rows = np.random.default_rng(seed).integers(n, size=(draws, n))
+    low, high = np.quantile(np.asarray(statistic(rows)), (0.025, 0.975), axis=-1)
+    return low, high
 
 
 def resampled(
-    statistic: Callable[[np.ndarray], float], groups: Sequence, times: int = 1000
+    statistic: Callable[[np.ndarray], float], groups: Sequence, draws: int = 1000
 ) -> Difference:
-    """A statistic of problems with its 95 % percentile interval when whole groups are resampled.
+    """A statistic of problems with its percentile interval when whole groups are resampled.
 
     Args:
         statistic: of the indices of some problems (they repeat); NaN where it does not exist.
         groups: of each problem.
-        times: resamples; those without a value are left out, and with fewer than half of them left
+        draws: resamples; those without a value are left out, and with fewer than half of them left
             the bounds are NaN.
     """
-    which, many = numbered(groups)
-    members = [np.flatnonzero(which == group) for group in range(many)]
-    draw, found = np.random.default_rng(0), []
-    for _ in range(times):
-        chosen = draw.integers(many, size=many)
-        found.append(statistic(np.concatenate([members[group] for group in chosen])))
-    kept = [value for value in found if not math.isnan(value)]
-    value = statistic(np.arange(len(which)))
-    low, high = (math.nan, math.nan)
-    if 2 * len(kept) >= times:
-        low, high = np.quantile(kept, (0.025, 0.975))
-    return Difference(float(value), float(low), float(high), many)
+    group, count = number_groups(groups)
+    members = [np.flatnonzero(group == which) for which in range(count)]
+
+    def each(rows: np.ndarray) -> np.ndarray:
+        values = [statistic(np.concatenate([members[which] for which in row])) for row in rows]
+        defined = [value for value in values if not math.isnan(value)]
+        return np.array(defined if 2 * len(defined) >= draws else [math.nan])
+
+    low, high = bootstrap(each, count, draws)
+    return Difference(float(statistic(np.arange(len(group)))), float(low), float(high), count)
 
 
-def numbered(groups: Sequence) -> tuple[np.ndarray, int]:
+def number_groups(groups: Sequence) -> tuple[np.ndarray, int]:
     """The groups as numbers from 0, (P,), and how many there are.
 
-    >>> numbered([b"x", b"y", b"x"])
+    >>> number_groups([b"x", b"y", b"x"])
     (array([0, 1, 0]), 2)
     """
-    known: dict = {}
-    which = np.array([known.setdefault(group, len(known)) for group in groups])
-    return which, len(known)
+    numbers: dict = {}
+    group = np.array([numbers.setdefault(name, len(numbers)) for name in groups])
+    return group, len(numbers)

@@ -6,14 +6,14 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from eqr import evaluate, select
 from eqr.checkpoint import load_model
 from eqr.config import ConfigError, EvalConfig
-from eqr.evaluate import NEVER, paired_difference, records, selected, table, wilson
+from eqr.evaluate import NEVER, records, selected, table
 from eqr.rollout import rollout
 from eqr.select import RULES, SELECTIONS, Outcomes
+from eqr.stats import wilson
 
 # Two problems, four restarts. Problem 0: restarts 1 and 3 agree and are wrong, 2 is right.
 HAND = Outcomes(
@@ -103,42 +103,6 @@ def test_choices_do_not_depend_on_the_order_of_restarts_or_the_names_of_answers(
         assert counts[answers == outcomes.answer[row, chosen]] == counts.max()
 
 
-# --------------------------------------------------------------------------------------- intervals
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 1), (0, 20), (1, 7), (10, 20), (511, 512)])
-def test_wilson_is_scipys(successes, n):
-    wanted = stats.binomtest(successes, n).proportion_ci(method="wilson")
-    assert wilson(successes, n) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
-    low, high = wilson(n - successes, n)
-    assert (1 - high, 1 - low) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("p", "q", "shared"), [(0.9, 0.8, 0.0), (0.9, 0.8, 0.7), (0.95, 0.95, 0.5)]
-)
-def test_paired_difference_covers_the_truth_about_as_often_as_it_says(p, q, shared):
-    """200 problems; ``shared``: how often both methods meet the same luck."""
-    draw, inside, runs = np.random.default_rng(0), 0, 600
-    for _ in range(runs):
-        u = draw.random(200)
-        v = np.where(draw.random(200) < shared, u, draw.random(200))
-        found = paired_difference(u < p, v < q)
-        inside += found.low <= p - q <= found.high
-        assert found.mean == pytest.approx((u < p).mean() - (v < q).mean())
-    assert 0.92 <= inside / runs <= 0.99
-
-
-def test_paired_difference_is_never_certain_antisymmetric_and_wants_pairs():
-    same = paired_difference(np.ones(50), np.ones(50))
-    assert same.mean == 0 and same.low < 0 < same.high and same.n == 50
-    one, other = random_outcomes(0).exact[:, 0], random_outcomes(1).exact[:, 0]
-    ours, theirs = paired_difference(one, other), paired_difference(other, one)
-    assert (ours.low, ours.high) == pytest.approx((-theirs.high, -theirs.low))
-    with pytest.raises(ValueError, match="alike"):
-        paired_difference(np.ones(5), np.ones(6))
-
-
 # -------------------------------------------------------------------------- records of a real model
 
 
@@ -223,29 +187,3 @@ def test_what_was_not_run_is_refused_with_what_was(kept):
             table(kept, **ask | {"breadths": (breadth,)})
     with pytest.raises(ConfigError, match=r"depth 3 was not recorded; recorded: \[1, 2, 5\]"):
         kept.at(3)
-
-
-def test_auroc_counts_the_pairs_that_the_residual_orders_rightly():
-    draw = np.random.default_rng(5)
-    residual, right = draw.integers(0, 9, 60).astype(float), draw.random(60) < 0.4
-    pairs = [
-        1.0 if good < bad else 0.5 if good == bad else 0.0
-        for good in residual[right]
-        for bad in residual[~right]
-    ]
-    area, low, high = evaluate.auroc(residual, right)
-    assert area == pytest.approx(np.mean(pairs))
-    assert low < area < high
-    flipped = evaluate.auroc(-residual, right)
-    np.testing.assert_allclose(flipped, (1 - area, 1 - high, 1 - low))
-    assert np.isnan(evaluate.auroc(residual, np.ones(60, bool))).all()
-
-
-def test_the_interval_of_auroc_covers_the_truth_about_as_often_as_it_says():
-    draw, hits = np.random.default_rng(6), 0
-    for _ in range(300):
-        right = np.arange(100) < 50
-        residual = draw.normal(np.where(right, 0.0, 1.0))  # the true area is Φ(1/√2) = 0.7602
-        _, low, high = evaluate.auroc(residual, right)
-        hits += low <= 0.7602 <= high
-    assert 0.90 < hits / 300 < 0.99

@@ -12,10 +12,11 @@ import torch
 
 from eqr.analysis import landscape as land
 from eqr.analysis.landscape import Ends, MapModel, ends, kinds
-from eqr.evaluate import answer_hash, paired_difference, wilson
+from eqr.evaluate import answer_hash
 from eqr.experiments import measured
 from eqr.model import State
 from eqr.rollout import rollout
+from eqr.stats import paired_difference, wilson
 from eqr.store import Store, StoreError
 
 NUMBERS = 12  # in a state: enough that chaos does not return by chance

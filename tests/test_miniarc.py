@@ -13,10 +13,9 @@ import torch
 from eqr import data
 from eqr.analysis.figures import plt
 from eqr.config import load_recipe
-from eqr.evaluate import auroc, selected, wilson
+from eqr.evaluate import selected
 from eqr.imports import datasets as data_import
 from eqr.select import Outcomes
-from eqr.stats import clustered, paired, resampled
 from eqr.task import ProblemError, task_from_dict, task_to_dict
 from eqr.tasks import miniarc_source
 from eqr.tasks.miniarc import MiniArc
@@ -328,32 +327,6 @@ def test_a_vote_has_two_tries():
     assert selected(outcomes, "majority")[0].tolist() == [False, False]
     assert selected(outcomes, "majority2")[0].tolist() == [True, False]
     assert selected(outcomes, "majority2")[2].tolist() == [0.3, 0.1]
-
-
-def test_problems_of_one_task_count_as_what_they_are_worth():
-    draw = np.random.default_rng(0)
-    groups = np.repeat(np.arange(40), 5)
-    alike = np.repeat(draw.random(40) < 0.3, 5)
-    apart = draw.random(200) < 0.3
-    mean, low, high = clustered(alike, groups)
-    assert (low, high) == pytest.approx(wilson(40 * mean, 40), abs=0.01)
-    single = wilson(apart.sum(), 200)
-    assert clustered(apart, groups)[1:] == pytest.approx(single, abs=0.03)
-
-
-def test_resampling_whole_groups_widens_and_pairs_weigh_groups_alike():
-    draw = np.random.default_rng(1)
-    groups = np.repeat(np.arange(30), 4).tolist()
-    right = np.repeat(draw.random(30) < 0.4, 4)
-    whole = resampled(lambda rows: right[rows].mean(), groups, 300)
-    apart = resampled(lambda rows: right[rows].mean(), list(range(120)), 300)
-    assert whole.low < apart.low < whole.mean == apart.mean < apart.high < whole.high
-    assert (whole.n, apart.n) == (30, 120)
-    rare = np.arange(120) == 0
-    found = resampled(lambda rows: auroc(right[rows] * 1.0, rare[rows])[0], groups, 100)
-    assert not np.isnan(found.mean)
-    gap = paired(np.array([1, 1, 1, 0]), np.zeros(4), ["a", "a", "a", "b"])
-    assert (gap.mean, gap.n) == (0.5, 2)
 
 
 # ----------------------------------------------------------------------------------------- commands

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from eqr.evaluate import Difference
+from eqr.stats import Difference
 from eqr.studies import paper, results as studies
 from eqr.studies.results import Comparison, Pick, StudyError
 from eqr.studies.rows import MAZE, STUDIES

@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
 from eqr import experiments
 from eqr.config import ConfigError, EvalConfig, recipe_from_dict, to_dict
 from eqr.cost import cost
-from eqr.evaluate import mean_interval, paired_difference, t_quantile
 from eqr.model import Reasoner
+from eqr.stats import mean_interval, paired_difference
 from eqr.store import Store
 from eqr.studies import files as study_files, results as studies, run as study_run
 from eqr.studies.cells import Cell, Done, stored_cost
@@ -421,16 +420,6 @@ def test_workers_end_with_their_parent(tmp_path):
 
 
 # ----------------------------------------------------------------------------------- comparisons
-
-
-def test_the_interval_over_seeds_is_students(results):
-    for freedom in (1, 2, 4, 9, 40):
-        assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-5)
-    values = [0.8, 0.85, 0.7, 0.9, 0.81]
-    found = mean_interval(values)
-    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
-    assert np.isnan(mean_interval([0.5]).low) and mean_interval([]).n == 0
 
 
 def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatch):

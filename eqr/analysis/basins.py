@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eqr.analysis.dynamics import Dynamics
 from eqr.model import residual
+from eqr.stats import power_law
 
 TOLERANCE = 0.02  # residual below which a trajectory counts as settled, as in eqr.solve
 NEVER = -1  # settling time of a trajectory that did not settle
@@ -176,9 +177,7 @@ def uncertainty_exponent(
     used = share > 0
     if used.sum() < 2:
         return Exponent(math.nan, math.nan, math.nan, radius, share)
-    fit = stats.linregress(np.log(radius[used]), np.log(share[used]))
-    half = stats.t.ppf(0.975, used.sum() - 2) * fit.stderr  # NaN for a line through two points
-    return Exponent(fit.slope, fit.slope - half, fit.slope + half, radius, share)
+    return Exponent(*power_law(radius[used], share[used]), radius, share)
 
 
 @dataclass(frozen=True, slots=True)

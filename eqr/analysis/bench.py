@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from eqr import data
@@ -26,6 +24,7 @@ from eqr.data import file_sha256
 from eqr.graph import package_files
 from eqr.model import Reasoner, forward_flops, parameter_count
 from eqr.rollout import rollout
+from eqr.stats import power_law
 from eqr.store import Run, Store, processor, provenance
 from eqr.streams import stream
 from eqr.task import task_from_dict
@@ -147,17 +146,6 @@ class Growth:
     theory: float  # the same fit to the number of operations
 
 
-def fitted(values: Sequence[float], costs: Sequence[float]) -> tuple[float, float, float]:
-    """The slope of ``log cost`` over ``log value`` and its 95 % t interval.
-
-    >>> [round(x, 6) for x in fitted([1, 2, 4, 8], [3, 6, 12, 24])]
-    [1.0, 1.0, 1.0]
-    """
-    line = stats.linregress(np.log(values), np.log(costs))
-    half = stats.t.ppf(0.975, len(values) - 2) * line.stderr
-    return float(line.slope), float(line.slope - half), float(line.slope + half)
-
-
 #: Boxes of the Sudoku boards that stand for the size of a board: 16 to 256 cells.
 BOXES = ((2, 2), (2, 3), (2, 4), (3, 3), (3, 4), (4, 4))
 
@@ -187,8 +175,8 @@ def scaling(recipe: Recipe, device: str = "cpu", seconds: float = 0.5) -> list[G
 
     def add(quantity: str, points: dict[int, tuple[float, float]]) -> None:
         times, operations = zip(*points.values(), strict=True)
-        exponent, low, high = fitted(list(points), times)
-        theory = fitted(list(points), operations)[0]
+        exponent, low, high = power_law(list(points), times)
+        theory = power_law(list(points), operations)[0]
         growth = Growth(quantity, tuple(points), tuple(times), exponent, low, high, theory)
         found.append(growth)
 

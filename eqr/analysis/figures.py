@@ -158,7 +158,7 @@ def training_curves(axes: Sequence[Axes], model: Trained, index: int = 0) -> Non
 
     Accuracy carries its Wilson interval; losses and ACT steps are means over training batches.
     """
-    from eqr.evaluate import wilson
+    from eqr.stats import wilson
 
     log, held = model.log("log"), model.log("eval")
     name, color = model.recipe.name, sns.color_palette(PALETTE)[index % 10]

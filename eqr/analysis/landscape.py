@@ -45,8 +45,9 @@ from eqr.analysis.dynamics import (
     margin,
     spectral_radius,
 )
-from eqr.evaluate import Difference, answer_hash, paired_difference, wilson
+from eqr.evaluate import answer_hash
 from eqr.rollout import rollout
+from eqr.stats import Difference, paired_difference, wilson
 
 __all__ = [
     "MODES", "NEVER", "TOLERANCE", "Basins", "Dynamics", "Ends", "Exponent", "MapModel", "Pca",

@@ -22,28 +22,10 @@ import numpy as np
 import pandas as pd
 
 from eqr.analysis.plan_grid import Grid, PlanError, Setting
-from eqr.evaluate import Difference, paired_difference, wilson
+from eqr.stats import Difference, paired_difference, share_interval
 from eqr.streams import stream_seed
 
 FOLDS = 5
-
-
-def share_interval(mean: float, values: np.ndarray, groups: int) -> Difference:
-    """A mean accuracy with its 95 % interval; the unit is a problem.
-
-    Wilson's interval for n p(1−p)/s² yes-or-no trials, where s² is the variance of the problems'
-    values: averaging over groups of restarts makes s² smaller than p(1−p). There count at most n
-    times ``groups`` trials. With one group it is Wilson's interval itself.
-
-    >>> found = share_interval(0.8, np.repeat([1.0, 0.0], [8, 2]), 1)
-    >>> round(found.low, 4), round(found.high, 4)
-    (0.4902, 0.9433)
-    """
-    n = len(values)
-    most, spread, binary = n * groups, float(values.var()), mean * (1 - mean)
-    trials = min(most, max(n, n * binary / spread)) if spread > 0 else most if binary > 0 else n
-    low, high = wilson(mean * trials, trials)
-    return Difference(mean, low, high, n)
 
 
 @dataclass(frozen=True, slots=True)

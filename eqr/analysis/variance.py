@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eqr import stats
+
 
 @dataclass(frozen=True, slots=True)
 class Components:
@@ -127,10 +129,12 @@ def bootstrap(
     """
     problems, starts, paths = _nested(values).shape
     mean, between, path = _by_puzzle(values)
-    rows = np.random.default_rng(seed).integers(problems, size=(draws, problems))
-    noise, level = path[rows].mean(1), between[rows].mean(1)
-    each = [mean[rows].var(1, ddof=1) - level / starts, level - noise / paths, noise]
-    low, high = np.quantile(each, (0.025, 0.975), axis=1)
+
+    def resampled(rows: np.ndarray) -> list[np.ndarray]:
+        noise, level = path[rows].mean(1), between[rows].mean(1)
+        return [mean[rows].var(1, ddof=1) - level / starts, level - noise / paths, noise]
+
+    low, high = stats.bootstrap(resampled, problems, draws, seed)
     return Components(*map(float, low)), Components(*map(float, high))
 
 

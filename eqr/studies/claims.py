@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from eqr.evaluate import Difference, mean_interval, paired_difference, wilson
+from eqr.stats import Difference, bootstrap, mean_interval, paired_difference, wilson
 from eqr.studies.results import Pick, Results
 
 
@@ -77,9 +77,7 @@ class Claim:
         The interval comes from 2,000 resamples of the problems (percentile bootstrap).
         """
         ours, other = np.asarray(ours, float), np.asarray(other, float)
-        rows = np.random.default_rng(0).integers(len(ours), size=(2000, len(ours)))
-        ratios = ours[rows].mean(1) / other[rows].mean(1)
-        low, high = np.quantile(ratios, (0.025, 0.975))
+        low, high = bootstrap(lambda rows: ours[rows].mean(1) / other[rows].mean(1), len(ours))
         return cls(name, ours.mean() / other.mean(), float(low), float(high), len(ours), **rest)
 
     @classmethod

@@ -26,7 +26,7 @@ import pandas as pd
 
 from eqr.config import SEMANTICS, ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
-from eqr.evaluate import Difference, mean_interval, paired_difference
+from eqr.stats import Difference, mean_interval, paired_difference
 from eqr.store import note_use
 from eqr.studies.rows import PROFILES, Study, study
 

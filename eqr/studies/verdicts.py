@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from eqr.evaluate import Difference, auroc, mean_interval, over_seeds
+from eqr.stats import Difference, auroc, mean_interval, over_seeds
 from eqr.studies.results import Pick, Results
 from eqr.studies.rows_shift import BASES, FACTOR, FAMILIES, LEVELS, Family
 from eqr.tasks.shift import Level
