@@ -8,7 +8,6 @@ selection rule and any smaller breadth (the first b restarts).
 from __future__ import annotations
 
 import operator
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -19,13 +18,11 @@ import torch
 from eqr.config import ConfigError, EvalConfig
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
-from eqr.rollout import rollout
+from eqr.rollout import Iteration, record, rollout
 from eqr.select import RULES, Outcomes, check_selections, runner_up
 from eqr.stats import wilson
 from eqr.streams import stream
 from eqr.task import Task
-
-NEVER = 2**31 - 1  # `halted_at` of a trajectory whose halting head never fired
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +88,9 @@ def records(
         if getattr(config, name) and task is None:
             raise ConfigError(f"eval.{name} needs to know the rules: pass task=")
     inputs, labels = inputs[: config.problems], labels[: config.problems]
-    problems, breadth, depths = len(inputs), config.breadth, list(config.depths)
-    shape = (len(depths), problems, breadth)
-    kept = Records(
+    depths = list(config.depths)
+    shape = (len(depths), len(inputs), config.breadth)
+    empty = Records(
         depths=np.asarray(depths),
         residual=np.zeros(shape, np.float32),
         answer=np.zeros(shape, np.int64),
@@ -105,62 +102,54 @@ def records(
         checked=np.zeros(shape, bool) if config.checked else None,
     )
     truth = torch.as_tensor(labels, device=model.device).long()
-    window: deque[torch.Tensor] = deque(maxlen=config.window)
-    done, pairs, at_once = 0, problems * breadth, max(1, rows // config.branches) * config.branches
-    starts = range(world.rank * at_once, pairs, world.size * at_once)
-    chunks = [min(at_once, pairs - first) for first in starts]
-    work = sum(count * config.nfe(depths[-1], config.branches) for count in chunks)
-    work //= config.branches
-    for it in rollout(
+
+    def keep(it: Iteration) -> dict[str, torch.Tensor | np.ndarray]:
+        values = measures(it, truth)
+        if config.checked:
+            answer = it.answer.cpu().numpy()
+            values["checked"] = task.check(inputs[it.problem], answer)
+        return values
+
+    iterations = rollout(
         model,
         torch.as_tensor(inputs),
         depth=depths[-1],
-        breadth=breadth,
+        breadth=config.breadth,
         noise=config.noise,
         seed=config.seed,
+        window=config.window,
         rows=rows,
         part=world.rank,
         parts=world.size,
         symmetries_of=task if config.symmetry else None,
         branches=config.branches,
         branch_at=config.branch_at,
-    ):
-        if it.depth == 1:
-            window.clear()
-            halted_at = torch.full(it.residual.shape, NEVER, device=model.device)
-        if len(it.residual) > len(halted_at):  # its rows have just parted
-            window = deque((r.repeat_interleave(config.branches) for r in window), config.window)
-            halted_at = halted_at.repeat_interleave(config.branches)
-        window.append(it.residual)
-        fired = (it.step.halt > 0) & (halted_at == NEVER)
-        halted_at = torch.where(fired, it.depth, halted_at)
-        done += len(it.problem)
-        if progress:
-            progress(done, work)
-        if it.depth not in depths:
-            continue
-        answer = it.answer
-        right = answer == truth[torch.from_numpy(it.problem).to(model.device)]
-        values = {
-            "residual": torch.stack(tuple(window)).mean(0),
-            "answer": answer_hash(answer),
-            "margin": it.step.margin,
-            "halt": it.step.halt,
-            "halted_at": halted_at,
-            "exact": right.all(1),
-            "token": right.float().mean(1),
-        }
-        if config.checked:
-            own = inputs[it.problem]
-            values["checked"] = torch.from_numpy(task.check(own, answer.cpu().numpy()))
-        where = (depths.index(it.depth), it.problem, it.restart)
-        for name, value in values.items():
-            value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
-            getattr(kept, name)[where] = value.cpu().numpy()
-    for name, array in kept.arrays().items():
+        progress=progress,
+    )
+    arrays = record(iterations, empty.arrays(), keep, depths)
+    for name, array in arrays.items():
         if name != "depths":
             world.add_(array)  # zero where another process has run the trajectory
-    return kept
+    return Records(**arrays)
+
+
+def measures(it: Iteration, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The values of :class:`eqr.select.Outcomes` for an iteration's rows, by name, (R,) each.
+
+    Args:
+        truth: (P, S) the right tokens of all problems.
+    """
+    answer = it.answer
+    right = answer == truth[torch.from_numpy(it.problem).to(truth.device)]
+    return {
+        "residual": it.recent,
+        "answer": answer_hash(answer),
+        "margin": it.step.margin,
+        "halt": it.step.halt,
+        "halted_at": it.halted_at,
+        "exact": right.all(1),
+        "token": right.float().mean(1),
+    }
 
 
 def table(

@@ -19,9 +19,8 @@ from eqr import checkpoint, data, evaluate
 from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
-from eqr.halting import parse_rule
+from eqr.halting import Halted, halting_records, halting_table, parse_rule
 from eqr.parallel import ALONE, World
-from eqr.queue import Halted, halting_records, halting_table
 from eqr.select import Outcomes
 from eqr.store import MANIFEST, Run, Store
 from eqr.task import Problems, Task
@@ -89,7 +88,7 @@ class HaltingRun:
     config: EvalConfig
 
     def table(self, select: Sequence[str]) -> pd.DataFrame:
-        """The tidy table of :func:`eqr.queue.halting_table`."""
+        """The tidy table of :func:`eqr.halting.halting_table`."""
         limit, noise = self.config.depths[-1], self.config.noise
         return halting_table(self.kept, select=select, limit=limit, noise=noise)
 
@@ -191,7 +190,7 @@ def halted(
     Args:
         config: its largest depth is the limit.
         rules: as :func:`eqr.halting.parse_rule` reads them.
-        first_settled: as for :func:`eqr.queue.adaptive`.
+        first_settled: as for :func:`eqr.halting.adaptive`.
     """
     test, config = model.data.test, within(config, model)
     parsed = {str(rule): rule for rule in map(parse_rule, rules)}

@@ -1,148 +1,417 @@
-"""When a trajectory has settled, judged from inside (Table 5; chapter *Adaptive compute*).
+"""Adaptive compute: when a trajectory has settled, and a queue that settled rows leave (paper §4,
+Table 5 and Fig. 7; chapter *Adaptive compute*).
 
-A rule is a small frozen object that looks at :class:`Signs`: three numbers a row, none of which
-comes from a label or a checker. Its condition must hold in ``patience`` iterations on end, and a
-row runs at least ``min_depth`` iterations. :func:`parse_rule` reads rules as text, as in
-``residual:1e-3`` or ``stable:8,min_depth=4``.
+:func:`eqr.rollout.rollout` gives every (problem, restart) the same depth. :func:`adaptive` runs the
+same trajectories, each for as long as a rule asks: a row that has settled makes room for the next
+pair, so that the batch stays full until the pairs run out, and shrinks then.
+
+A rule judges from inside, by three numbers a row, none of which comes from a label or a checker.
+Its condition must hold in ``patience`` iterations on end, and a row runs at least ``min_depth``.
+As text (:func:`parse_rule`): ``residual:1e-3``, ``stable:8,min_depth=4``.
 
 ==============  ==================================================================================
 ``head:0``      the learned halting head's logit is above ``threshold`` (the paper's ACT)
 ``residual:t``  the residual is below ``tolerance``; noise β > 0 keeps it above a floor of the size
                 of β, and a tolerance under that floor halts nothing
 ``stable:8``    the decoded answer has not changed
-``fixed``       never: every row runs to the depth limit
+``fixed``       never: every row runs to the depth limit, the budget the other rules are held to
 ==============  ==================================================================================
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import ClassVar
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from eqr.config import ConfigError, from_dict, near_miss, parse_overrides, to_dict
+from eqr.config import ConfigError, EvalConfig, near_miss, parse_overrides
+from eqr.evaluate import measures, selected
+from eqr.model import Reasoner, State, Step, residual
+from eqr.rollout import NEVER, WINDOW, Iteration, record
+from eqr.select import Outcomes, check_selections
+from eqr.stats import wilson
+from eqr.streams import stream
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: The settings of each kind of rule; the first may follow the colon without its name.
+KINDS = {
+    "head": ("threshold", "patience", "min_depth"),
+    "residual": ("tolerance", "patience", "min_depth"),
+    "stable": ("patience", "min_depth"),
+    "fixed": (),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
-    """All that a rule may look at, of R rows after one outer iteration."""
+class Halting:
+    """A rule; ``str(rule)`` is the text that :func:`parse_rule` reads, and part of a run's id."""
 
-    halt: Tensor  # (R,) logit of the halting head
-    residual: Tensor  # (R,) root-mean-square change of the latents in this iteration
-    unchanged: Tensor  # (R,) bool: the decoded answer is that of the iteration before
-
-
-class Rule(ABC):
-    """A halting rule; ``str(rule)`` is the text that :func:`parse_rule` reads."""
-
-    __slots__ = ()
-    name: ClassVar[str]
-    lead: ClassVar[str]  # the setting that may follow the colon without its name
-    patience: int
-    min_depth: int
-
-    @abstractmethod
-    def holds(self, signs: Signs) -> Tensor:
-        """Whether each row looks settled in this iteration, (R,) bool."""
+    kind: str  # one of KINDS
+    threshold: float = 0.0  # of "head"
+    tolerance: float = 1e-2  # of "residual"
+    patience: int = 1
+    min_depth: int = 1
 
     def __post_init__(self) -> None:
-        for key, value in to_dict(self).items():
-            if key in ("patience", "min_depth") and value < 1:
-                raise ConfigError(f"halting {self.name}.{key} must be at least 1")
+        for name in settings_of(self.kind):
+            value, field = getattr(self, name), f"halting {self.kind}.{name}"
+            count = name in ("patience", "min_depth")
+            if isinstance(value, bool) or not isinstance(value, int if count else int | float):
+                raise ConfigError(f"{field} = {value!r} must be a {'whole ' * count}number")
             if not math.isfinite(value):
-                raise ConfigError(f"halting {self.name}.{key} must be a finite number")
+                raise ConfigError(f"{field} = {value!r} must be a finite number")
+            if value < 1 if count else name == "tolerance" and value <= 0:
+                raise ConfigError(f"{field} = {value!r} must be {'at least 1' if count else '> 0'}")
+
+    def settles(self, halt: Tensor, residual: Tensor, unchanged: Tensor) -> Tensor:
+        """Whether each row looks settled in this iteration, (R,) bool.
+
+        Args:
+            halt: (R,) logit of the halting head.
+            residual: (R,) root-mean-square change of the latents in this iteration.
+            unchanged: (R,) bool, the decoded answer is that of the iteration before.
+        """
+        match self.kind:
+            case "head":
+                return halt > self.threshold
+            case "residual":
+                return residual < self.tolerance
+            case "stable":
+                return unchanged
+        return torch.zeros_like(unchanged)
 
     def __str__(self) -> str:
-        settings = [f"{k}={v!r}" for k, v in to_dict(self, defaults=False).items()]
-        lead = [repr(getattr(self, self.lead))] if self.lead else []
-        rest = [text for text in settings if not text.startswith(f"{self.lead}=")]
-        return ":".join([self.name, ",".join(lead + rest)]) if lead else self.name
+        names, plain = settings_of(self.kind), Halting(self.kind)
+        settings = [repr(getattr(self, name)) for name in names[:1]]
+        for name in names[1:]:
+            if getattr(self, name) != getattr(plain, name):
+                settings.append(f"{name}={getattr(self, name)!r}")
+        return f"{self.kind}:{','.join(settings)}" if settings else self.kind
 
 
-@dataclass(frozen=True, slots=True)
-class Head(Rule):
-    """The halting head's logit is above ``threshold``."""
-
-    name, lead = "head", "threshold"
-    threshold: float = 0.0
-    patience: int = 1
-    min_depth: int = 1
-
-    def holds(self, signs: Signs) -> Tensor:
-        return signs.halt > self.threshold
-
-
-@dataclass(frozen=True, slots=True)
-class Residual(Rule):
-    """The residual is below ``tolerance``."""
-
-    name, lead = "residual", "tolerance"
-    tolerance: float = 1e-2
-    patience: int = 1
-    min_depth: int = 1
-
-    def __post_init__(self) -> None:
-        Rule.__post_init__(self)  # super() does not work in a class with slots
-        if self.tolerance <= 0:
-            raise ConfigError("halting residual.tolerance must be positive")
-
-    def holds(self, signs: Signs) -> Tensor:
-        return signs.residual < self.tolerance
-
-
-@dataclass(frozen=True, slots=True)
-class Stable(Rule):
-    """The decoded answer has stayed the same over ``patience`` iterations."""
-
-    name, lead = "stable", "patience"
-    patience: int = 8
-    min_depth: int = 1
-
-    def holds(self, signs: Signs) -> Tensor:
-        return signs.unchanged
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed(Rule):
-    """No row halts before the depth limit: the fixed budget that the other rules are held to."""
-
-    name, lead = "fixed", ""
-    patience: ClassVar[int] = 1
-    min_depth: ClassVar[int] = 1
-
-    def holds(self, signs: Signs) -> Tensor:
-        return torch.zeros_like(signs.unchanged)
-
-
-#: Rules by the name that ``eqr eval --halting`` takes.
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (Head, Residual, Stable, Fixed)}
-
-
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str) -> Halting:
     """``"name"``, ``"name:value"`` or ``"name:value,key=value"`` to a rule.
 
-    >>> parse_rule("residual:1e-3,patience=2")
-    Residual(tolerance=0.001, patience=2, min_depth=1)
-    >>> str(parse_rule("stable:patience=4"))
-    'stable:4'
+    >>> parse_rule("residual:1e-3,patience=2").tolerance
+    0.001
+    >>> str(parse_rule("stable:patience=4")), str(parse_rule("head"))
+    ('stable:4', 'head:0.0')
 
     Raises:
         ConfigError: an unknown name or setting (with the near miss), or a value it cannot take.
     """
-    name, _, rest = text.strip().partition(":")
-    if name not in RULES:
-        raise ConfigError(f"halting rule {name!r} is not known{near_miss(name, RULES)}")
-    kind = RULES[name]
-    settings = rest.split(",") if rest else []
-    if settings and not fields(kind):
-        raise ConfigError(f"halting {text!r}: {name} has no settings")
+    kind, _, rest = text.strip().partition(":")
+    names, settings = settings_of(kind), rest.split(",") if rest else []
+    if settings and not names:
+        raise ConfigError(f"halting {text!r}: {kind} has no settings")
     if settings and "=" not in settings[0]:
-        settings[0] = f"{kind.lead}={settings[0]}"
+        settings[0] = f"{names[0]}={settings[0]}"
     values = parse_overrides(settings)
     if len(values) < len(settings):
         raise ConfigError(f"halting {text!r} gives a setting twice")
-    return from_dict(kind, values, f"halting {name}")
+    for name in values:
+        if name not in names:
+            known = near_miss(name, names)
+            raise ConfigError(f"halting {kind}.{name} is not a known setting{known}")
+    lead = names[0] if names else None
+    if lead in ("threshold", "tolerance") and type(values.get(lead)) is int:
+        values[lead] = float(values[lead])  # "head:0" and "head:0.0" are one rule with one text
+    return Halting(kind, **({"patience": 8} if kind == "stable" else {}) | values)
+
+
+def settings_of(kind: str) -> tuple[str, ...]:
+    """The names of a rule's settings; ConfigError suggests a fix for an unknown rule."""
+    if kind not in KINDS:
+        raise ConfigError(f"halting rule {kind!r} is not known{near_miss(kind, KINDS)}")
+    return KINDS[kind]
+
+
+@dataclass(slots=True)
+class Flight:
+    """The rows in flight (R of them); every field is indexed by row."""
+
+    problem: Tensor  # (R,)
+    restart: Tensor  # (R,)
+    depth: Tensor  # (R,) iterations done
+    held: Tensor  # (R,) iterations on end in which the rule's condition held
+    residuals: Tensor  # (R, window) the latest ones, NaN where there was no iteration yet
+    answer: Tensor  # (R, S) decoded in the latest iteration, -1 before the first
+    x: Tensor  # (R, S)
+    z_high: Tensor  # (R, S, H)
+    z_low: Tensor  # (R, S, H), or (R, 0, H)
+    own: list[torch.Generator]  # R streams
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields but the streams."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "own"}
+
+    def pick(self, rows: Tensor) -> Flight:
+        """The rows where ``rows`` (R,) holds."""
+        own = [self.own[row] for row in rows.nonzero().squeeze(1).tolist()]
+        return Flight(**{name: value[rows] for name, value in self.tensors().items()}, own=own)
+
+    def join(self, other: Flight) -> Flight:
+        """These rows and then the others."""
+        both = {k: torch.cat((v, getattr(other, k))) for k, v in self.tensors().items()}
+        return Flight(**both, own=self.own + other.own)
+
+
+def launch(
+    model: Reasoner, inputs: Tensor, pairs: list[tuple[int, int]], seed: int, window: int
+) -> Flight:
+    """Rows at the start of their trajectories, as :func:`eqr.rollout.rollout` starts them."""
+    problem, restart = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    x = inputs[problem].to(model.device)
+    own = [stream(seed, "evaluation", p, r) for p, r in pairs]
+    state = model.initial_state(len(pairs), own)
+    count = torch.zeros(len(pairs), dtype=torch.long, device=model.device)
+    return Flight(
+        problem=problem.to(model.device),
+        restart=restart.to(model.device),
+        depth=count,
+        held=count,
+        residuals=torch.full((len(pairs), window), torch.nan, device=model.device),
+        answer=torch.full_like(x, -1, dtype=torch.long),
+        x=x,
+        z_high=state.z_high,
+        z_low=state.z_low,
+        own=own,
+    )
+
+
+@torch.no_grad()
+def adaptive(
+    model: Reasoner,
+    inputs: Tensor,
+    *,
+    depth: int,
+    halting: Halting,
+    breadth: int = 1,
+    noise: float = 0.0,
+    damping: float | None = None,
+    seed: int = 0,
+    rows: int = 256,
+    window: int = WINDOW,
+    first_settled: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Iteration]:
+    """Run ``breadth`` trajectories of every problem, each until ``halting`` or ``depth`` ends it.
+
+    A trajectory is that of :func:`eqr.rollout.rollout` with the same ``seed``, cut at its own
+    depth: its start and noise come from the stream of (seed, index in ``inputs``, restart), so it
+    does not depend on ``rows`` or on its neighbours (up to the rounding of matrix products of
+    another size). Memory grows with ``rows`` only. First restarts come first.
+
+    Args:
+        model, inputs, breadth, noise, damping, seed, window: as for :func:`eqr.rollout.rollout`.
+        depth: the limit D at which a row leaves unsettled.
+        halting: the rule, see :func:`parse_rule`.
+        rows: the most (problem, restart) pairs in flight.
+        first_settled: a confidence tolerance. The restarts of a problem then run one after the
+            other, and the next one starts only if no earlier one settled with a (mean) residual
+            below it. So what is run does not depend on ``rows`` either. None runs all restarts.
+        progress: called with (trajectories finished, of at most).
+
+    Yields:
+        The last iteration of the rows that left, after every iteration in which some did; in all,
+        every pair that was started, once. ``Iteration.depth`` is the (R,) iterations that each has
+        run, and ``halted_at`` the same or, of a row that the limit stopped, NEVER.
+
+    Raises:
+        ValueError: ``depth``, ``breadth``, ``rows`` or ``window`` below 1.
+    """
+    if min(depth, breadth, rows, window) < 1:
+        raise ValueError("depth, breadth, rows and window must be at least 1")
+    inputs = torch.as_tensor(inputs)
+    starts = 1 if first_settled is not None else breadth
+    fresh = ((p, r) for r in range(starts) for p in range(len(inputs)))
+    again: deque[tuple[int, int]] = deque()  # next restarts of problems not yet settled
+
+    def take(room: int) -> list[tuple[int, int]]:
+        """The pairs to start next; the longest chains of restarts go first."""
+        taken = [again.popleft() for _ in range(min(room, len(again)))]
+        return taken + list(islice(fresh, room - len(taken)))
+
+    finished = 0
+    flight = launch(model, inputs, take(rows), seed, window)
+    while flight.own:
+        before = State(flight.z_high, flight.z_low)
+        step = model.step(before, flight.x, noise=noise, generator=flight.own, damping=damping)
+        change, answer = residual(before, step.state), step.answer
+        settles = halting.settles(step.halt, change, (answer == flight.answer).all(1))
+        flight = replace(
+            flight,
+            depth=flight.depth + 1,
+            held=torch.where(settles, flight.held + 1, 0),
+            residuals=torch.cat((flight.residuals[:, 1:], change[:, None]), dim=1),
+            answer=answer,
+            z_high=step.state.z_high,
+            z_low=step.state.z_low,
+        )
+        settled = (flight.held >= halting.patience) & (flight.depth >= halting.min_depth)
+        leaves = settled | (flight.depth >= depth)
+        if not leaves.any():
+            continue
+        gone, recent = flight.pick(leaves), flight.residuals[leaves].nanmean(1)
+        state = State(gone.z_high, gone.z_low)
+        left = Iteration(
+            problem=gone.problem.cpu().numpy(),
+            restart=gone.restart.cpu().numpy(),
+            depth=gone.depth.cpu().numpy(),
+            step=Step(state, step.logits[leaves], step.halt[leaves]),
+            residual=change[leaves],
+            recent=recent,
+            halted_at=torch.where(settled[leaves], gone.depth, NEVER),
+        )
+        finished += len(left.problem)
+        if progress:
+            progress(finished, len(inputs) * breadth)
+        yield left
+        if first_settled is not None:
+            doubtful = ~(settled[leaves] & (recent < first_settled)).cpu().numpy()
+            more = doubtful & (left.restart + 1 < breadth)
+            pairs = zip(left.problem[more].tolist(), (left.restart[more] + 1).tolist(), strict=True)
+            again.extend(pairs)
+        flight = flight.pick(~leaves)
+        if pairs := take(rows - len(flight.own)):
+            flight = flight.join(launch(model, inputs, pairs, seed, window))
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """What one rule did on P labelled problems × B restarts."""
+
+    outcomes: Outcomes  # (P, B) each; `halted_at` is the depth at which the rule let a row go
+    depth: np.ndarray  # (P, B) int32, iterations run: the NFE; 0 where the restart never started
+    seconds: float  # wall time of the whole queue
+    cpu_seconds: float  # processor time of this process meanwhile: steadier where others compute
+
+    @property
+    def nfe(self) -> np.ndarray:
+        """Outer iterations spent on each problem, all its restarts together, (P,)."""
+        return self.depth.sum(1)
+
+
+def halting_records(
+    model: Reasoner,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    config: EvalConfig,
+    halting: Halting,
+    *,
+    first_settled: float | None = None,
+    rows: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> Halted:
+    """Run the queue on labelled problems and record how each trajectory ended.
+
+    A restart that never started has an infinite residual, an answer of its own, and is not exact,
+    so that no selection rule takes it.
+
+    Args:
+        inputs, labels: (P, S) tokens; ``config.problems`` keeps the first so many.
+        config: its largest depth is the limit.
+        halting, first_settled, rows, progress: as for :func:`adaptive`.
+
+    Raises:
+        ConfigError: symmetry restarts, which the queue does not run.
+    """
+    if config.symmetry:
+        raise ConfigError("halting rules do not run with eval.symmetry: leave one of them out")
+    began, cpu_began = time.perf_counter(), time.process_time()
+    inputs, labels = inputs[: config.problems], labels[: config.problems]
+    shape = (len(inputs), config.breadth)
+    arrays = {
+        "residual": np.full(shape, np.inf, np.float32),
+        "answer": np.arange(-len(inputs) * config.breadth, 0).reshape(shape),
+        "margin": np.full(shape, -np.inf, np.float32),
+        "halt": np.full(shape, -np.inf, np.float32),
+        "halted_at": np.full(shape, NEVER, np.int32),
+        "exact": np.zeros(shape, bool),
+        "token": np.zeros(shape, np.float32),
+        "depth": np.zeros(shape, np.int32),
+    }
+    truth = torch.as_tensor(labels, device=model.device).long()
+    leaving = adaptive(
+        model,
+        torch.as_tensor(inputs),
+        depth=config.depths[-1],
+        halting=halting,
+        breadth=config.breadth,
+        noise=config.noise,
+        seed=config.seed,
+        rows=rows,
+        window=config.window,
+        first_settled=first_settled,
+        progress=progress,
+    )
+    record(leaving, arrays, lambda it: measures(it, truth) | {"depth": it.depth})
+    depth = arrays.pop("depth")
+    seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    return Halted(Outcomes(**arrays), depth, *seconds)
+
+
+def halting_table(
+    runs: Mapping[str, Halted],
+    *,
+    select: Sequence[str],
+    limit: int,
+    noise: float,
+) -> pd.DataFrame:
+    """One row for each halting rule and selection rule.
+
+    Columns: ``halting`` (the rule), ``depth`` (its limit), ``breadth, select, noise, n``
+    (problems), ``exact`` with its 95 % Wilson interval ``low, high`` (see
+    :func:`eqr.evaluate.table`), ``settled`` (share of the trajectories run that the rule let go),
+    ``nfe`` (mean a problem), ``saving`` (the fixed budget D·B over it), ``seconds`` (wall time) and
+    ``cpu_seconds``.
+
+    Args:
+        runs: by the text of the rule; the rows of ``fixed`` are the fixed budget.
+        limit: the depth limit D of them all.
+
+    Raises:
+        ConfigError: an unknown selection rule.
+    """
+    import pandas as pd
+
+    check_selections(select)
+    rows = []
+    for rule, run in runs.items():
+        ran, breadth = run.depth > 0, run.depth.shape[1]
+        nfe = float(run.nfe.mean())
+        for name in select:
+            if name == "average":  # over the restarts that were started
+                exact = run.outcomes.exact.sum(1) / ran.sum(1)
+            else:
+                exact = selected(run.outcomes, name)[0]
+            low, high = wilson(float(exact.sum()), len(exact))
+            rows.append(
+                {
+                    "halting": rule,
+                    "depth": limit,
+                    "breadth": breadth,
+                    "select": name,
+                    "noise": noise,
+                    "n": len(exact),
+                    "exact": float(exact.mean()),
+                    "low": low,
+                    "high": high,
+                    "settled": float((run.outcomes.halted_at[ran] < NEVER).mean()),
+                    "nfe": nfe,
+                    "saving": limit * breadth / nfe,
+                    "seconds": run.seconds,
+                    "cpu_seconds": run.cpu_seconds,
+                }
+            )
+    return pd.DataFrame(rows)

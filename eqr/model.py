@@ -70,6 +70,11 @@ class Step:
         return self.logits.argmax(-1)
 
     @property
+    def confidence(self) -> Tensor:
+        """The probability that the model gives its token in each cell, (B, S)."""
+        return self.logits.float().softmax(-1).amax(-1)
+
+    @property
     def margin(self) -> Tensor:
         """The smallest gap between a token's best and second logit, (B,) (paper A.1)."""
         best = self.logits.topk(2, dim=-1).values

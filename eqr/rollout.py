@@ -1,12 +1,14 @@
-"""Iterate the operator: depth, breadth and noise (paper §4).
+"""Iterate the operator: depth, breadth and noise (paper §4), and record what was seen.
 
 Memory grows with the rows in flight, never with the depth: :func:`rollout` yields one outer
 iteration after the other and keeps only the latest state. Breadth runs in chunks of rows.
+:func:`record` fills arrays from whatever it, or the queue of :mod:`eqr.halting`, yields.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +19,22 @@ from eqr.model import Reasoner, State, Step, residual
 from eqr.streams import stream
 from eqr.task import Symmetry, Task
 
+WINDOW = 3  # iterations whose mean residual decides between restarts (paper §4)
+NEVER = 2**31 - 1  # `halted_at` of a trajectory that has not halted; int32's largest sorts last
+
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One outer iteration of the rows in flight (R of them)."""
+    """One outer iteration of R trajectories, each tagged with what it is a trajectory of."""
 
     problem: np.ndarray  # (R,) index into the inputs
     restart: np.ndarray  # (R,) which of the B starts of its problem
-    depth: int  # outer iterations done, from 1
+    depth: int | np.ndarray  # outer iterations done, from 1; (R,) of rows that leave a queue
     step: Step
     residual: Tensor  # (R,) root-mean-square change of the latents in this iteration
+    recent: Tensor  # (R,) its mean over the last `window` iterations
+    halted_at: Tensor  # (R,) first depth with a positive halting logit, or NEVER
+    chunk: int = 0  # which chunk of rows this is, from 0
     symmetry: Symmetry | None = None  # under which each row was solved; None: as it is
 
     @property
@@ -45,13 +53,6 @@ def restart_symmetries(task: Task, seed: int, problem: np.ndarray, restart: np.n
     return task.symmetries(len(own), own).only(torch.from_numpy(restart > 0))
 
 
-def branched(state: State, branches: int) -> State:
-    """Every row ``branches`` times over, copies side by side."""
-    return State(
-        state.z_high.repeat_interleave(branches, 0), state.z_low.repeat_interleave(branches, 0)
-    )
-
-
 @torch.no_grad()
 def rollout(
     model: Reasoner,
@@ -62,12 +63,14 @@ def rollout(
     noise: float = 0.0,
     damping: float | None = None,
     seed: int = 0,
+    window: int = WINDOW,
     rows: int = 256,
     part: int = 0,
     parts: int = 1,
     symmetries_of: Task | None = None,
     branches: int = 1,
     branch_at: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Iteration]:
     """Run ``breadth`` trajectories of every problem for ``depth`` outer iterations.
 
@@ -82,6 +85,7 @@ def rollout(
         noise: β while iterating; 0 leaves the start as the only source of variety.
         damping: λ; None takes the model's own.
         seed: of the evaluation stream.
+        window: iterations that ``Iteration.recent`` averages.
         rows: the most (problem, restart) pairs in flight.
         part, parts: run only every ``parts``-th chunk of rows, from the ``part``-th.
         symmetries_of: a task; every restart but the first then solves the problem under a random
@@ -90,6 +94,7 @@ def rollout(
         branches: trajectories that leave each start, each with noise of its own from depth
             ``branch_at`` on; before it they are one, and computed once. ``breadth`` counts all of
             them, restart r being path ``r % branches`` of start ``r // branches``.
+        progress: called after each iteration with (row-iterations done, of).
 
     Yields:
         Every iteration 1..depth of the first chunk of rows, then of the next chunk.
@@ -97,9 +102,12 @@ def rollout(
     inputs = torch.as_tensor(inputs)
     starts = np.arange(0, breadth, branches)
     pairs = np.stack(np.meshgrid(np.arange(len(inputs)), starts, indexing="ij"), -1).reshape(-1, 2)
-    chunk = max(1, rows // branches)
-    for first in range(part * chunk, len(pairs), parts * chunk):
-        problem, restart = pairs[first : first + chunk].T
+    size = max(1, rows // branches)
+    chunks = [pairs[first : first + size] for first in range(0, len(pairs), size)][part::parts]
+    work = sum(map(len, chunks)) * (branch_at + branches * (depth - branch_at))
+    done = 0
+    for chunk, own_pairs in enumerate(chunks):
+        problem, restart = own_pairs.T
         x = inputs[torch.from_numpy(problem)].to(model.device)
         symmetry = None
         if symmetries_of:
@@ -108,13 +116,54 @@ def rollout(
         start = restart // branches
         own = [stream(seed, "evaluation", p, s) for p, s in zip(problem, start, strict=True)]
         state = model.initial_state(len(problem), own)
-        for done in range(1, depth + 1):
-            if branches > 1 and done == branch_at + 1:
+        residuals: deque[Tensor] = deque(maxlen=window)
+        halted_at = torch.full((len(problem),), NEVER, device=model.device)
+        for at in range(1, depth + 1):
+            if branches > 1 and at == branch_at + 1:  # each row becomes `branches` rows
                 problem = problem.repeat(branches)
                 restart = restart.repeat(branches) + np.tile(np.arange(branches), len(restart))
-                x, state = x.repeat_interleave(branches, 0), branched(state, branches)
+                x, halted_at, high, low, *past = (
+                    value.repeat_interleave(branches, 0)
+                    for value in (x, halted_at, state.z_high, state.z_low, *residuals)
+                )
+                state, residuals = State(high, low), deque(past, window)
                 own = [stream(seed, "branch", p, r) for p, r in zip(problem, restart, strict=True)]
             step = model.step(state, x, noise=noise, generator=own, damping=damping)
-            change = residual(state, step.state)
-            yield Iteration(problem, restart, done, step, change, symmetry)
+            residuals.append(residual(state, step.state))
+            recent = torch.stack(tuple(residuals)).mean(0)
+            fired = (step.halt > 0) & (halted_at == NEVER)
+            halted_at = torch.where(fired, at, halted_at)
+            done += len(problem)
+            if progress:
+                progress(done, work)
+            yield Iteration(
+                problem, restart, at, step, residuals[-1], recent, halted_at, chunk, symmetry
+            )
             state = step.state
+
+
+def record(
+    iterations: Iterable[Iteration],
+    arrays: Mapping[str, np.ndarray],
+    keep: Callable[[Iteration], Mapping[str, Tensor | np.ndarray]],
+    depths: Sequence[int] | None = None,
+) -> Mapping[str, np.ndarray]:
+    """Fill arrays from a rollout or a queue; returns them.
+
+    Args:
+        arrays: by name, each (K, P, B, ...) for the K ``depths``, P problems and B restarts, or
+            (P, B, ...) without ``depths``. What no iteration reaches keeps its value.
+        keep: the values of an iteration's rows by name, (R, ...) each.
+        depths: record these only; None records every iteration, one over the other.
+    """
+    for it in iterations:
+        if depths is not None and it.depth not in depths:
+            continue
+        where = (it.problem, it.restart)
+        if depths is not None:
+            where = (depths.index(it.depth), *where)
+        for name, value in keep(it).items():
+            if isinstance(value, Tensor):  # NumPy has no bfloat16
+                value = (value.float() if value.is_floating_point() else value).cpu().numpy()
+            arrays[name][where] = value
+    return arrays

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 from eqr.model import Reasoner
-from eqr.rollout import rollout
+from eqr.rollout import Iteration, record, rollout
 from eqr.task import Task
-
-WINDOW = 3  # iterations whose mean residual decides between restarts (paper §4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +73,38 @@ def solve(
         depth, breadth, noise, seed: of the rollouts.
         tolerance: residual below which a trajectory counts as converged.
     """
-    residual = np.zeros((depth, breadth), np.float32)
-    finals = np.zeros((breadth, len(inputs)), np.uint8)
-    best = 0
-    kept: tuple[list, list] = ([], [])
-    for it in rollout(
-        model,
-        torch.as_tensor(inputs)[None],
-        depth=depth,
-        breadth=breadth,
-        noise=noise,
-        seed=seed,
-    ):
-        if it.depth == 1:  # of a new chunk of restarts
-            answers, confidence = [], []
-        answers.append(it.step.answer.cpu().numpy().astype(np.uint8))
-        confidence.append(it.step.logits.softmax(-1).amax(-1).cpu().numpy())
-        residual[it.depth - 1, it.restart] = it.residual.cpu().numpy()
-        if it.depth == depth:
-            finals[it.restart] = answers[-1]
-            settled = residual[-WINDOW:].mean(0)  # as top-1 converged, see eqr.select
-            own = int(settled[it.restart].argmin())
-            if not kept[0] or settled[it.restart[own]] < settled[best]:
-                best = int(it.restart[own])
-                kept = [a[own] for a in answers], [c[own] for c in confidence]
-    path = np.stack(kept[0])  # (D, S)
+    inputs = np.asarray(inputs)
+    each = (depth, 1, breadth)
+    arrays = {
+        "answer": np.zeros((*each, len(inputs)), np.uint8),
+        "confidence": np.zeros((*each, len(inputs)), np.float32),
+        "residual": np.zeros(each, np.float32),
+        "recent": np.zeros(each, np.float32),
+    }
+    iterations = rollout(
+        model, torch.as_tensor(inputs)[None], depth=depth, breadth=breadth, noise=noise, seed=seed
+    )
+    record(iterations, arrays, trace, range(1, depth + 1))
+    answer, confidence, residual, recent = (values[:, 0] for values in arrays.values())
+    best = int(recent[-1].argmin())  # top-1 converged, see eqr.select
     return Solution(
-        inputs=np.asarray(inputs),
-        answers=path,
-        confidence=np.stack(kept[1]),
+        inputs=inputs,
+        answers=answer[:, best],
+        confidence=confidence[:, best],
         residuals=residual[:, best],
         all_residuals=residual,
-        finals=finals,
+        finals=answer[-1],
         restart=best,
         converged=bool(residual[-1, best] < tolerance),
-        valid=bool(task.check(np.asarray(inputs)[None], path[-1][None])[0]),
+        valid=bool(task.check(inputs[None], answer[-1, best][None])[0]),
     )
+
+
+def trace(it: Iteration) -> dict[str, torch.Tensor]:
+    """What a reader wants to see of each iteration, by name, (R, ...) each."""
+    return {
+        "answer": it.answer,
+        "confidence": it.step.confidence,
+        "residual": it.residual,
+        "recent": it.recent,
+    }

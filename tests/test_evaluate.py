@@ -10,8 +10,8 @@ import pytest
 from eqr import evaluate, select
 from eqr.checkpoint import load_model
 from eqr.config import ConfigError, EvalConfig
-from eqr.evaluate import NEVER, records, selected, table
-from eqr.rollout import rollout
+from eqr.evaluate import records, selected, table
+from eqr.rollout import NEVER, rollout
 from eqr.select import RULES, SELECTIONS, Outcomes
 from eqr.stats import wilson
 

@@ -18,9 +18,10 @@ from torch import multiprocessing
 
 from eqr import checkpoint, experiments, parallel, train as training
 from eqr.config import EvalConfig
-from eqr.evaluate import NEVER, records
+from eqr.evaluate import records
 from eqr.model import State
 from eqr.parallel import ALONE, World
+from eqr.rollout import NEVER
 from eqr.store import Store, inspect
 from eqr.streams import Slots, stream
 from eqr.train import Trainer, TrainingError

@@ -29,8 +29,9 @@ from eqr.analysis.plan_grid import (
     stored_grid,
 )
 from eqr.config import ConfigError, EvalConfig, to_dict
-from eqr.evaluate import NEVER, Records, table
-from eqr.queue import Halted
+from eqr.evaluate import Records, table
+from eqr.halting import Halted
+from eqr.rollout import NEVER
 from eqr.select import RULES, Outcomes
 from eqr.store import Store
 

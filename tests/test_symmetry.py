@@ -22,9 +22,8 @@ from eqr.checkpoint import load_model
 from eqr.config import ConfigError, EvalConfig, to_dict
 from eqr.evaluate import Records, records
 from eqr.experiments import Trained
-from eqr.halting import Fixed
+from eqr.halting import Halting, halting_records
 from eqr.model import State, Step
-from eqr.queue import halting_records
 from eqr.rollout import restart_symmetries, rollout
 from eqr.select import majority
 from eqr.store import Run, Store
@@ -290,7 +289,7 @@ def test_what_cannot_be_done_is_refused(model, problems, learned, eqr):
     with pytest.raises(ConfigError, match=r"eval\.symmetry needs .* pass task="):
         records(model, test.inputs, test.labels, CONFIG)
     with pytest.raises(ConfigError, match=r"halting rules do not run with eval\.symmetry"):
-        halting_records(model, test.inputs, test.labels, CONFIG, Fixed())
+        halting_records(model, test.inputs, test.labels, CONFIG, Halting("fixed"))
     done = eqr("eval", "-c", learned.path, "--symmetry", "--halting", "stable:2")
     assert done.code == 1 and "--symmetry and --halting do not go together" in done.err
 

@@ -46,7 +46,7 @@ from eqr.analysis.dynamics import (
     spectral_radius,
 )
 from eqr.evaluate import answer_hash
-from eqr.rollout import rollout
+from eqr.rollout import Iteration, record, rollout
 from eqr.stats import Difference, paired_difference, wilson
 
 __all__ = [
@@ -99,7 +99,7 @@ def ends(
         rows: trajectories in flight; whole problems are kept together.
     """
     count = len(inputs)
-    found = Ends(
+    result = Ends(
         residual=np.zeros((depth, count, breadth), np.float32),
         exact=np.zeros((depth, count, breadth), bool),
         answer=np.zeros((count, breadth), np.int64),
@@ -108,33 +108,35 @@ def ends(
         period=np.zeros((count, breadth), np.int64),
     )
     truth = torch.as_tensor(labels, device=model.device).long()
-    together = max(1, rows // breadth) * breadth
     recent: deque[Tensor] = deque(maxlen=window + 1)
-    for it in rollout(
-        model, torch.as_tensor(inputs), depth=depth, breadth=breadth, noise=noise, seed=seed,
-        rows=together,
-    ):  # fmt: skip
+
+    def keep(it: Iteration) -> dict[str, Tensor]:
         if it.depth == 1:
             recent.clear()
-        at = it.depth - 1, it.problem, it.restart
-        own = truth[torch.from_numpy(it.problem).to(model.device)]
-        found.residual[at] = it.residual.cpu().numpy()
-        found.exact[at] = (it.step.answer == own).all(1).cpu().numpy()
         if depth - it.depth <= window:
             recent.append(it.step.state.flat())
         if it.depth == depth:
-            found.answer[at[1:]] = answer_hash(it.step.answer).cpu().numpy()
+            at = it.problem, it.restart
+            result.answer[at] = answer_hash(it.answer).cpu().numpy()
             last, past = recent[-1], list(recent)[-3::-1]  # two before, three before, …
             back = [(last - z).square().mean(1).sqrt() for z in past]
             back = back or [last.new_full((len(last),), math.inf)]  # too early to return
             nearest = torch.stack(back).min(0)
-            found.recurrence[at[1:]] = nearest.values.cpu().numpy()
-            found.period[at[1:]] = nearest.indices.cpu().numpy() + 2
+            result.recurrence[at] = nearest.values.cpu().numpy()
+            result.period[at] = nearest.indices.cpu().numpy() + 2
             for problem in np.unique(it.problem):
                 mine = it.problem == problem
                 states = last[torch.from_numpy(mine).to(last.device)].cpu().numpy()
-                found.attractor[problem] = cluster(states, radius)
-    return found
+                result.attractor[problem] = cluster(states, radius)
+        own = truth[torch.from_numpy(it.problem).to(model.device)]
+        return {"residual": it.residual, "exact": (it.answer == own).all(1)}
+
+    iterations = rollout(
+        model, torch.as_tensor(inputs), depth=depth, breadth=breadth, noise=noise, seed=seed,
+        rows=max(1, rows // breadth) * breadth,
+    )  # fmt: skip
+    record(iterations, result.arrays(), keep, range(1, depth + 1))
+    return result
 
 
 def kinds(found: Ends, tolerance: float = TOLERANCE) -> np.ndarray:

@@ -29,8 +29,8 @@ from eqr.config import (
 )
 from eqr.evaluate import Records, selected
 from eqr.experiments import read_halted, read_records
+from eqr.halting import Halted
 from eqr.model import Reasoner
-from eqr.queue import Halted
 from eqr.rollout import rollout
 from eqr.select import RULES, Outcomes
 from eqr.store import MANIFEST, Run, Store, inspect_manifest

@@ -216,8 +216,7 @@ def eval_command(
     Example: eqr eval -c MODEL --depth 1024 --halting residual:1e-3 --halting fixed
     """
     from eqr import evaluate
-    from eqr.halting import parse_rule
-    from eqr.queue import halting_records, halting_table
+    from eqr.halting import halting_records, halting_table, parse_rule
     from eqr.select import check_selections
 
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")

@@ -25,7 +25,6 @@ import torch
 
 from eqr.analysis.basins import Pca, pca
 from eqr.rollout import Iteration, rollout
-from eqr.solve import WINDOW
 
 FOREVER = 10**9  # iterations that a rollout is asked for; the engine says when to stop
 IDLE = 10.0  # seconds after which a thread with nothing to do ends; the next ``aim`` starts another
@@ -52,14 +51,10 @@ class Frame:
     confidence: np.ndarray  # (B, S) probability that the model gives its token in each cell
     unchanged: np.ndarray  # (B, S) iterations for which the token has stayed, from 0
     residuals: np.ndarray  # (depth, B) of all iterations so far
+    settled: np.ndarray  # (B,) mean residual of the last iterations, which selects a restart
     plane: np.ndarray  # (depth, B, 2) the states in the plane of their principal axes
     explained: float  # share of the states' variance that lies in the plane
     seconds: float  # that the iteration took
-
-    @property
-    def settled(self) -> np.ndarray:
-        """(B,) mean residual of the last iterations, by which a restart is selected."""
-        return self.residuals[-WINDOW:].mean(0)
 
     @property
     def selected(self) -> int:
@@ -167,9 +162,10 @@ class Trajectory:
         frame = Frame(
             depth=it.depth,
             answer=answer,
-            confidence=it.step.logits.float().softmax(-1).amax(-1).cpu().numpy(),
+            confidence=it.step.confidence.cpu().numpy(),
             unchanged=stays,
             residuals=np.concatenate((last.residuals, gaps)) if last else gaps,
+            settled=it.recent.cpu().numpy(),
             plane=self._plane.points if self._plane else np.zeros((0, len(answer), 2)),
             explained=self._plane.explained if self._plane else 0.0,
             seconds=time.perf_counter() - began,
