@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,9 @@ from eqr.task import Task
 #: One generator for all rows, or one for each row (then a row's draws do not depend on its batch),
 #: or one for a batch of which these are some rows.
 Generators = torch.Generator | Sequence[torch.Generator] | Slots
+
+#: Gives the ε that an update adds to a latent (B, S, H), its β already in it; None adds nothing.
+Noise = Callable[[Tensor], Tensor | None]
 
 RMS_EPS = 1e-5
 ROPE_BASE = 10_000.0
@@ -105,6 +108,17 @@ def standard_normal(shape: Sequence[int], generator: Generators, like: Tensor) -
         for row, own in zip(draws, generator, strict=True):
             row.normal_(generator=own)
     return draws.to(device=like.device, dtype=like.dtype)
+
+
+def gaussian(beta: float, generator: Generators | None) -> Noise:
+    """The ε of paper §3: normal with standard deviation ``beta``, drawn anew for each update.
+
+    Raises:
+        ValueError: ``beta > 0`` without a generator.
+    """
+    if beta and generator is None:
+        raise ValueError("noise > 0 needs a generator")
+    return lambda z: beta * standard_normal(z.shape, generator, z) if beta else None
 
 
 def truncated_normal(
@@ -319,7 +333,7 @@ class Reasoner(nn.Module):
         self,
         z: Tensor,
         u: Tensor,
-        damping: float,
+        damping: float | Tensor,
         noise: Tensor | None = None,
         log_gain: Tensor | None = None,
     ) -> Tensor:
@@ -342,30 +356,14 @@ class Reasoner(nn.Module):
             h = h + (noise if log_gain is None else noise * log_gain.exp())
         return h
 
-    def update(
-        self,
-        z: Tensor,
-        u: Tensor,
-        noise: float,
-        generator: Generators | None,
-        damping: float,
-        log_gain: Tensor | None = None,
-    ) -> Tensor:
-        """``F(z, u)`` with noise of size β drawn for it."""
-        if not noise:
-            return self(z, u, damping)
-        if generator is None:
-            raise ValueError("noise > 0 needs a generator")
-        return self(z, u, damping, noise * standard_normal(z.shape, generator, z), log_gain)
-
     def step(
         self,
         state: State,
         x: Tensor,
         *,
-        noise: float,
+        noise: float | Noise,
         generator: Generators | None = None,
-        damping: float | None = None,
+        damping: float | Tensor | None = None,
         high_cycles: int | None = None,
         low_cycles: int | None = None,
     ) -> Step:
@@ -374,8 +372,10 @@ class Reasoner(nn.Module):
         Args:
             state: latents of B rows.
             x: problem tokens, (B, S) integers.
-            noise: β of this iteration; 0 makes the map deterministic.
-            generator: source of the noise; needed when ``noise > 0``.
+            noise: β of this iteration; 0 makes the map deterministic. Or a function that gives the
+                ε of each update in turn, for noise that comes from elsewhere (an ONNX graph's
+                input, another implementation's draws).
+            generator: draws the noise of a β > 0, and is needed for it.
             damping: λ; None takes the configuration's.
             high_cycles, low_cycles: T and n; None takes the configuration's.
 
@@ -385,6 +385,7 @@ class Reasoner(nn.Module):
         gets its exact gradient, and the weights the same truncated one as with any other start.
         """
         config = self.config
+        draw = noise if callable(noise) else gaussian(noise, generator)
         damping = config.damping if damping is None else damping
         high_cycles = config.high_cycles if high_cycles is None else high_cycles
         low_cycles = config.low_cycles if low_cycles is None else low_cycles
@@ -400,11 +401,11 @@ class Reasoner(nn.Module):
             with early() if cut else contextlib.nullcontext():
                 if config.hierarchical:
                     for _ in range(low_cycles):
-                        z_low = self.update(z_low, z_high + u, noise, generator, damping, gain_low)
-                    z_high = self.update(z_high, z_low, noise, generator, damping, gain_high)
+                        z_low = self(z_low, z_high + u, damping, draw(z_low), gain_low)
+                    z_high = self(z_high, z_low, damping, draw(z_high), gain_high)
                 else:
                     for _ in range(low_cycles):
-                        z_high = self.update(z_high, u, noise, generator, damping, gain_high)
+                        z_high = self(z_high, u, damping, draw(z_high), gain_high)
         return Step(
             State(z_high, z_low), self.lm_head(z_high), self.halt_head(z_high[:, 0]).squeeze(-1)
         )

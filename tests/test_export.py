@@ -73,7 +73,7 @@ def test_given_noise_is_what_step_would_have_drawn(variant, make_recipe):
     shape = state.z_high.shape
     drawn = torch.Generator().manual_seed(3)
     inputs["noise"] = torch.stack(
-        [torch.randn(shape, generator=drawn) for _ in range(export.updates(model))]
+        [torch.randn(shape, generator=drawn) for _ in range(model.config.updates)]
     )
     with torch.no_grad():
         found = export.OneIteration(model)(*inputs.values())

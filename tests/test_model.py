@@ -24,6 +24,7 @@ from eqr.model import (
     Attention,
     Reasoner,
     State,
+    gaussian,
     parameter_count,
     residual,
     rms_norm,
@@ -157,7 +158,7 @@ def test_without_noise_the_step_is_a_function_and_with_noise_it_spreads_as_asked
     noisy = model.step(start, puzzle(model), noise=0.01, generator=draw)
     assert not torch.equal(first.logits, noisy.logits)
     z, u = torch.zeros(500, 12, 8), torch.zeros(500, 12, 8)
-    spread = model.update(z, u, 0.3, draw, 0.0) - model.update(z, u, 0.0, None, 0.0)
+    spread = model(z, u, 0.0, gaussian(0.3, draw)(z)) - model(z, u, 0.0)
     assert spread.std().item() == pytest.approx(0.3, rel=0.02)
     with pytest.raises(ValueError, match="generator"):
         model.step(start, puzzle(model), noise=0.1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from eqr import checkpoint
-from eqr.model import Reasoner, State
+from eqr.model import Reasoner, State, gaussian
 from eqr.streams import stream
 from eqr.train import Trainer, token_loss, train
 
@@ -174,8 +174,8 @@ def test_learned_noise_scales_each_channel_and_is_trained(make_recipe, problems)
     model: Reasoner = trainer.model.requires_grad_(False)
     gain = torch.linspace(-1, 1, 24)
     z = torch.zeros(500, 16, 24)
-    still = model.update(z, z, 0.0, None, 0.0)
-    spread = (model.update(z, z, 0.2, stream(0, "n"), 0.0, gain) - still).std((0, 1))
+    draw = gaussian(0.2, stream(0, "n"))
+    spread = (model(z, z, 0.0, draw(z), gain) - model(z, z, 0.0)).std((0, 1))
     torch.testing.assert_close(spread, 0.2 * gain.exp(), rtol=0.05, atol=0)
 
 

@@ -48,12 +48,6 @@ class Exported:
     difference: float  # largest difference from torch, over all outputs
 
 
-def updates(model: Reasoner) -> int:
-    """How often one outer iteration applies the operator, each time with noise of its own."""
-    config = model.config
-    return config.high_cycles * (config.low_cycles + config.hierarchical)
-
-
 class OneIteration(nn.Module):
     """:meth:`eqr.model.Reasoner.step` with the noise given instead of drawn."""
 
@@ -69,32 +63,14 @@ class OneIteration(nn.Module):
         Args:
             z_high: (B, S, H) latents; z_low: the same, or (B, 0, H) for a single latent.
             x: (B, S) int64 problem tokens.
-            noise: (K, B, S, H) standard normal draws, one for each of the K :func:`updates`, in
+            noise: (K, B, S, H) standard normal draws, one for each of the K ``config.updates``, in
                 the order in which ``step`` draws them.
             beta, damping: scalars β and λ.
         """
-        model, config = self.model, self.model.config
-        before = State(z_high, z_low)
-        emb = model.embed(x) * config.hidden**0.5
-        drawn = iter(noise)
-
-        def update(z: Tensor, u: Tensor, gain: str) -> Tensor:
-            added = beta * next(drawn)
-            if config.learn_noise:
-                added = added * getattr(model, gain).exp()
-            return damping * z + (1 - damping) * model(z, u, 0.0) + added
-
-        for _ in range(config.high_cycles):
-            for _ in range(config.low_cycles):
-                if config.hierarchical:
-                    z_low = update(z_low, z_high + emb, "noise_low")
-                else:
-                    z_high = update(z_high, emb, "noise_high")
-            if config.hierarchical:
-                z_high = update(z_high, z_low, "noise_high")
-        after = State(z_high, z_low)
-        halt = model.halt_head(z_high[:, 0]).squeeze(-1)
-        return z_high, z_low, model.lm_head(z_high), halt, residual(before, after)
+        before, drawn = State(z_high, z_low), iter(noise)
+        step = self.model.step(before, x, noise=lambda z: beta * next(drawn), damping=damping)
+        after = step.state
+        return after.z_high, after.z_low, step.logits, step.halt, residual(before, after)
 
 
 def example(model: Reasoner, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -104,7 +80,7 @@ def example(model: Reasoner, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     """
     own = stream(seed, "export", rows)
     state = model.initial_state(rows, own)
-    noise = torch.randn((updates(model), *state.z_high.shape), generator=own)
+    noise = torch.randn((model.config.updates, *state.z_high.shape), generator=own)
     x = torch.randint(1, model.vocab_size, (rows, model.tokens), generator=own)
     found = (state.z_high, state.z_low, x, noise, torch.tensor(0.1), torch.tensor(0.3))
     return {name: value.detach().numpy() for name, value in zip(INPUTS, found, strict=True)}
@@ -218,7 +194,7 @@ def describe(model: Reasoner, task: Task) -> dict[str, Any]:
         "vocab_size": task.vocab_size,
         "hidden": config.hidden,
         "tokens_low": model.tokens if config.hierarchical else 0,
-        "updates": updates(model),
+        "updates": model.config.updates,
         "noise": config.noise,
         "damping": config.damping,
         "start": start,
