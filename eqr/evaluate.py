@@ -120,7 +120,7 @@ def records(
         window=config.window,
         rows=rows,
         part=world.rank,
-        parts=world.size,
+        parts=world.world_size,
         symmetries_of=task if config.symmetry else None,
         branches=config.branches,
         branch_at=config.branch_at,

@@ -119,7 +119,7 @@ def train_run(
             if on_event:
                 on_event(event)
 
-    if not world.first:
+    if world.rank != 0:
         if directory := world.share():
             run_in(directory)
         done = world.share()

@@ -234,6 +234,6 @@ def learning_rate(step: int, config: TrainConfig, peak: float | None = None) -> 
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """``average ← decay · average + (1 − decay) · model`` for every parameter (EMA)."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """``ema ← decay · ema + (1 − decay) · model`` for every parameter: a moving average."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)

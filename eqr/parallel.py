@@ -51,13 +51,8 @@ def _sum(values: Tensor) -> None:
 class World:
     """The processes that work on one result. Alone, every method leaves things as they are."""
 
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes files and talks to people."""
-        return self.rank == 0
+    rank: int = 0  # rank 0 writes files and talks to people
+    world_size: int = 1
 
     def own(self, total: int) -> slice:
         """Which of ``total`` slots are this process's: contiguous, as even as can be.
@@ -65,7 +60,8 @@ class World:
         >>> [World(rank, 3).own(8) for rank in range(3)]
         [slice(0, 2, None), slice(2, 5, None), slice(5, 8, None)]
         """
-        return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
+        first, end = (rank * total // self.world_size for rank in (self.rank, self.rank + 1))
+        return slice(first, end)
 
     def average_(self, means: Sequence[Tensor], share: float) -> None:
         """Turn means over this process's slots into means over all slots, in place.
@@ -74,7 +70,7 @@ class World:
             means: floating tensors of any shape, gradients among them; the same on every process.
             share: this process's slots, as a share of all.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return
         for dtype in dict.fromkeys(mean.dtype for mean in means):
             alike = [mean.detach() for mean in means if mean.dtype == dtype]
@@ -86,7 +82,7 @@ class World:
 
     def gather(self, rows: Tensor, total: int) -> Tensor:
         """The rows of all slots, (total, ...), from those of each process's own slots."""
-        if self.size == 1:
+        if self.world_size == 1:
             return rows
         whole = rows.new_zeros((total, *rows.shape[1:]))
         whole[self.own(total)] = rows
@@ -95,12 +91,12 @@ class World:
 
     def add_(self, array: np.ndarray) -> None:
         """Sum an array over the processes, in place; of booleans, the union."""
-        if self.size > 1:
+        if self.world_size > 1:
             _sum(torch.from_numpy(array.view(np.uint8) if array.dtype == bool else array))
 
     def share(self, value: Any = None) -> Any:
         """The first process's value, on every process. All wait for it."""
-        if self.size == 1:
+        if self.world_size == 1:
             return value
         box = [value]
         with _together():

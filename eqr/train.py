@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,11 @@ from torch import Tensor
 
 from eqr import checkpoint
 from eqr.compiled import compile_operator, training_is_long, trouble
-from eqr.config import EvalConfig, ModelConfig, Recipe, TrainConfig
+from eqr.config import EvalConfig, ModelConfig, Recipe, TrainConfig, digest, to_dict
 from eqr.data import Dataset
 from eqr.evaluate import records
 from eqr.model import Reasoner, State, Step, parameter_count
-from eqr.optim import build_optimizers, learning_rate, update_average
+from eqr.optim import build_optimizers, learning_rate, update_ema
 from eqr.parallel import ALONE, World
 from eqr.streams import Slots, stream
 
@@ -77,6 +77,7 @@ def stablemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     linearly, so that a confident model keeps a gradient. Computed in float64 where there is one.
     """
     logits = logits.to(widest(logits.device))
+    # The clamp is for the branch not taken: its gradient would be infinite at x = 1.
     mass = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
     share = mass / mass.sum(-1, keepdim=True)
     return -share.gather(-1, labels[..., None]).squeeze(-1).log()
@@ -123,12 +124,12 @@ def best_device() -> str:
 
 
 #: What is summed between two log events, in the order of Trainer.sums.
-MEANS = ("loss", "token_loss", "halt_loss", "grad_norm", "token", "exact")
+MEANS = ("loss", "token_loss", "halt_loss", "token", "exact", "grad_norm")
 SUMS = ("steps", *MEANS, "left", "left_steps")
 
 
 class Trainer:
-    """Weights, optimizers, average and carry of one run, advanced one optimizer step at a time."""
+    """Weights, optimizers, EMA and carry of one run, advanced one optimizer step at a time."""
 
     def __init__(
         self,
@@ -139,23 +140,22 @@ class Trainer:
         fused: bool = False,
     ) -> None:
         self.recipe, self.data, self.device, self.world = recipe, data, device, world
-        self.own = world.own(recipe.train.batch)
-        starts = recipe.train.starts
+        batch, starts = recipe.train.batch, recipe.train.starts
+        self.own = world.own(batch)  # this process's slots
         self.rows = slice(self.own.start * starts, self.own.stop * starts)  # its trajectories
         self.step = 0
         init = stream(recipe.seed, "init")
         self.model = Reasoner.for_task(recipe.task, recipe.model, init).to(device)
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.fused = fused and compile_operator(self.model, self.average)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self.fused = fused and compile_operator(self.model, self.ema)
         self.optimizers = build_optimizers(self.model, recipe.train)
         self.inputs = torch.as_tensor(data.train.inputs, device=device)
         self.labels = torch.as_tensor(data.train.labels, device=device)
-        batch = recipe.train.batch
         blank = torch.zeros((batch, self.model.tokens), dtype=torch.uint8, device=device)
+        # Every slot counts as halted: the first step fills them, so these starts are never used.
+        unused = self.slots(stream(0, "unused", device=device))
         self.carry = Carry(
-            state=self.model.initial_state(
-                self.rows.stop - self.rows.start, self.slots(stream(0, "unused", device=device))
-            ).detach(),
+            state=self.model.initial_state(self.rows.stop - self.rows.start, unused).detach(),
             x=blank,
             y=blank.clone(),
             steps=torch.zeros(batch, dtype=torch.int64, device=device),
@@ -166,14 +166,61 @@ class Trainer:
     def slots(self, draw: torch.Generator) -> torch.Generator | Slots:
         """The draws for this process's trajectories, out of those for the batch."""
         whole = self.recipe.train.batch * self.recipe.train.starts
-        return Slots(draw, whole, self.rows) if self.world.size > 1 else draw
+        return Slots(draw, whole, self.rows) if self.world.world_size > 1 else draw
 
     def each_start(self, values: Tensor) -> Tensor:
         """What belongs to a sample, once for each of its trajectories, (B, ...) -> (B K, ...)."""
         starts = self.recipe.train.starts
         return values if starts == 1 else values.repeat_interleave(starts, 0)
 
-    def fresh_samples(self) -> tuple[Tensor, Tensor]:
+    def advance(self) -> None:
+        """One optimizer step: ``unroll`` outer iterations of the batch, their loss, the update.
+
+        Raises:
+            TrainingError: the loss is not finite; nothing has been updated. On a GPU
+                :meth:`require_finite` notices it, before anything is logged or saved.
+        """
+        config, carry = self.recipe.train, self.carry
+        draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
+        self.refill(draw)
+        y = carry.y[self.own].long()
+        steps = self.unroll(draw)
+        carry.state = steps[-1].state.detach()  # of all starts: the losers go on too
+        steps = self.best_starts(steps, y)
+        means, exact = self.losses(steps, y)
+
+        self.model.zero_grad(set_to_none=True)
+        means["loss"].backward()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.world.average_([*means.values(), *gradients], len(y) / config.batch)
+        means["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        # Asking a GPU waits for it; there the sums are asked before anything is saved.
+        if self.device != "cuda" and not torch.isfinite(means["loss"] + means["grad_norm"]):
+            raise TrainingError(
+                f"the loss is {means['loss'].item()} and the gradient's norm "
+                f"{means['grad_norm'].item()} at step {self.step}: lower train.lr or use float32; "
+                "the last checkpoint is intact"
+            )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, config, group["initial_lr"])
+            optimizer.step()
+        update_ema(self.ema, self.model, config.ema)
+
+        carry.steps = carry.steps + config.unroll
+        halt = steps[-1].halt.detach()
+        ready = {"learned": halt, "oracle": exact.float(), "limit": torch.zeros_like(halt)}
+        # Every process decides for all slots, so that the draws do not depend on their number.
+        whole = self.world.gather(ready[config.halting], config.batch)
+        carry.halted = self.choose_halted(whole, draw)
+        self.step += 1
+        left = {"left": carry.halted.sum(), "left_steps": (carry.steps * carry.halted).sum()}
+        values = {"steps": 1.0, **means, **left}
+        self.sums += torch.stack(
+            [torch.as_tensor(values[name], device=self.device).to(self.sums) for name in SUMS]
+        )
+
+    def sample_batch(self) -> tuple[Tensor, Tensor]:
         """The new samples offered to the slots at this step: a function of (seed, step)."""
         draw = stream(self.recipe.seed, "data", self.step, device=self.device)
         rows = torch.randint(
@@ -186,7 +233,8 @@ class Trainer:
 
     def refill(self, draw: torch.Generator) -> None:
         """Put a new sample, at new starts, into every slot whose sample has halted."""
-        carry, (x, y) = self.carry, self.fresh_samples()
+        carry, (x, y) = self.carry, self.sample_batch()
+        # Starts are drawn for all slots, taken by some: what a slot gets depends on no other.
         halted = self.each_start(carry.halted[self.own])
         start = self.model.initial_state(len(halted), self.slots(draw))
         carry.state = carry.state.replace_rows(halted, start)
@@ -194,26 +242,28 @@ class Trainer:
         carry.y = torch.where(carry.halted[:, None], y, carry.y)
         carry.steps = torch.where(carry.halted, 0, carry.steps)
 
-    def wish(self, halt_logit: Tensor, exact: Tensor) -> Tensor:
-        """Positive where a sample would leave before the limit, (B,): see ``TrainConfig``."""
-        kind = self.recipe.train.halting
-        if kind == "learned":
-            return halt_logit
-        return exact.float() if kind == "oracle" else torch.zeros_like(halt_logit)
+    def unroll(self, draw: torch.Generator) -> list[Step]:
+        """The supervised ones of ``unroll`` outer iterations from the carry on, the last of all."""
+        config, operator = self.recipe.train, operator_at(self.recipe, self.step)
+        x, state = self.each_start(self.carry.x[self.own]), self.carry.state
+        half = config.dtype == "bfloat16"
+        steps = []
+        for iteration in range(1, config.unroll + 1):
+            with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
+                step = self.model.step(
+                    state,
+                    x,
+                    noise=operator.noise,
+                    generator=self.slots(draw),
+                    high_cycles=operator.high_cycles,
+                    low_cycles=operator.low_cycles,
+                )
+            state = step.state
+            if iteration >= config.supervise_from:
+                steps.append(step)
+        return steps
 
-    def halting(self, wish: Tensor, draw: torch.Generator) -> Tensor:
-        """Which samples leave: by wish or at the limit, unless exploration keeps them (B,)."""
-        config, steps = self.recipe.train, self.carry.steps
-        if config.halt_max == config.unroll:
-            return torch.ones_like(self.carry.halted)
-        explore = torch.rand(steps.shape, generator=draw, device=self.device) < config.halt_explore
-        least = torch.randint(
-            2, config.halt_max + 1, steps.shape, generator=draw, device=self.device
-        )
-        wants = (wish > 0) | (steps >= config.halt_max)
-        return wants & (steps >= torch.where(explore, least, 0))
-
-    def winning(self, steps: list[Step], y: Tensor) -> list[Step]:
+    def best_starts(self, steps: list[Step], y: Tensor) -> list[Step]:
         """Of each sample's trajectories the one with the smallest token loss over ``steps``.
 
         The halting head has no say: its loss tells how well it knows whether an answer is right.
@@ -222,78 +272,46 @@ class Trainer:
         if config.starts == 1:
             return steps
         with torch.no_grad():
-            wanted = self.each_start(y)
-            losses = sum(token_loss(step.logits, wanted, config.loss).mean(1) for step in steps)
+            labels = self.each_start(y)
+            losses = sum(token_loss(step.logits, labels, config.loss).mean(1) for step in steps)
             best = losses.view(-1, config.starts).argmin(1)
             rows = best + torch.arange(len(best), device=best.device) * config.starts
         return [Step(step.state, step.logits[rows], step.halt[rows]) for step in steps]
 
-    def advance(self) -> None:
-        """``unroll`` outer iterations of the batch and one optimizer step.
+    def losses(self, steps: list[Step], y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Means of the batch by name, and which samples' last answers are exact, (B,) bool.
 
-        Raises:
-            TrainingError: the loss is not finite; nothing has been updated. On a GPU
-                :meth:`require_finite` notices it, before anything is logged or kept.
+        The loss is the mean over ``steps`` of ``token_loss + halt_weight · halt_loss``; the halting
+        head learns whether the answer beside it is exact.
         """
-        config, carry = self.recipe.train, self.carry
-        draw = stream(self.recipe.seed, "noise", self.step, device=self.device)
-        self.refill(draw)
-        x, y, state = self.each_start(carry.x[self.own]), carry.y[self.own].long(), carry.state
-        operator = operator_at(self.recipe, self.step)
-        settings = {
-            "noise": operator.noise,
-            "generator": self.slots(draw),
-            "high_cycles": operator.high_cycles,
-            "low_cycles": operator.low_cycles,
-        }
-        half = config.dtype == "bfloat16"
-        steps = []  # of the supervised iterations
-        for iteration in range(1, config.unroll + 1):
-            with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
-                step = self.model.step(state, x, **settings)
-            state = step.state
-            if iteration >= config.supervise_from:
-                steps.append(step)
-        losses = []  # (total, tokens, halting) of each of them
-        for step in self.winning(steps, y):
+        config, parts = self.recipe.train, []
+        for step in steps:
             right = step.answer == y
             exact = right.all(1)
             tokens = token_loss(step.logits, y, config.loss).mean()
             halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
-            losses.append((tokens + config.halt_weight * halt, tokens, halt))
-        loss, tokens, halt = (sum(part) / len(losses) for part in zip(*losses, strict=True))
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        token, solved = right.float().mean(), exact.float().mean()
-        means = [loss, tokens, halt, token, solved, *gradients]
-        self.world.average_(means, len(y) / config.batch)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        # Asking a GPU waits for it; there the sums are asked before anything is kept.
-        if self.device != "cuda" and not torch.isfinite(loss + norm):
-            raise TrainingError(
-                f"the loss is {loss.item()} and the gradient's norm {norm.item()} at step "
-                f"{self.step}: lower train.lr or use float32; the last checkpoint is intact"
-            )
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, config, group["initial_lr"])
-            optimizer.step()
-        update_average(self.average, self.model, config.ema)
+            parts.append((tokens + config.halt_weight * halt, tokens, halt))
+        means = {
+            name: sum(values) / len(parts)
+            for name, values in zip(MEANS[:3], zip(*parts, strict=True), strict=True)
+        }
+        return means | {"token": right.float().mean(), "exact": exact.float().mean()}, exact
 
-        carry.state = state.detach()
-        carry.steps = carry.steps + config.unroll
-        wish = self.wish(step.halt.detach(), exact)
-        carry.halted = self.halting(self.world.gather(wish, config.batch), draw)
-        self.step += 1
-        left = carry.halted
-        values = (
-            1.0, loss, tokens, halt, norm, token, solved,
-            left.sum(), (carry.steps * left).sum(),
-        )  # fmt: skip
-        self.sums += torch.stack(
-            [torch.as_tensor(v, device=self.device).to(self.sums) for v in values]
+    def choose_halted(self, ready: Tensor, draw: torch.Generator) -> Tensor:
+        """Which samples leave, (B,) bool: those that are ready (> 0), and all at the limit.
+
+        Exploration holds back some: with ``halt_explore`` a sample must run a random number of
+        iterations first, so that the head also sees what comes after its first yes.
+        """
+        config, steps = self.recipe.train, self.carry.steps
+        if config.halt_max == config.unroll:
+            return torch.ones_like(self.carry.halted)
+        explore = torch.rand(steps.shape, generator=draw, device=self.device) < config.halt_explore
+        least = torch.randint(
+            2, config.halt_max + 1, steps.shape, generator=draw, device=self.device
         )
+        leaves = (ready > 0) | (steps >= config.halt_max)
+        return leaves & (steps >= torch.where(explore, least, 0))
 
     def require_finite(self) -> None:
         """TrainingError if a loss or gradient since the last log event was not finite."""
@@ -314,43 +332,44 @@ class Trainer:
         return metrics
 
     def evaluate(self) -> dict[str, float]:
-        """Exact accuracy of the averaged weights at each power of two up to ``eval_depth``."""
+        """Exact accuracy of the EMA weights at each power of two up to ``eval_depth``."""
         config = self.recipe.train
         powers = {2**k for k in range(config.eval_depth.bit_length())}
         depths = tuple(sorted(powers | {config.eval_depth}))
-        held = EvalConfig(depths, seed=self.recipe.seed, problems=config.eval_problems)
+        held = EvalConfig(depths=depths, seed=self.recipe.seed, problems=config.eval_problems)
         test = self.data.test
-        kept = records(self.average, test.inputs, test.labels, held, world=self.world)
-        exact = kept.exact.mean((1, 2))
+        results = records(self.ema, test.inputs, test.labels, held, world=self.world)
+        exact = results.exact.mean((1, 2))
         return {
-            "problems": float(kept.exact.shape[1]),
-            "residual": float(kept.residual[-1].mean()),
+            "problems": float(results.exact.shape[1]),
+            "residual": float(results.residual[-1].mean()),
             **{f"exact_{d}": float(e) for d, e in zip(depths, exact, strict=True)},
         }
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name; the same for any number of processes."""
-        found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        state |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        # By the parameter's name: its number would depend on how groups are formed.
         for name, p in self.model.named_parameters():
             for optimizer in self.optimizers:
                 for key, value in optimizer.state.get(p, {}).items():
-                    found[f"optimizer.{key}.{name}"] = value
+                    state[f"optimizer.{key}.{name}"] = value
         carry, train = self.carry, self.recipe.train
         for name in ("z_high", "z_low"):
             own = getattr(carry.state, name).unflatten(0, (-1, train.starts))
-            found[f"carry.{name}"] = self.world.gather(own, train.batch).flatten(0, 1)
-        found |= {f"carry.{k}": getattr(carry, k) for k in ("x", "y", "steps", "halted")}
-        return found | {"sums": self.sums.detach()}
+            state[f"carry.{name}"] = self.world.gather(own, train.batch).flatten(0, 1)
+        state |= {f"carry.{k}": getattr(carry, k) for k in ("x", "y", "steps", "halted")}
+        return state | {"sums": self.sums.detach(), "step": torch.tensor(self.step)}
 
-    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Take up the state that :meth:`tensors` gave after ``step`` steps."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` gave."""
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
-        self.average.load_state_dict(part("average."))
+        self.ema.load_state_dict(part("ema."))
         parameters = dict(self.model.named_parameters())
         states = {
             p: optimizer.state
@@ -364,10 +383,70 @@ class Trainer:
             device = "cpu" if value.ndim == 0 else self.device
             states[parameters[name]][parameters[name]][kind] = value.to(device)
         carry = {k: v.to(self.device) for k, v in part("carry.").items()}
-        state = State(carry.pop("z_high")[self.rows], carry.pop("z_low")[self.rows])
-        self.carry = Carry(state=state, **carry)
-        self.sums = tensors["sums"].to(self.device)
-        self.step = step
+        latents = State(carry.pop("z_high")[self.rows], carry.pop("z_low")[self.rows])
+        self.carry = Carry(state=latents, **carry)
+        self.sums = state["sums"].to(self.device)
+        self.step = int(state["step"])
+
+
+class RunFolder:
+    """The files of a training run: log, resume file, and at the end the model and its timing."""
+
+    def __init__(self, directory: Path, recipe: Recipe, data: Dataset) -> None:
+        self.directory, self.recipe, self.data = directory, recipe, data.digest
+        self.log, self.resume = directory / "log.jsonl", directory / "resume.safetensors"
+        # "resume 2": the first kind had other names for its tensors.
+        settings = digest(to_dict(recipe, defaults=False))
+        self.owner = {"kind": "resume 2", "recipe": settings, "data": data.digest}
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """State and header of the resume file; both empty where there is none.
+
+        Raises:
+            checkpoint.CheckpointError: it is damaged, or of another recipe or data set.
+        """
+        if not self.resume.exists():
+            return {}, {}
+        return checkpoint.load_tensors(self.resume, self.owner)[:2]
+
+    def begin(self, size: int) -> None:
+        """Cut the log back to ``size`` bytes: to where the resume file left it."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.touch()
+        if self.log.stat().st_size < size:
+            raise checkpoint.CheckpointError(
+                f"{self.log}: shorter than its checkpoint says ({self.log.stat().st_size} < {size} "
+                "bytes); delete the run's folder to start it anew"
+            )
+        os.truncate(self.log, size)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to the log, on disk when this returns."""
+        # NaN is not JSON: a mean over nothing is written as null.
+        clean = {k: None if v != v else v for k, v in row.items()}
+        with self.log.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Write the resume file."""
+        meta = {**meta, **self.owner, "log_bytes": self.log.stat().st_size}
+        checkpoint.save_tensors(self.resume, state, meta)
+
+    def finish(self, trainer: Trainer, seconds: float) -> None:
+        """Write the model that the run was for, and how long it took."""
+        meta = {
+            "recipe": to_dict(self.recipe),
+            "step": trainer.step,
+            "data": self.data,
+            "parameters": parameter_count(trainer.model),
+        }
+        checkpoint.save_model(
+            self.directory / "model.safetensors", trainer.ema, self.recipe.task, meta
+        )
+        timing = {"seconds": round(seconds, 1), "fused": trainer.fused}
+        (self.directory / "timing.json").write_text(json.dumps(timing) + "\n")
 
 
 def train(
@@ -386,7 +465,7 @@ def train(
         recipe: what to train; ``recipe.seed`` decides weights, batches and noise.
         data: its problems.
         directory: where ``log.jsonl``, ``resume.safetensors`` and at the end ``model.safetensors``
-            and ``timing.json`` go. A run found there is resumed, bitwise. None keeps nothing.
+            and ``timing.json`` go. A run that lies there is resumed, bitwise. None writes nothing.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         stop_after_s: leave after about so many seconds with a checkpoint written, to be resumed.
         world: processes that share the batch; each gets the events, the first one writes.
@@ -398,100 +477,49 @@ def train(
         checkpoint.CheckpointError: what lies in ``directory`` is damaged or of another recipe.
     """
     config = recipe.train
-    resume = directory / "resume.safetensors" if directory else None
-    tensors, meta = {}, {}
-    if resume and resume.exists():
-        tensors, meta = checkpoint.load_resume(resume, recipe, data.digest)
-        fused = meta.get("fused", False)  # a run keeps the rounding that it began with
-    fused = training_is_long(recipe) if fused is None else fused
-    trainer = Trainer(recipe, data, device, world, fused)
-    if meta.get("fused") and not trainer.fused:
-        raise TrainingError(
-            f"{resume}: begun with a compiled operator, which cannot be built here "
-            f"({trouble(device)}); mend that, or delete {directory} to train without from the start"
-        )
-    log = RunLog(directory / "log.jsonl") if directory and world.first else None
-    seconds = 0.0
+    files = RunFolder(directory, recipe, data) if directory else None
+    state, meta = files.load() if files else ({}, {})
     if meta:
-        trainer.restore(tensors, meta["step"])
-        if log:
-            log.truncate(meta["log_bytes"])
-        seconds = meta["seconds"]
-    elif log:
-        log.truncate(0)
+        fused = meta["fused"]  # a run keeps the rounding that it began with
+    elif fused is None:
+        fused = training_is_long(recipe)
+    trainer = Trainer(recipe, data, device, world, fused)
+    if meta and fused and not trainer.fused:
+        raise TrainingError(
+            f"{files.resume}: begun with a compiled operator, which cannot be built here "
+            f"({trouble(device)}); make that work, or delete {directory} to train without from the "
+            "start"
+        )
+    if state:
+        trainer.load_state_dict(state)
+    writes = files if world.rank == 0 else None
+    if writes:
+        writes.begin(meta.get("log_bytes", 0))
     world.share()  # all have read the checkpoint before the first may replace it
-    began = time.monotonic()
-
-    def event(kind: str, metrics: dict[str, float]) -> Event:
-        if log and kind != "checkpoint":
-            log.append({"kind": kind, "step": trainer.step, **metrics})
-        return Event(kind, trainer.step, metrics)
+    began, earlier = time.monotonic(), meta.get("seconds", 0.0)
 
     while trainer.step < config.steps:
         trainer.advance()
-        last = trainer.step == config.steps
-        elapsed = time.monotonic() - began
-        pause = stop_after_s is not None and world.share(elapsed > stop_after_s)
-        due = {
-            kind: trainer.step % every == 0 or last
-            for kind, every in (("log", config.log_every), ("eval", config.eval_every))
-        }
-        keep = resume and (trainer.step % config.checkpoint_every == 0 or last or pause)
-        if keep or any(due.values()):
+        elapsed, last = time.monotonic() - began, trainer.step == config.steps
+        stop = stop_after_s is not None and world.share(elapsed > stop_after_s)
+        rhythm = {"log": config.log_every, "eval": config.eval_every}
+        rhythm |= {"checkpoint": config.checkpoint_every} if files else {}
+        due = [kind for kind, every in rhythm.items() if last or trainer.step % every == 0]
+        if due or stop:
             trainer.require_finite()
-        if due["log"]:
-            yield event("log", trainer.read_sums())
-        if due["eval"]:
-            yield event("eval", trainer.evaluate())
-        if keep:
-            tensors, spent = trainer.tensors(), seconds + time.monotonic() - began
-            if log:
-                meta = {"step": trainer.step, "log_bytes": log.size(), "seconds": spent}
-                meta["fused"] = trainer.fused
-                checkpoint.save_resume(resume, tensors, recipe, data.digest, meta)
-            yield event("checkpoint", {"seconds": spent})
-        if pause and not last:
+        for kind, report in (("log", trainer.read_sums), ("eval", trainer.evaluate)):
+            if kind in due:
+                metrics = report()
+                if writes:
+                    writes.append({"kind": kind, "step": trainer.step, **metrics})
+                yield Event(kind, trainer.step, metrics)
+        if "checkpoint" in due or (stop and files):
+            state, seconds = trainer.state_dict(), earlier + time.monotonic() - began
+            if writes:
+                meta = {"step": trainer.step, "seconds": seconds, "fused": trainer.fused}
+                writes.save(state, meta)
+            yield Event("checkpoint", trainer.step, {"seconds": seconds})
+        if stop and not last:
             return
-    if log:
-        checkpoint.save_model(
-            directory / "model.safetensors",
-            trainer.average,
-            recipe,
-            {
-                "step": trainer.step,
-                "data": data.digest,
-                "parameters": parameter_count(trainer.model),
-            },
-        )
-        total = seconds + time.monotonic() - began
-        timing = {"seconds": round(total, 1), "fused": trainer.fused}
-        (directory / "timing.json").write_text(json.dumps(timing) + "\n")
-
-
-class RunLog:
-    """Rows of JSON, one a line; can be cut back to where a checkpoint left it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-    def size(self) -> int:
-        return self.path.stat().st_size
-
-    def truncate(self, size: int) -> None:
-        if self.size() < size:
-            raise checkpoint.CheckpointError(
-                f"{self.path}: shorter than its checkpoint says ({self.size()} < {size} bytes); "
-                "delete the run's folder to start it anew"
-            )
-        with self.path.open("r+b") as file:
-            file.truncate(size)
-
-    def append(self, row: dict) -> None:
-        # NaN is not JSON: a mean over nothing is written as null.
-        clean = {k: None if v != v else v for k, v in row.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    if writes:
+        writes.finish(trainer, earlier + time.monotonic() - began)

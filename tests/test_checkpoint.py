@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from eqr.checkpoint import (
     CheckpointError,
     load_model,
-    load_resume,
     load_tensors,
     save_model,
     save_tensors,
@@ -37,7 +36,7 @@ def test_a_model_file_runs_as_what_was_saved_and_says_what_it_is(make_recipe, tm
     recipe = make_recipe(model={"init": "fixed", "rope": "2d", "mixer": "attention", "heads": 2})
     model = Reasoner.for_task(recipe.task, recipe.model, stream(0, "init"))
     path = tmp_path / "deep" / "model.safetensors"
-    sha256 = save_model(path, model, recipe, {"step": 5})
+    sha256 = save_model(path, model, recipe.task, {"step": 5, "recipe": to_dict(recipe)})
     loaded = load_model(path)
     assert loaded.sha256 == sha256 and loaded.task == recipe.task
     assert loaded.meta["step"] == 5 and loaded.meta["recipe"] == to_dict(recipe)
@@ -95,7 +94,7 @@ def test_what_is_not_a_model_file_is_refused_in_one_line(learned, tmp_path):
     with pytest.raises(CheckpointError, match="not written by eqr"):
         load_model(path)
     save_tensors(path, {"a": torch.ones(2)}, {})
-    with pytest.raises(CheckpointError, match="not a model"):
+    with pytest.raises(CheckpointError, match="another kind"):
         load_model(path)
     for missing in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(CheckpointError, match="no such checkpoint") as error:
@@ -131,16 +130,16 @@ def test_a_model_file_whose_tensors_and_configuration_disagree_is_refused(
 def test_a_resume_file_is_not_a_model_and_belongs_to_its_recipe(make_recipe, problems, tmp_path):
     list(train(make_recipe(train={"steps": 2}), problems, tmp_path))
     resume = tmp_path / "resume.safetensors"
-    with pytest.raises(CheckpointError, match="'resume' state, not a model"):
+    with pytest.raises(CheckpointError, match=r"another kind .*model\.safetensors"):
         load_model(resume)
-    with pytest.raises(CheckpointError, match="another kind"):
-        load_resume(
-            tmp_path / "model.safetensors", make_recipe(train={"steps": 2}), problems.digest
-        )
     with pytest.raises(CheckpointError, match="another recipe"):
-        load_resume(resume, make_recipe(seed=1, train={"steps": 2}), problems.digest)
+        list(train(make_recipe(seed=1, train={"steps": 2}), problems, tmp_path))
+    others = replace(problems, train=problems.test)
     with pytest.raises(CheckpointError, match="another data"):
-        load_resume(resume, make_recipe(train={"steps": 2}), "0" * 16)
+        list(train(make_recipe(train={"steps": 2}), others, tmp_path))
+    (tmp_path / "model.safetensors").rename(resume)
+    with pytest.raises(CheckpointError, match="another kind"):
+        list(train(make_recipe(train={"steps": 2}), problems, tmp_path))
 
 
 def test_weights_shipped_as_float16_run_as_float32(learned, tmp_path):

@@ -260,7 +260,7 @@ def test_data_of_another_box_shape_does_not_fit(eqr, make_recipe, tmp_path):
     """6×6 boards with boxes of 2×3 and of 3×2 are different tasks."""
     recipe = make_recipe(task={"box_width": 3, "clues_min": 12, "clues_max": 14})
     model = Reasoner.for_task(recipe.task, recipe.model, stream(0, "init"))
-    save_model(tmp_path / "m.safetensors", model, recipe, {})
+    save_model(tmp_path / "m.safetensors", model, recipe.task, {})
     turned = data.build(Sudoku(3, 2, clues_min=12), DataConfig(train=4, test=4))
     data.save(turned, tmp_path / "turned")
     done = eqr("eval", "-c", tmp_path / "m.safetensors", "--data", tmp_path / "turned")

@@ -32,7 +32,7 @@ FAST = {**MUON, **SHORT, "starts": 3, "schedule": "cosine", "final_lr": 0.01}
 
 def kept(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Its state, apart from what it does next."""
-    return {name: value.clone() for name, value in trainer.tensors().items()}
+    return {name: value.clone() for name, value in trainer.state_dict().items()}
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -49,7 +49,7 @@ def winners_by_hand(trainer: Trainer) -> tuple[dict[str, torch.Tensor], State, t
     """
     recipe, model = trainer.recipe, copy.deepcopy(trainer.model).double()
     config, carry, starts = recipe.train, trainer.carry, recipe.train.starts
-    x, y = trainer.fresh_samples()
+    x, y = trainer.sample_batch()
     start = model.initial_state(starts * len(x), stream(recipe.seed, "noise", trainer.step))
     halted = [h for h in carry.halted.tolist() for _ in range(starts)]
     before = carry.state.replace_rows(torch.tensor(halted), start)
@@ -88,7 +88,7 @@ def test_the_gradient_is_that_of_the_winners_alone(make_recipe, problems, settin
     model = {"noise": 0.0, "grad_cycles": 2 if settings else 1}
     trainer = Trainer(make_recipe(model=model, train={"starts": 3} | settings), problems)
     trainer.model.double()
-    trainer.average.double()
+    trainer.ema.double()
     state = trainer.carry.state
     trainer.carry.state = State(state.z_high.double(), state.z_low.double())
     won = []
@@ -108,7 +108,7 @@ def test_one_start_is_the_plain_step(make_recipe, problems):
     recipe = make_recipe(train={"starts": 1})
     assert recipe == make_recipe() and to_dict(recipe) == to_dict(make_recipe())
     trainer, steps = Trainer(recipe, problems), [object()]
-    assert trainer.winning(steps, None) is steps
+    assert trainer.best_starts(steps, None) is steps
     y = torch.arange(4)
     assert trainer.each_start(y) is y and trainer.rows == trainer.own
 
@@ -163,7 +163,7 @@ def test_trajectories_of_one_process_are_those_of_the_batch(make_recipe, problem
         assert torch.equal(joined, getattr(whole.carry.state, latent))
     assert [len(part.carry.state.z_high) for part in parts] == [21, 24]
     restored = Trainer(recipe, problems, world=World(1, 2))
-    restored.restore(whole.tensors(), 0)
+    restored.load_state_dict(whole.state_dict())
     assert torch.equal(restored.carry.state.z_high, whole.carry.state.z_high[21:])
 
 
@@ -181,15 +181,15 @@ def test_short_steps_are_those_of_a_short_operator_and_the_others_of_the_full_on
     for _ in range(3):
         trainer.advance()
         first.advance()
-    assert equal(trainer.tensors(), first.tensors())
+    assert equal(trainer.state_dict(), first.state_dict())
     then = Trainer(make_recipe(model=full, train={"steps": 6}), problems)
-    then.restore(kept(trainer), 3)
+    then.load_state_dict(kept(trainer))
     for _ in range(3):
         trainer.advance()
         then.advance()
-    assert equal(trainer.tensors(), then.tensors())
+    assert equal(trainer.state_dict(), then.state_dict())
     first.advance()
-    assert not equal(trainer.average.state_dict(), first.average.state_dict())
+    assert not equal(trainer.ema.state_dict(), first.ema.state_dict())
 
 
 def test_the_operator_of_a_step_is_a_valid_one(make_recipe):
@@ -269,16 +269,16 @@ def test_a_resume_file_holds_the_state_of_both_optimizers(make_recipe, problems)
     trainer = Trainer(make_recipe(train=MUON), problems)
     for _ in range(2):
         trainer.advance()
-    names = [name for name in trainer.tensors() if name.startswith("optimizer.")]
+    names = [name for name in trainer.state_dict() if name.startswith("optimizer.")]
     kinds = {one: {name.split(".", 2)[1] for name in names if name.endswith(one)} for one in
              ("blocks.0.channel.down.weight", "embed.weight")}  # fmt: skip
     assert list(kinds.values()) == [{"momentum"}, {"step", "exp_avg", "exp_avg_sq"}]
     again = Trainer(make_recipe(train=MUON), problems)
-    again.restore(kept(trainer), trainer.step)
+    again.load_state_dict(kept(trainer))
     for _ in range(2):
         trainer.advance()
         again.advance()
-    assert equal(trainer.tensors(), again.tensors())
+    assert equal(trainer.state_dict(), again.state_dict())
 
 
 # ----------------------------------------------------------------------------------------- learning

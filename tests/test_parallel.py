@@ -45,18 +45,18 @@ def trace(recipe, problems, world: World, double: bool, start=None) -> dict:
     trainer = Trainer(recipe, problems, world=world)
     if double:
         trainer.model.double()
-        trainer.average.double()
+        trainer.ema.double()
         state = trainer.carry.state
         trainer.carry.state = State(state.z_high.double(), state.z_low.double())
     if start:
-        trainer.restore(start, 10)
+        trainer.load_state_dict(start)
     found = {"batches": [], "tensors": {}}
     while trainer.step < 20:
         trainer.advance()
         carry = trainer.carry
         found["batches"].append([carry.x.clone(), carry.steps.clone(), carry.halted.clone()])
         if trainer.step in (10, 20):
-            tensors = trainer.tensors().items()
+            tensors = trainer.state_dict().items()
             found["tensors"][trainer.step] = {k: v.clone() for k, v in tensors}
     return found | {"means": trainer.read_sums(), "eval": trainer.evaluate()}
 
@@ -189,7 +189,7 @@ def test_the_first_process_keeps_the_store_and_all_get_the_run(pair, recipe, pro
     for _ in range(3):
         one.advance()
     model = checkpoint.load_model(run / "model.safetensors").model
-    assert gap(model.state_dict(), one.average.state_dict()) < 1e-6
+    assert gap(model.state_dict(), one.ema.state_dict()) < 1e-6
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(pair):

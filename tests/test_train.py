@@ -72,7 +72,7 @@ def test_training_is_bitwise_a_function_of_recipe_and_seed(make_recipe, problems
         for _ in range(6):
             torch.rand(3)  # the global generator must not matter
             trainer.advance()
-        return trainer.tensors(), list(trainer.read_sums().values())[:2]
+        return trainer.state_dict(), list(trainer.read_sums().values())[:2]
 
     (one, loss), (again, same), (other, different) = result(0), result(0), result(1)
     assert equal(one, again) and loss == same
@@ -88,15 +88,15 @@ def test_stopping_and_going_on_changes_no_bit(make_recipe, problems, tmp_path):
     for _ in range(10):
         list(train(recipe, problems, folder, stop_after_s=0.0))
     assert not (folder / "model.safetensors").exists()
-    tensors, meta = checkpoint.load_resume(folder / "resume.safetensors", recipe, problems.digest)
+    tensors, meta, _ = checkpoint.load_tensors(folder / "resume.safetensors")
     whole = Trainer(recipe, problems)
     for _ in range(10):
         whole.advance()
         if whole.step % recipe.train.log_every == 0:
             whole.read_sums()
-    assert meta["step"] == 10 and equal(tensors, whole.tensors())
+    assert meta["step"] == 10 and equal(tensors, whole.state_dict())
     kinds = {key.split(".")[0] for key in tensors}
-    assert kinds == {"model", "average", "optimizer", "carry", "sums"}
+    assert kinds == {"model", "ema", "optimizer", "carry", "sums", "step"}
     for _ in range(2):
         list(train(recipe, problems, folder, stop_after_s=0.0))
     list(train(recipe, problems, tmp_path / "whole"))
@@ -201,10 +201,10 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(
     trainer.advance()
     with torch.no_grad():
         trainer.model.lm_head.weight[0, 0] = bad
-    before = {k: v.clone() for k, v in trainer.tensors().items() if not k.startswith("carry")}
+    before = {k: v.clone() for k, v in trainer.state_dict().items() if not k.startswith("carry")}
     with pytest.raises(TrainingError):
         trainer.advance()
-    after = trainer.tensors()
+    after = trainer.state_dict()
     assert all(torch.equal(v.nan_to_num(), after[k].nan_to_num()) for k, v in before.items())
 
 
@@ -261,13 +261,13 @@ def test_halting_follows_the_head_the_limit_and_exploration(make_recipe, problem
     shares = []
     for steps in range(1, 5):
         trainer.carry.steps = torch.full((30_000,), steps)
-        shares.append(trainer.halting(wants, stream(0, "halt", steps)).double().mean().item())
-        assert trainer.halting(waits, stream(0, "halt")).all() == (steps == 4)
-        assert trainer.halting(waits, stream(0, "halt")).any() == (steps == 4)
+        shares.append(trainer.choose_halted(wants, stream(0, "halt", steps)).double().mean().item())
+        assert trainer.choose_halted(waits, stream(0, "halt")).all() == (steps == 4)
+        assert trainer.choose_halted(waits, stream(0, "halt")).any() == (steps == 4)
     assert shares == pytest.approx([0.7, 0.8, 0.9, 1.0], abs=0.01)
     trainer.recipe = replace(recipe, train=replace(recipe.train, halt_max=1))
     trainer.carry.steps = torch.ones(30_000)
-    assert trainer.halting(waits, stream(0, "halt")).all(), "one iteration is the limit"
+    assert trainer.choose_halted(waits, stream(0, "halt")).all(), "one iteration is the limit"
 
 
 def _splits(dataset: Dataset) -> tuple[Problems, Problems]:

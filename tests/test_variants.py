@@ -19,7 +19,7 @@ FULL = {"grad_cycles": 2}  # all cycles of the tiny recipe
 def by_hand(trainer: Trainer) -> tuple[dict[str, torch.Tensor | None], State]:
     """Gradients and last state of the step ``trainer`` is about to take, written out plainly."""
     config, model = trainer.recipe.train, copy.deepcopy(trainer.model)
-    carry, x, y = trainer.carry, *trainer.fresh_samples()
+    carry, x, y = trainer.carry, *trainer.sample_batch()
     draw = stream(trainer.recipe.seed, "noise", trainer.step)
     start = model.initial_state(len(x), draw)
     state = carry.state.replace_rows(carry.halted, start)
@@ -152,10 +152,10 @@ def test_a_learned_start_moves_with_the_samples_that_begin(make_recipe, problems
             assert (start.grad.abs().sum() > 0) == (step % 3 == 0), "steps 0, 3 and 6 begin"
     for name in ("start_high", "start_low"):
         assert not torch.equal(before[name], getattr(trainer.model, name))
-        assert not torch.equal(before[name], getattr(trainer.average, name))
-    checkpoint.save_model(tmp_path / "model.safetensors", trainer.average, recipe, {})
+        assert not torch.equal(before[name], getattr(trainer.ema, name))
+    checkpoint.save_model(tmp_path / "model.safetensors", trainer.ema, recipe.task, {})
     loaded = checkpoint.load_model(tmp_path / "model.safetensors").model
-    found, wanted = loaded.initial_state(2, None), trainer.average.initial_state(2, None)
+    found, wanted = loaded.initial_state(2, None), trainer.ema.initial_state(2, None)
     assert torch.equal(found.z_high, wanted.z_high) and torch.equal(found.z_low, wanted.z_low)
     assert not found.z_high.requires_grad
 

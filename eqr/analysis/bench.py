@@ -93,7 +93,7 @@ def bench(
             torch.cuda.reset_peak_memory_stats()
         peaks = [matmul_flops(device, seconds / 4, kind) for kind in (dtype, torch.float32)]
         steps = rate(trainer.advance, seconds, device)
-        passes = rate(lambda: run_through(trainer.average, inputs, 4, 64), seconds, device)  # noqa: B023
+        passes = rate(lambda: run_through(trainer.ema, inputs, 4, 64), seconds, device)  # noqa: B023
         after = [matmul_flops(device, seconds / 4, kind) for kind in (dtype, torch.float32)]
         peak, peak_eval = ((a + b) / 2 for a, b in zip(peaks, after, strict=True))
         if device == "cuda":

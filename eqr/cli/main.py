@@ -126,7 +126,7 @@ def train_command(
 
     found = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
     where = pick_device(device)
-    with joined(where) as world, progress(f"training {found.name}", world.first) as bar:
+    with joined(where) as world, progress(f"training {found.name}", world.rank == 0) as bar:
 
         def show(event: Event) -> None:
             bar(event.step, found.train.steps)
@@ -140,7 +140,7 @@ def train_command(
                 found,
                 Store(store),
                 device=where,
-                on_event=show if world.first else None,
+                on_event=show if world.rank == 0 else None,
                 on_data=bar,
                 stop_after_s=stop_after,
                 world=world,
@@ -148,7 +148,7 @@ def train_command(
         except KeyboardInterrupt:
             say("stopped; run the same command again to go on from the last checkpoint")
             raise typer.Exit(130) from None
-    if not world.first:
+    if world.rank != 0:
         return
     path = str(run.file("model.safetensors")) if run else None
     if as_json:
@@ -231,8 +231,8 @@ def eval_command(
     if symmetry and stops:
         raise ConfigError("--symmetry and --halting do not go together: leave one out")
     where = pick_device(device)
-    with joined(where) as world, progress("evaluating", world.first) as bar:
-        if stops and world.size > 1:
+    with joined(where) as world, progress("evaluating", world.rank == 0) as bar:
+        if stops and world.world_size > 1:
             raise ConfigError("--halting runs in one process: leave torchrun out")
         loaded = checkpoint.load_model(model, where)
         found = evaluation_data(loaded, model, dataset, Store(store))
@@ -255,7 +255,7 @@ def eval_command(
                 noise=noise,
                 symmetry=symmetry,
             )
-    if not world.first:
+    if world.rank != 0:
         return
     if out:
         temporary = out.with_name(f".{out.name}.tmp")

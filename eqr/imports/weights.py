@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, serialization
 
-from eqr.checkpoint import CheckpointError, save_weights
+from eqr.checkpoint import CheckpointError, save_model
 from eqr.config import ConfigError, ModelConfig, from_dict
 from eqr.data import file_sha256
 from eqr.model import Reasoner
@@ -236,4 +236,4 @@ def import_official(
     meta = {"file": source.name, "sha256": file_sha256(source), "weights": weights}
     meta |= origin or {}
     step = step if isinstance(step, int) else None
-    return save_weights(out, model, task, {"imported": meta, "step": step})
+    return save_model(out, model, task, {"imported": meta, "step": step})
