@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
-from eqr.streams import Slots
+from eqr.streams import Generators, standard_normal, truncated_normal
 from eqr.task import Task
-
-#: One generator for all rows, or one for each row (then a row's draws do not depend on its batch),
-#: or one for a batch of which these are some rows.
-Generators = torch.Generator | Sequence[torch.Generator] | Slots
 
 #: Gives the ε that an update adds to a latent (B, S, H), its β already in it; None adds nothing.
 Noise = Callable[[Tensor], Tensor | None]
@@ -96,20 +92,6 @@ def residual(before: State, after: State) -> Tensor:
     return (change / elements).sqrt()
 
 
-def standard_normal(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
-    """Normal draws of ``shape`` (B, ...) in the device and dtype of ``like``."""
-    if isinstance(generator, Slots):
-        whole = (generator.batch, *shape[1:])
-        return standard_normal(whole, generator.whole, like)[generator.own]
-    if isinstance(generator, torch.Generator):
-        draws = torch.randn(shape, generator=generator, device=generator.device)
-    else:
-        draws = torch.empty(shape)
-        for row, own in zip(draws, generator, strict=True):
-            row.normal_(generator=own)
-    return draws.to(device=like.device, dtype=like.dtype)
-
-
 def gaussian(beta: float, generator: Generators | None) -> Noise:
     """The ε of paper §3: normal with standard deviation ``beta``, drawn anew for each update.
 
@@ -119,31 +101,6 @@ def gaussian(beta: float, generator: Generators | None) -> Noise:
     if beta and generator is None:
         raise ValueError("noise > 0 needs a generator")
     return lambda z: beta * standard_normal(z.shape, generator, z) if beta else None
-
-
-def truncated_normal(
-    shape: Sequence[int], std: float, generator: Generators, like: Tensor
-) -> Tensor:
-    """Draws from a normal cut at ±2, rescaled so that their standard deviation is ``std``.
-
-    Cutting a unit normal at ±2 leaves a standard deviation of 0.88; the draws are divided by it
-    ("variance-compensated", paper §3).
-    """
-    if isinstance(generator, Slots):
-        whole = (generator.batch, *shape[1:])
-        return truncated_normal(whole, std, generator.whole, like)[generator.own]
-    if isinstance(generator, torch.Generator):
-        uniform = torch.rand(shape, generator=generator, device=generator.device)
-    else:
-        uniform = torch.empty(shape)
-        for row, own in zip(uniform, generator, strict=True):
-            row.uniform_(generator=own)
-    edge = math.erf(2 / math.sqrt(2))
-    draws = torch.erfinv((2 * uniform - 1) * edge) * math.sqrt(2)
-    density = math.exp(-2) / math.sqrt(2 * math.pi)
-    cut_std = math.sqrt(1 - 4 * density / edge)
-    draws = (draws / cut_std * std).clamp_(-2 * std / cut_std, 2 * std / cut_std)
-    return draws.to(device=like.device, dtype=like.dtype)
 
 
 def rms_norm(h: Tensor, dim: int = -1) -> Tensor:

@@ -21,7 +21,7 @@ class AdamATan2(torch.optim.Optimizer):
         p ← (1 − lr · weight_decay) p
         p ← p − lr / (1 − β₁ᵗ) · atan2(m, √(v / (1 − β₂ᵗ)))
 
-    The bias of ``m`` is mended outside the ``atan2`` and no further scale is applied, as in the
+    The bias of ``m`` is corrected outside the ``atan2`` and no further scale is applied, as in the
     kernel used by the paper's authors (package ``adam-atan2``). An update is thus never larger than
     ``lr / (1 − β₁ᵗ) · π/2`` and does not depend on the scale of the gradient.
 
@@ -30,9 +30,6 @@ class AdamATan2(torch.optim.Optimizer):
         lr: step size, positive.
         betas: decay of the first and the second moment, in [0, 1).
         weight_decay: decoupled decay, as a rate multiplied by ``lr``.
-
-    Raises:
-        ValueError: a setting out of its range.
     """
 
     def __init__(
@@ -42,21 +39,11 @@ class AdamATan2(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"lr = {lr} must be positive")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas = {betas} must lie in [0, 1)")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay = {weight_decay} must not be negative")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update of every parameter that has a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -75,13 +62,12 @@ class AdamATan2(torch.optim.Optimizer):
             torch._foreach_lerp_(first, grads, 1 - beta1)
             torch._foreach_mul_(second, beta2)
             torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-            # Counts are kept for each parameter: one that got no gradient lags behind.
+            # Each parameter counts its own steps: one that got no gradient lags behind.
             for p, count, m, v in zip(params, steps, first, second, strict=True):
                 t = count.item()
                 scale = (v / (1 - beta2**t)).sqrt_()
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(torch.atan2(m, scale), alpha=-group["lr"] / (1 - beta1**t))
-        return loss
 
 
 #: Of the quintic of Muon's Newton–Schulz iteration (the page cited there): five steps bring every
@@ -135,7 +121,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled decay, as a rate multiplied by ``lr``.
 
     Raises:
-        ValueError: a setting out of its range, or a parameter that is no stack of ``maps`` maps.
+        ValueError: a parameter that is no stack of ``maps`` maps.
     """
 
     def __init__(
@@ -145,12 +131,6 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"lr = {lr} must be positive")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum = {momentum} must lie in [0, 1)")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay = {weight_decay} must not be negative")
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maps": 1}
         super().__init__(params, settings)
         for group in self.param_groups:
@@ -160,12 +140,8 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"a parameter of shape {shape} does not hold maps = {maps}")
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One update of every parameter that has a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -179,7 +155,6 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 size = MUON_RMS * math.sqrt(max(maps.shape[1:]))
                 p.add_(update, alpha=-group["lr"] * size)
-        return loss
 
 
 def build_optimizers(
@@ -204,17 +179,17 @@ def build_optimizers(
         groups = [{"params": stack, "maps": maps} for maps, stack in stacks.items()]
         inside = {p for stack in stacks.values() for p in stack}
         rate = config.lr if config.muon_lr is None else config.muon_lr
-        found = (
+        optimizers = (
             Muon(groups, lr=rate, weight_decay=config.weight_decay),
             torch.optim.AdamW([p for p in model.parameters() if p not in inside], **adam),
         )
     else:
         kind = AdamATan2 if config.optimizer == "adam_atan2" else torch.optim.AdamW
-        found = (kind(model.parameters(), **adam),)
-    for optimizer in found:
+        optimizers = (kind(model.parameters(), **adam),)
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-    return found
+    return optimizers
 
 
 def learning_rate(step: int, config: TrainConfig, peak: float | None = None) -> float:

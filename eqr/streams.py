@@ -7,11 +7,14 @@ of (seed, problem, restart). Nothing here, or anywhere in the package, seeds a g
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def stream_seed(seed: int, name: str, *index: int) -> int:
@@ -38,3 +41,43 @@ def stream(
 ) -> torch.Generator:
     """A fresh generator of the stream ``name`` at ``index``, on ``device``."""
     return torch.Generator(device).manual_seed(stream_seed(seed, name, *index))
+
+
+#: One generator for all rows, or one for each row (then a row's draws do not depend on its batch),
+#: or one for a batch of which these are some rows.
+Generators = torch.Generator | Sequence[torch.Generator] | Slots
+
+
+def _draws(shape: Sequence[int], generator: Generators, law: str) -> Tensor:
+    """Draws of ``shape`` (B, ...) by the tensor method ``law``, on the generator's device."""
+    if isinstance(generator, Slots):
+        # The whole batch is drawn, so that it is the same for any number of processes.
+        return _draws((generator.batch, *shape[1:]), generator.whole, law)[generator.own]
+    if isinstance(generator, torch.Generator):
+        return getattr(torch.empty(shape, device=generator.device), law)(generator=generator)
+    draws = torch.empty(shape)
+    for row, own in zip(draws, generator, strict=True):
+        getattr(row, law)(generator=own)
+    return draws
+
+
+def standard_normal(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
+    """Normal draws of ``shape`` (B, ...) in the device and dtype of ``like``."""
+    return _draws(shape, generator, "normal_").to(device=like.device, dtype=like.dtype)
+
+
+def truncated_normal(
+    shape: Sequence[int], std: float, generator: Generators, like: Tensor
+) -> Tensor:
+    """Draws from a normal cut at ±2, rescaled so that their standard deviation is ``std``.
+
+    Cutting a unit normal at ±2 leaves a standard deviation of 0.88; the draws are divided by it
+    ("variance-compensated", paper §3).
+    """
+    edge = math.erf(2 / math.sqrt(2))
+    draws = torch.erfinv((2 * _draws(shape, generator, "uniform_") - 1) * edge) * math.sqrt(2)
+    density = math.exp(-2) / math.sqrt(2 * math.pi)
+    cut_std = math.sqrt(1 - 4 * density / edge)
+    # Float32's uniform may be 0 or near 1, where erfinv overshoots the cut by rounding.
+    draws = (draws / cut_std * std).clamp_(-2 * std / cut_std, 2 * std / cut_std)
+    return draws.to(device=like.device, dtype=like.dtype)

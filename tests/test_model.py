@@ -29,9 +29,8 @@ from eqr.model import (
     residual,
     rms_norm,
     swiglu_width,
-    truncated_normal,
 )
-from eqr.streams import stream
+from eqr.streams import stream, truncated_normal
 
 GOLDEN = Path(__file__).parent / "golden" / "operator.json"
 MIXER = ModelConfig(hidden=8, blocks=2, high_cycles=2, low_cycles=2, width_multiple=8)

@@ -19,7 +19,7 @@ from eqr.optim import (
     build_optimizers,
     learning_rate,
     orthogonalized,
-    update_average,
+    update_ema,
 )
 from eqr.streams import stream
 
@@ -78,14 +78,6 @@ def test_a_parameter_without_a_gradient_stays_and_a_late_one_counts_from_its_own
     optimizer.step()
     assert torch.equal(late.detach(), run(start, [first], **SETTINGS))
     assert torch.equal(early.detach(), run(start, [first, second], **SETTINGS))
-
-
-@pytest.mark.parametrize(
-    "settings", [{"lr": 0.0}, {"betas": (0.9, 1.0)}, {"weight_decay": -0.1}], ids=str
-)
-def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        AdamATan2([nn.Parameter(torch.zeros(1))], **settings)
 
 
 # -------------------------------------------------------------------------------------------- Muon
@@ -185,14 +177,9 @@ def test_muon_leaves_alone_what_has_no_gradient_and_survives_one_of_zeros():
     assert torch.equal(parameter.detach(), start) and not optimizer.state
 
 
-@pytest.mark.parametrize(
-    "settings", [{"lr": 0.0}, {"momentum": 1.0}, {"weight_decay": -0.1}, {"maps": 2}], ids=str
-)
-def test_muon_refuses_settings_out_of_range(settings):
-    maps = settings.pop("maps", 1)
-    name = next(iter(settings), "maps")
-    with pytest.raises(ValueError, match=name):
-        Muon([{"params": [nn.Parameter(torch.zeros(3, 2))], "maps": maps}], **{"lr": 1} | settings)
+def test_muon_refuses_what_is_no_stack_of_maps():
+    with pytest.raises(ValueError, match="maps"):
+        Muon([{"params": [nn.Parameter(torch.zeros(3, 2))], "maps": 2}], lr=1)
     with pytest.raises(ValueError, match="shape"):
         Muon([nn.Parameter(torch.zeros(3))], lr=1)
 
@@ -280,10 +267,10 @@ def test_the_average_is_an_exponential_mean_of_all_past_weights():
         with torch.no_grad():
             model.weight.copy_(value.view(2, 2))
         values.append(model.weight.detach().clone())
-        update_average(average, model, 0.7)
+        update_ema(average, model, 0.7)
     wanted = 0.7**6 * values[0]
     wanted = wanted + sum(0.3 * 0.7 ** (6 - k) * values[k] for k in range(1, 7))
     torch.testing.assert_close(average.weight.detach(), wanted)
     assert torch.equal(model.weight.detach(), values[-1])
-    update_average(average, model, 0.0)
+    update_ema(average, model, 0.0)
     assert torch.equal(average.weight, model.weight)
