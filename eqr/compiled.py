@@ -18,7 +18,7 @@ import warnings
 import torch
 
 from eqr.config import ConfigError, EvalConfig, Recipe
-from eqr.model import Reasoner, forward_flops
+from eqr.model import Reasoner
 
 #: What one outer iteration costs beside its matrix products, and how fast a core does those: a
 #: guess that only decides whether a piece of work is long enough to be worth compiling for.
@@ -53,6 +53,8 @@ def seconds_of(iterations: int, flops: float) -> float:
 
 def training_is_long(recipe: Recipe) -> bool:
     """Whether to compile for a training run: see :func:`wanted`."""
+    from eqr.cost import forward_flops  # which needs the trainer, which needs this module
+
     with torch.device("meta"):
         flops = forward_flops(Reasoner.for_task(recipe.task, recipe.model))
     iterations = recipe.train.steps * recipe.train.unroll
@@ -65,6 +67,8 @@ def evaluation_is_long(model: Reasoner, config: EvalConfig, rows: int) -> bool:
     Args:
         rows: trajectories in flight.
     """
+    from eqr.cost import forward_flops
+
     chunks = math.ceil(config.problems * config.breadth / rows)
     return wanted(seconds_of(chunks * config.depths[-1], rows * forward_flops(model)))
 

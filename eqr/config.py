@@ -151,7 +151,7 @@ class TrainConfig:
     And so are the ways to train faster that others report (study ``fast``):
 
     ==================  ======================================================================
-    Muon                ``optimizer="muon", muon_lr=0.005``: :class:`eqr.optim.Muon` for the
+    Muon                ``optimizer="muon", muon_lr=0.005``: :class:`eqr.muon.Muon` for the
                         matrices of the blocks, AdamW with ``lr`` for everything else
     cosine              ``schedule="cosine", final_lr=0.01``: down to one per cent of both rates
     winner takes all    ``starts=4``: every sample runs from four starts, each with a carry of its

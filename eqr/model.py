@@ -421,18 +421,3 @@ def init_weights(model: Reasoner, generator: torch.Generator) -> None:
 def parameter_count(model: nn.Module) -> int:
     """Number of trained values."""
     return sum(p.numel() for p in model.parameters())
-
-
-def forward_flops(model: Reasoner) -> int:
-    """Multiply-adds counted as two operations, of one outer iteration for one problem.
-
-    Counts the matrix products of the blocks and the attention scores; norms, embeddings and heads
-    are left out (below one per cent).
-    """
-    config, tokens = model.config, model.tokens
-    channel = 3 * config.hidden * swiglu_width(config.hidden, config) * tokens
-    if config.mixer == "mlp":
-        mixing = 3 * tokens * swiglu_width(tokens, config) * config.hidden
-    else:
-        mixing = 4 * tokens * config.hidden**2 + 2 * tokens**2 * config.hidden
-    return 2 * config.layers * (channel + mixing)

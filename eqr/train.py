@@ -116,13 +116,6 @@ def operator_at(recipe: Recipe, step: int) -> ModelConfig:
     )
 
 
-def best_device() -> str:
-    """``"cuda"``, else ``"mps"``, else ``"cpu"``."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 #: What is summed between two log events, in the order of Trainer.sums.
 MEANS = ("loss", "token_loss", "halt_loss", "token", "exact", "grad_norm")
 SUMS = ("steps", *MEANS, "left", "left_steps")
@@ -346,15 +339,25 @@ class Trainer:
             **{f"exact_{d}": float(e) for d, e in zip(depths, exact, strict=True)},
         }
 
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """What the optimizers remember of each parameter, to be read or written.
+
+        By name: a parameter's number would depend on how an optimizer forms its groups.
+        """
+        names = {p: name for name, p in self.model.named_parameters()}
+        return {
+            names[p]: optimizer.state[p]
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+
     def state_dict(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name; the same for any number of processes."""
         state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         state |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        # By the parameter's name: its number would depend on how groups are formed.
-        for name, p in self.model.named_parameters():
-            for optimizer in self.optimizers:
-                for key, value in optimizer.state.get(p, {}).items():
-                    state[f"optimizer.{key}.{name}"] = value
+        for name, moments in self.moments().items():
+            state |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
         carry, train = self.carry, self.recipe.train
         for name in ("z_high", "z_low"):
             own = getattr(carry.state, name).unflatten(0, (-1, train.starts))
@@ -370,18 +373,11 @@ class Trainer:
 
         self.model.load_state_dict(part("model."))
         self.ema.load_state_dict(part("ema."))
-        parameters = dict(self.model.named_parameters())
-        states = {
-            p: optimizer.state
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
+        moments = self.moments()
         for key, value in part("optimizer.").items():
             kind, name = key.split(".", 1)
             # Counters stay on the CPU, moments go where their parameter is.
-            device = "cpu" if value.ndim == 0 else self.device
-            states[parameters[name]][parameters[name]][kind] = value.to(device)
+            moments[name][kind] = value.to("cpu" if value.ndim == 0 else self.device)
         carry = {k: v.to(self.device) for k, v in part("carry.").items()}
         latents = State(carry.pop("z_high")[self.rows], carry.pop("z_low")[self.rows])
         self.carry = Carry(state=latents, **carry)

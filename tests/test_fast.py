@@ -18,7 +18,7 @@ from eqr.config import (
 )
 from eqr.cost import cost, step_flops
 from eqr.model import Reasoner, State, SwiGLU, swiglu_width
-from eqr.optim import orthogonalized
+from eqr.muon import orthogonalized
 from eqr.parallel import World
 from eqr.store import Store
 from eqr.streams import stream

@@ -13,14 +13,8 @@ from torch import nn
 
 from eqr.config import ModelConfig, TrainConfig
 from eqr.model import Reasoner
-from eqr.optim import (
-    AdamATan2,
-    Muon,
-    build_optimizers,
-    learning_rate,
-    orthogonalized,
-    update_ema,
-)
+from eqr.muon import Muon, orthogonalized
+from eqr.optim import AdamATan2, build_optimizers, learning_rate, update_ema
 from eqr.streams import stream
 
 SETTINGS = {"lr": 0.03, "betas": (0.8, 0.95), "weight_decay": 0.5}

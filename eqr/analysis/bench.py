@@ -19,10 +19,10 @@ from torch import Tensor
 
 from eqr import data
 from eqr.config import Recipe, digest, to_dict
-from eqr.cost import step_flops
+from eqr.cost import forward_flops, step_flops
 from eqr.data import file_sha256
 from eqr.graph import package_files
-from eqr.model import Reasoner, forward_flops, parameter_count
+from eqr.model import Reasoner, parameter_count
 from eqr.rollout import rollout
 from eqr.stats import power_law
 from eqr.store import Run, Store, processor, provenance

@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eqr.config import ConfigError
-from eqr.train import best_device
 
 err = Console(stderr=True)
 
@@ -48,10 +46,12 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
 
 def pick_device(name: str) -> str:
     """A device that is there; ``auto`` takes the best."""
+    import torch
+
+    known = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    known["cpu"] = True
     if name == "auto":
-        return best_device()
-    known = {"cpu": True, "cuda": torch.cuda.is_available()}
-    known["mps"] = torch.backends.mps.is_available()
+        return next(kind for kind, here in known.items() if here)
     if not known.get(name):
         there = ", ".join(k for k, v in known.items() if v)
         raise ConfigError(f"--device {name} is not available here; available: {there}")
