@@ -10,46 +10,42 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from eqr.config import ConfigError, EvalConfig
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.rollout import Iteration, record, rollout
-from eqr.select import RULES, Outcomes, check_selections, runner_up
+from eqr.select import DTYPES, Outcomes, check_selections, selected
 from eqr.stats import wilson
 from eqr.streams import stream
 from eqr.task import Task
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@dataclass(frozen=True, slots=True)
-class Records:
-    """Numbers of K depths × P problems × B restarts; all arrays are (K, P, B)."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records(Outcomes):
+    """Outcomes at K depths: every array is (K, P, B)."""
 
     depths: np.ndarray  # (K,)
-    residual: np.ndarray  # float32, mean over the last `window` iterations
-    answer: np.ndarray  # int64, a hash of the decoded tokens
-    margin: np.ndarray  # float32
-    halt: np.ndarray  # float32
-    halted_at: np.ndarray  # int32
-    exact: np.ndarray  # bool
-    token: np.ndarray  # float32
     checked: np.ndarray | None = None  # bool, whether the rules accept; None: not asked for
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays that there are, by name."""
+        """All arrays by name, as a stored evaluation holds them; ``checked`` where it was asked."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     def at(self, depth: int) -> Outcomes:
         """The outcomes at one of the recorded depths."""
-        found = np.flatnonzero(self.depths == depth)
-        if not len(found):
+        at = np.flatnonzero(self.depths == depth)
+        if not len(at):
             raise ConfigError(f"depth {depth} was not recorded; recorded: {self.depths.tolist()}")
-        return Outcomes(**{f.name: getattr(self, f.name)[found[0]] for f in fields(Outcomes)})
+        return Outcomes(**{f.name: getattr(self, f.name)[at[0]] for f in fields(Outcomes)})
 
 
 def answer_hash(answer: torch.Tensor) -> torch.Tensor:
@@ -88,36 +84,21 @@ def records(
         if getattr(config, name) and task is None:
             raise ConfigError(f"eval.{name} needs to know the rules: pass task=")
     inputs, labels = inputs[: config.problems], labels[: config.problems]
-    depths = list(config.depths)
-    shape = (len(depths), len(inputs), config.breadth)
-    empty = Records(
-        depths=np.asarray(depths),
-        residual=np.zeros(shape, np.float32),
-        answer=np.zeros(shape, np.int64),
-        margin=np.zeros(shape, np.float32),
-        halt=np.zeros(shape, np.float32),
-        halted_at=np.zeros(shape, np.int32),
-        exact=np.zeros(shape, bool),
-        token=np.zeros(shape, np.float32),
-        checked=np.zeros(shape, bool) if config.checked else None,
-    )
+    depths, shape = list(config.depths), (len(config.depths), len(inputs), config.breadth)
+    dtypes = DTYPES | ({"checked": bool} if config.checked else {})
+    arrays = {name: np.zeros(shape, dtype) for name, dtype in dtypes.items()}
     truth = torch.as_tensor(labels, device=model.device).long()
 
     def keep(it: Iteration) -> dict[str, torch.Tensor | np.ndarray]:
         values = measures(it, truth)
         if config.checked:
-            answer = it.answer.cpu().numpy()
-            values["checked"] = task.check(inputs[it.problem], answer)
+            values["checked"] = task.check(inputs[it.problem], it.answer.cpu().numpy())
         return values
 
     iterations = rollout(
         model,
         torch.as_tensor(inputs),
-        depth=depths[-1],
-        breadth=config.breadth,
-        noise=config.noise,
-        seed=config.seed,
-        window=config.window,
+        **sampling(config),
         rows=rows,
         part=world.rank,
         parts=world.world_size,
@@ -126,11 +107,16 @@ def records(
         branch_at=config.branch_at,
         progress=progress,
     )
-    arrays = record(iterations, empty.arrays(), keep, depths)
-    for name, array in arrays.items():
-        if name != "depths":
-            world.add_(array)  # zero where another process has run the trajectory
-    return Records(**arrays)
+    record(iterations, arrays, keep, depths)
+    for array in arrays.values():
+        world.add_(array)  # zero where another process has run the trajectory
+    return Records(depths=np.asarray(depths), **arrays)
+
+
+def sampling(config: EvalConfig) -> dict[str, Any]:
+    """How trajectories are drawn, as arguments of a rollout or a queue."""
+    shared = {name: getattr(config, name) for name in ("breadth", "noise", "seed", "window")}
+    return {"depth": config.depths[-1], **shared}
 
 
 def measures(it: Iteration, truth: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -174,6 +160,8 @@ def table(
     Raises:
         ConfigError: an unknown rule, or a breadth that was not run.
     """
+    import pandas as pd
+
     check_selections(select)
     run = kept.exact.shape[2]
     for breadth in breadths:
@@ -185,7 +173,6 @@ def table(
             outcomes = kept.at(depth).first(breadth)
             for name in select:
                 exact, token, residual = selected(outcomes, name)
-                low, high = wilson(float(exact.sum()), len(exact))
                 rows.append(
                     {
                         "depth": depth,
@@ -193,10 +180,7 @@ def table(
                         "select": name,
                         "noise": noise,
                         "symmetry": symmetry,
-                        "n": len(exact),
-                        "exact": float(exact.mean()),
-                        "low": low,
-                        "high": high,
+                        **accuracy(exact),
                         "token": float(token.mean()),
                         "residual": float(residual.mean()),
                         "nfe": nfe(depth, breadth),
@@ -206,17 +190,7 @@ def table(
     return pd.DataFrame(rows)
 
 
-def selected(outcomes: Outcomes, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact and token accuracy and residual of each problem under a selection, each (P,)."""
-    if name == "average":
-        return outcomes.exact.mean(1), outcomes.token.mean(1), outcomes.residual.mean(1)
-    if name == "oracle":
-        chosen = outcomes.token.argmax(1)  # an exact answer if there is one
-    elif name == "majority2":
-        both = np.stack([RULES["majority"](outcomes), runner_up(outcomes)], axis=1)  # (P, 2)
-        better = np.take_along_axis(outcomes.token, both, 1).argmax(1)
-        chosen = both[np.arange(len(both)), better]
-    else:
-        chosen = RULES[name](outcomes)
-    row = np.arange(len(chosen))
-    return tuple(getattr(outcomes, k)[row, chosen] for k in ("exact", "token", "residual"))
+def accuracy(exact: np.ndarray) -> dict[str, float]:
+    """Columns ``n``, ``exact``, ``low`` and ``high`` for the accuracy of each problem, (P,)."""
+    low, high = wilson(float(exact.sum()), len(exact))
+    return {"n": len(exact), "exact": float(exact.mean()), "low": low, "high": high}

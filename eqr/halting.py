@@ -33,11 +33,10 @@ import torch
 from torch import Tensor
 
 from eqr.config import ConfigError, EvalConfig, near_miss, parse_overrides
-from eqr.evaluate import measures, selected
+from eqr.evaluate import accuracy, measures, sampling
 from eqr.model import Reasoner, State, Step, residual
 from eqr.rollout import NEVER, WINDOW, Iteration, record
-from eqr.select import Outcomes, check_selections
-from eqr.stats import wilson
+from eqr.select import DTYPES, Outcomes, check_selections, selected
 from eqr.streams import stream
 
 if TYPE_CHECKING:
@@ -331,27 +330,19 @@ def halting_records(
     began, cpu_began = time.perf_counter(), time.process_time()
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     shape = (len(inputs), config.breadth)
-    arrays = {
-        "residual": np.full(shape, np.inf, np.float32),
-        "answer": np.arange(-len(inputs) * config.breadth, 0).reshape(shape),
-        "margin": np.full(shape, -np.inf, np.float32),
-        "halt": np.full(shape, -np.inf, np.float32),
-        "halted_at": np.full(shape, NEVER, np.int32),
-        "exact": np.zeros(shape, bool),
-        "token": np.zeros(shape, np.float32),
-        "depth": np.zeros(shape, np.int32),
-    }
+    arrays = {name: np.zeros(shape, dtype) for name, dtype in DTYPES.items()}
+    unstarted = {"residual": np.inf, "margin": -np.inf, "halt": -np.inf, "halted_at": NEVER}
+    for name, value in unstarted.items():
+        arrays[name].fill(value)
+    arrays["answer"][:] = np.arange(-len(inputs) * config.breadth, 0).reshape(shape)
+    arrays["depth"] = np.zeros(shape, np.int32)
     truth = torch.as_tensor(labels, device=model.device).long()
     leaving = adaptive(
         model,
         torch.as_tensor(inputs),
-        depth=config.depths[-1],
+        **sampling(config),
         halting=halting,
-        breadth=config.breadth,
-        noise=config.noise,
-        seed=config.seed,
         rows=rows,
-        window=config.window,
         first_settled=first_settled,
         progress=progress,
     )
@@ -395,7 +386,6 @@ def halting_table(
                 exact = run.outcomes.exact.sum(1) / ran.sum(1)
             else:
                 exact = selected(run.outcomes, name)[0]
-            low, high = wilson(float(exact.sum()), len(exact))
             rows.append(
                 {
                     "halting": rule,
@@ -403,10 +393,7 @@ def halting_table(
                     "breadth": breadth,
                     "select": name,
                     "noise": noise,
-                    "n": len(exact),
-                    "exact": float(exact.mean()),
-                    "low": low,
-                    "high": high,
+                    **accuracy(exact),
                     "settled": float((run.outcomes.halted_at[ran] < NEVER).mean()),
                     "nfe": nfe,
                     "saving": limit * breadth / nfe,

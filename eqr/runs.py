@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from eqr import checkpoint, evaluate, experiments, stats
+from eqr import checkpoint, evaluate, experiments, select, stats
 from eqr.config import (
     PROFILES,
     SEMANTICS,
@@ -460,7 +460,7 @@ def paired_rows(one: Run, other: Run) -> list[dict[str, Any]]:
     for depth in depths:
         for breadth in breadths:
             for rule in RULES:
-                exact = [evaluate.selected(k.at(depth).first(breadth), rule)[0] for k in kept]
+                exact = [select.selected(k.at(depth).first(breadth), rule)[0] for k in kept]
                 row = {"depth": depth, "breadth": breadth, "select": rule}
                 row |= {"a": float(exact[0].mean()), "b": float(exact[1].mean())}
                 row |= dict.fromkeys(("difference", "low", "high"))

@@ -1,15 +1,15 @@
 """Which of a problem's B trajectories to trust, without a verifier (paper §4; chapter *Breadth*).
 
 Every rule takes the records of one depth, (P, B) arrays for P problems and B restarts, and returns
-the index of the chosen restart of each problem, (P,). Three are not choices and are treated apart
-in :mod:`eqr.evaluate`: the average over restarts, and two that look at the label, the better of the
-two most frequent answers (``majority2``: pass@2) and the oracle (pass@B).
+the index of the chosen restart of each problem, (P,). Three are not choices, and :func:`selected`
+treats them apart: the average over restarts, and two that look at the label, the better of the two
+most frequent answers (``majority2``: pass@2) and the oracle (pass@B).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -18,19 +18,27 @@ from eqr.config import ConfigError, near_miss
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What is known about P problems × B restarts at one depth. Only ``exact`` uses the label."""
+    """What is known about P problems × B restarts at one depth, (P, B) each.
 
-    residual: np.ndarray  # (P, B) mean over the last `window` iterations
-    answer: np.ndarray  # (P, B) int64, equal where the decoded answers are equal
-    margin: np.ndarray  # (P, B) smallest gap between a token's best and second logit
-    halt: np.ndarray  # (P, B) logit of the halting head
-    halted_at: np.ndarray  # (P, B) first depth with a positive halting logit; a large number: never
-    exact: np.ndarray  # (P, B) bool
-    token: np.ndarray  # (P, B) share of right tokens
+    Only ``exact`` and ``token`` use the label.
+    """
+
+    residual: np.ndarray  # float32, mean over the last `window` iterations
+    answer: np.ndarray  # int64, a hash of the decoded tokens: equal answers, equal numbers
+    margin: np.ndarray  # float32, smallest gap between a token's best and second logit
+    halt: np.ndarray  # float32, logit of the halting head
+    halted_at: np.ndarray  # int32, first depth with a positive halting logit, or rollout.NEVER
+    exact: np.ndarray  # bool
+    token: np.ndarray  # float32, share of right tokens
 
     def first(self, breadth: int) -> Outcomes:
         """The same with the first ``breadth`` restarts only."""
-        return Outcomes(*(getattr(self, name)[:, :breadth] for name in self.__slots__))
+        return Outcomes(*(getattr(self, f.name)[..., :breadth] for f in fields(Outcomes)))
+
+
+#: How outcomes are stored.
+DTYPES = {"residual": np.float32, "answer": np.int64, "margin": np.float32, "halt": np.float32,
+          "halted_at": np.int32, "exact": bool, "token": np.float32}  # fmt: skip
 
 
 def converged(outcomes: Outcomes) -> np.ndarray:
@@ -90,6 +98,22 @@ RULES: dict[str, Callable[[Outcomes], np.ndarray]] = {
 
 #: All that ``--select`` takes: the rules, the mean over restarts, pass@2 of a vote, and pass@B.
 SELECTIONS = ("average", *RULES, "majority2", "oracle")
+
+
+def selected(outcomes: Outcomes, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Exact and token accuracy and residual of each problem under a selection, each (P,)."""
+    if name == "average":
+        return outcomes.exact.mean(1), outcomes.token.mean(1), outcomes.residual.mean(1)
+    if name == "oracle":
+        chosen = outcomes.token.argmax(1)  # an exact answer if there is one
+    elif name == "majority2":
+        both = np.stack([RULES["majority"](outcomes), runner_up(outcomes)], axis=1)  # (P, 2)
+        better = np.take_along_axis(outcomes.token, both, 1).argmax(1)
+        chosen = both[np.arange(len(both)), better]
+    else:
+        chosen = RULES[name](outcomes)
+    row = np.arange(len(chosen))
+    return tuple(getattr(outcomes, k)[row, chosen] for k in ("exact", "token", "residual"))
 
 
 def check_selections(names: Iterable[str], option: str = "select") -> None:

@@ -10,9 +10,9 @@ import pytest
 from eqr import evaluate, select
 from eqr.checkpoint import load_model
 from eqr.config import ConfigError, EvalConfig
-from eqr.evaluate import records, selected, table
+from eqr.evaluate import records, table
 from eqr.rollout import NEVER, rollout
-from eqr.select import RULES, SELECTIONS, Outcomes
+from eqr.select import RULES, SELECTIONS, Outcomes, selected
 from eqr.stats import wilson
 
 # Two problems, four restarts. Problem 0: restarts 1 and 3 agree and are wrong, 2 is right.

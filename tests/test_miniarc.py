@@ -13,9 +13,8 @@ import torch
 from eqr import data
 from eqr.analysis.figures import plt
 from eqr.config import load_recipe
-from eqr.evaluate import selected
 from eqr.imports import datasets as data_import
-from eqr.select import Outcomes
+from eqr.select import Outcomes, selected
 from eqr.task import ProblemError, task_from_dict, task_to_dict
 from eqr.tasks import miniarc_source
 from eqr.tasks.miniarc import MiniArc

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from eqr import evaluate, experiments
+from eqr import experiments, select
 from eqr.checkpoint import load_model
 from eqr.config import ConfigError, EvalConfig, to_dict
 from eqr.evaluate import Records, records
@@ -300,7 +300,7 @@ def test_eval_takes_the_flag(eqr, learned, model, problems):
     test, rules = problems.test, ("average", "converged", "majority", "oracle")
     kept = records(model, test.inputs, test.labels, CONFIG, task=problems.task)
     wanted = {
-        (b, rule): evaluate.selected(kept.at(4).first(b), rule) for b in (1, 5) for rule in rules
+        (b, rule): select.selected(kept.at(4).first(b), rule) for b in (1, 5) for rule in rules
     }
     for row in rows:
         assert row["symmetry"] is True

@@ -27,12 +27,12 @@ from eqr.config import (
     recipe_names,
     to_dict,
 )
-from eqr.evaluate import Records, selected
+from eqr.evaluate import Records
 from eqr.experiments import read_halted, read_records
 from eqr.halting import Halted
 from eqr.model import Reasoner
 from eqr.rollout import rollout
-from eqr.select import RULES, Outcomes
+from eqr.select import RULES, Outcomes, selected
 from eqr.store import MANIFEST, Run, Store, inspect_manifest
 
 UNITS = ("nfe", "layers", "seconds")

@@ -20,7 +20,8 @@ import pandas as pd
 from eqr import checkpoint
 from eqr.config import SEMANTICS, ConfigError, to_dict
 from eqr.data import file_sha256
-from eqr.evaluate import Records, selected
+from eqr.evaluate import Records
+from eqr.select import selected
 from eqr.store import Store, provenance, replace_file
 from eqr.studies import results as studies
 from eqr.studies.cells import Cell, Done, finished
