@@ -1,4 +1,4 @@
-"""Optimizers, the learning-rate schedule, and the moving average of the weights (paper §3)."""
+"""What training minimises and how: losses, optimizers, schedule, moving average (paper §3)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,37 @@ import math
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import TrainConfig
 from eqr.model import STACKED, Reasoner
 from eqr.muon import Muon
+
+
+def widest(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 on Apple's MPS, which has no wider type."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
+
+
+def stablemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the stablemax distribution, (B, S) (arXiv 2501.04697).
+
+    Stablemax replaces ``exp`` by ``x + 1`` for ``x ≥ 0`` and ``1 / (1 − x)`` below: it grows only
+    linearly, so that a confident model keeps a gradient. Computed in float64 where there is one.
+    """
+    logits = logits.to(widest(logits.device))
+    # The clamp is for the branch not taken: its gradient would be infinite at x = 1.
+    mass = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
+    share = mass / mass.sum(-1, keepdim=True)
+    return -share.gather(-1, labels[..., None]).squeeze(-1).log()
+
+
+def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+    """Cross-entropy of every token, (B, S); ``kind`` is ``"stablemax"`` or ``"softmax"``."""
+    if kind == "stablemax":
+        return stablemax_loss(logits, labels)
+    return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
 
 
 class AdamATan2(torch.optim.Optimizer):

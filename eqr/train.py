@@ -13,26 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqr import checkpoint
+from eqr.checkpoint import RunFolder
 from eqr.compiled import compile_operator, training_is_long, trouble
-from eqr.config import EvalConfig, ModelConfig, Recipe, TrainConfig, digest, to_dict
+from eqr.config import EvalConfig, ModelConfig, Recipe, TrainConfig
 from eqr.data import Dataset
 from eqr.evaluate import records
-from eqr.model import Reasoner, State, Step, parameter_count
-from eqr.optim import build_optimizers, learning_rate, update_ema
+from eqr.model import Reasoner, State, Step
+from eqr.optim import build_optimizers, learning_rate, token_loss, update_ema, widest
 from eqr.parallel import ALONE, World
 from eqr.streams import Slots, stream
 
@@ -63,31 +61,6 @@ class Carry:
     y: Tensor  # (B, S) answer tokens
     steps: Tensor  # (B,) outer iterations this sample has run
     halted: Tensor  # (B,) True: a new sample takes the slot
-
-
-def widest(device: torch.device | str) -> torch.dtype:
-    """float64, or float32 on Apple's MPS, which has no wider type."""
-    return torch.float32 if torch.device(device).type == "mps" else torch.float64
-
-
-def stablemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the stablemax distribution, (B, S) (arXiv 2501.04697).
-
-    Stablemax replaces ``exp`` by ``x + 1`` for ``x ≥ 0`` and ``1 / (1 − x)`` below: it grows only
-    linearly, so that a confident model keeps a gradient. Computed in float64 where there is one.
-    """
-    logits = logits.to(widest(logits.device))
-    # The clamp is for the branch not taken: its gradient would be infinite at x = 1.
-    mass = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
-    share = mass / mass.sum(-1, keepdim=True)
-    return -share.gather(-1, labels[..., None]).squeeze(-1).log()
-
-
-def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
-    """Cross-entropy of every token, (B, S); ``kind`` is ``"stablemax"`` or ``"softmax"``."""
-    if kind == "stablemax":
-        return stablemax_loss(logits, labels)
-    return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
 
 
 def short_steps(config: TrainConfig) -> int:
@@ -385,66 +358,6 @@ class Trainer:
         self.step = int(state["step"])
 
 
-class RunFolder:
-    """The files of a training run: log, resume file, and at the end the model and its timing."""
-
-    def __init__(self, directory: Path, recipe: Recipe, data: Dataset) -> None:
-        self.directory, self.recipe, self.data = directory, recipe, data.digest
-        self.log, self.resume = directory / "log.jsonl", directory / "resume.safetensors"
-        # "resume 2": the first kind had other names for its tensors.
-        settings = digest(to_dict(recipe, defaults=False))
-        self.owner = {"kind": "resume 2", "recipe": settings, "data": data.digest}
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """State and header of the resume file; both empty where there is none.
-
-        Raises:
-            checkpoint.CheckpointError: it is damaged, or of another recipe or data set.
-        """
-        if not self.resume.exists():
-            return {}, {}
-        return checkpoint.load_tensors(self.resume, self.owner)[:2]
-
-    def begin(self, size: int) -> None:
-        """Cut the log back to ``size`` bytes: to where the resume file left it."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.touch()
-        if self.log.stat().st_size < size:
-            raise checkpoint.CheckpointError(
-                f"{self.log}: shorter than its checkpoint says ({self.log.stat().st_size} < {size} "
-                "bytes); delete the run's folder to start it anew"
-            )
-        os.truncate(self.log, size)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row to the log, on disk when this returns."""
-        # NaN is not JSON: a mean over nothing is written as null.
-        clean = {k: None if v != v else v for k, v in row.items()}
-        with self.log.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def save(self, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Write the resume file."""
-        meta = {**meta, **self.owner, "log_bytes": self.log.stat().st_size}
-        checkpoint.save_tensors(self.resume, state, meta)
-
-    def finish(self, trainer: Trainer, seconds: float) -> None:
-        """Write the model that the run was for, and how long it took."""
-        meta = {
-            "recipe": to_dict(self.recipe),
-            "step": trainer.step,
-            "data": self.data,
-            "parameters": parameter_count(trainer.model),
-        }
-        checkpoint.save_model(
-            self.directory / "model.safetensors", trainer.ema, self.recipe.task, meta
-        )
-        timing = {"seconds": round(seconds, 1), "fused": trainer.fused}
-        (self.directory / "timing.json").write_text(json.dumps(timing) + "\n")
-
-
 def train(
     recipe: Recipe,
     data: Dataset,
@@ -470,10 +383,10 @@ def train(
 
     Raises:
         TrainingError: a loss that is not finite.
-        checkpoint.CheckpointError: what lies in ``directory`` is damaged or of another recipe.
+        CheckpointError: what lies in ``directory`` is damaged or of another recipe.
     """
     config = recipe.train
-    files = RunFolder(directory, recipe, data) if directory else None
+    files = RunFolder(directory, recipe, data.digest) if directory else None
     state, meta = files.load() if files else ({}, {})
     if meta:
         fused = meta["fused"]  # a run keeps the rounding that it began with
@@ -518,4 +431,4 @@ def train(
         if stop and not last:
             return
     if writes:
-        writes.finish(trainer, earlier + time.monotonic() - began)
+        writes.finish(trainer.ema, trainer.fused, earlier + time.monotonic() - began)

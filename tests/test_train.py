@@ -19,10 +19,11 @@ import torch
 
 from eqr import checkpoint, experiments, train as training
 from eqr.data import Dataset
+from eqr.optim import stablemax_loss, token_loss
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.task import Problems
-from eqr.train import Trainer, TrainingError, stablemax_loss, token_loss, train
+from eqr.train import Trainer, TrainingError, train
 
 
 def equal(one: dict, other: dict) -> bool:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from eqr import checkpoint
 from eqr.model import Reasoner, State, gaussian
+from eqr.optim import token_loss
 from eqr.streams import stream
-from eqr.train import Trainer, token_loss, train
+from eqr.train import Trainer, train
 
 FULL = {"grad_cycles": 2}  # all cycles of the tiny recipe
 
