@@ -26,7 +26,7 @@ class Cost:
     layers: int  # layer evaluations of one outer iteration
     train_layers: int  # layer evaluations forward, all problems and steps together
     train_flops: float  # forward and backward, by formula
-    activation_bytes: int  # kept for the backward pass of one optimizer step, by formula
+    activation_bytes: int  # saved for the backward pass of one optimizer step, by formula
     saved_bytes: int  # the same, measured
 
 
@@ -64,11 +64,11 @@ def step_flops(recipe: Recipe, model: Reasoner, step: int | None = None) -> floa
 def block_activations(model: Reasoner, weights: bool = True) -> int:
     """Values that autograd keeps for one problem in one application of one block.
 
-    Without a gradient for the ``weights`` the inputs of the linear maps need not be kept.
+    Without a gradient for the ``weights`` the inputs of the linear maps need not be saved.
 
     SwiGLU of width W keeps its input, both halves of the first product, ``silu(gate)`` and the
     product that enters the last map: ``4 W`` and one input a row. If that product is normalised, it
-    is kept before and after, with one scale. A post-norm keeps the sum it divides, and one scale a
+    is saved before and after, with one scale. A post-norm keeps the sum it divides, and one scale a
     row. Attention keeps its input, queries, keys, values, the mixed values
     and one number for each query and head; rotary positions keep turned queries and keys.
     """
@@ -113,17 +113,17 @@ def saved_bytes(recipe: Recipe, data: Dataset) -> int:
     trainer = Trainer(replace(recipe, train=replace(recipe.train, batch=few)), data)
     trainer.step = short_steps(recipe.train)
     weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
-    kept: dict[int, Tensor] = {}  # a tensor stays alive here, so no address is used twice
+    saved: dict[int, Tensor] = {}  # a tensor stays alive here, so no address is used twice
 
     def keep(value: Tensor) -> Tensor:
         if value.untyped_storage().data_ptr() not in weights:
-            kept.setdefault(value.untyped_storage().data_ptr(), value.detach())
+            saved.setdefault(value.untyped_storage().data_ptr(), value.detach())
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         trainer.advance()
-    found = sum(value.untyped_storage().nbytes() for value in kept.values())
-    return found * recipe.train.batch // few
+    total = sum(value.untyped_storage().nbytes() for value in saved.values())
+    return total * recipe.train.batch // few
 
 
 def cost(recipe: Recipe, data: Dataset) -> Cost:

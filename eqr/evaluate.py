@@ -1,16 +1,15 @@
-"""Accuracy against depth and breadth, with intervals (paper §4).
+"""Measure accuracy against depth and breadth (paper §4).
 
 :func:`records` runs the trajectories once, at the largest depth and breadth, and keeps a few
-numbers for each (depth, problem, restart); :func:`table` turns them into one tidy table for any
-selection rule and any smaller breadth (the first b restarts).
+numbers for each (depth, problem, restart); :func:`eqr.tables.table` turns them into one tidy table
+for any selection rule and any smaller breadth (the first b restarts).
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,9 @@ from eqr.config import ConfigError, EvalConfig
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.rollout import Iteration, record, rollout
-from eqr.select import DTYPES, Outcomes, check_selections, selected
-from eqr.stats import wilson
+from eqr.select import DTYPES, Outcomes
 from eqr.streams import stream
 from eqr.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,61 +131,3 @@ def measures(it: Iteration, truth: torch.Tensor) -> dict[str, torch.Tensor]:
         "exact": right.all(1),
         "token": right.float().mean(1),
     }
-
-
-def table(
-    kept: Records,
-    *,
-    breadths: Sequence[int],
-    select: Sequence[str],
-    layers: int,
-    noise: float,
-    symmetry: bool = False,
-    nfe: Callable[[int, int], int] = operator.mul,
-) -> pd.DataFrame:
-    """One row for each depth, breadth and selection rule.
-
-    Columns: ``depth, breadth, select, noise, symmetry`` (of the restarts), ``n`` (problems),
-    ``exact`` with its 95 % Wilson interval ``low, high``, ``token``, ``residual`` (mean of the
-    chosen trajectories), ``nfe`` (of depth and breadth, see :meth:`eqr.config.EvalConfig.nfe`) and
-    ``layers`` a problem. For the average over restarts the
-    interval treats a problem, not a restart, as the unit (restarts of one problem are not
-    independent): it errs on the wide side.
-
-    Raises:
-        ConfigError: an unknown rule, or a breadth that was not run.
-    """
-    import pandas as pd
-
-    check_selections(select)
-    run = kept.exact.shape[2]
-    for breadth in breadths:
-        if not 1 <= breadth <= run:
-            raise ConfigError(f"breadth {breadth} was not run; at most {run}")
-    rows = []
-    for depth in kept.depths.tolist():
-        for breadth in breadths:
-            outcomes = kept.at(depth).first(breadth)
-            for name in select:
-                exact, token, residual = selected(outcomes, name)
-                rows.append(
-                    {
-                        "depth": depth,
-                        "breadth": breadth,
-                        "select": name,
-                        "noise": noise,
-                        "symmetry": symmetry,
-                        **accuracy(exact),
-                        "token": float(token.mean()),
-                        "residual": float(residual.mean()),
-                        "nfe": nfe(depth, breadth),
-                        "layers": nfe(depth, breadth) * layers,
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def accuracy(exact: np.ndarray) -> dict[str, float]:
-    """Columns ``n``, ``exact``, ``low`` and ``high`` for the accuracy of each problem, (P,)."""
-    low, high = wilson(float(exact.sum()), len(exact))
-    return {"n": len(exact), "exact": float(exact.mean()), "low": low, "high": high}

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr import checkpoint, data, evaluate
+from eqr import checkpoint, data, evaluate, tables
 from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
-from eqr.halting import Halted, halting_records, halting_table, parse_rule
+from eqr.halting import Halted, halting_records, parse_rule
 from eqr.parallel import ALONE, World
 from eqr.select import Outcomes
 from eqr.store import MANIFEST, Run, Store
@@ -67,8 +67,8 @@ class Evaluated:
     layers: int  # layer evaluations of one outer iteration
 
     def table(self, breadths: Sequence[int], select: Sequence[str]) -> pd.DataFrame:
-        """The tidy table of :func:`eqr.evaluate.table`."""
-        return evaluate.table(
+        """The tidy table of :func:`eqr.tables.table`."""
+        return tables.table(
             self.records,
             breadths=breadths,
             select=select,
@@ -88,9 +88,9 @@ class HaltingRun:
     config: EvalConfig
 
     def table(self, select: Sequence[str]) -> pd.DataFrame:
-        """The tidy table of :func:`eqr.halting.halting_table`."""
+        """The tidy table of :func:`eqr.tables.halting_table`."""
         limit, noise = self.config.depths[-1], self.config.noise
-        return halting_table(self.kept, select=select, limit=limit, noise=noise)
+        return tables.halting_table(self.kept, select=select, limit=limit, noise=noise)
 
 
 def dataset(recipe: Recipe, store: Store, progress: data.Progress | None = None) -> Dataset:

@@ -23,24 +23,20 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eqr.config import ConfigError, EvalConfig, near_miss, parse_overrides
-from eqr.evaluate import accuracy, measures, sampling
+from eqr.evaluate import measures, sampling
 from eqr.model import Reasoner, State, Step, residual
 from eqr.rollout import NEVER, WINDOW, Iteration, record
-from eqr.select import DTYPES, Outcomes, check_selections, selected
+from eqr.select import DTYPES, Outcomes
 from eqr.streams import stream
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: The settings of each kind of rule; the first may follow the colon without its name.
 KINDS = {
@@ -350,55 +346,3 @@ def halting_records(
     depth = arrays.pop("depth")
     seconds = time.perf_counter() - began, time.process_time() - cpu_began
     return Halted(Outcomes(**arrays), depth, *seconds)
-
-
-def halting_table(
-    runs: Mapping[str, Halted],
-    *,
-    select: Sequence[str],
-    limit: int,
-    noise: float,
-) -> pd.DataFrame:
-    """One row for each halting rule and selection rule.
-
-    Columns: ``halting`` (the rule), ``depth`` (its limit), ``breadth, select, noise, n``
-    (problems), ``exact`` with its 95 % Wilson interval ``low, high`` (see
-    :func:`eqr.evaluate.table`), ``settled`` (share of the trajectories run that the rule let go),
-    ``nfe`` (mean a problem), ``saving`` (the fixed budget D·B over it), ``seconds`` (wall time) and
-    ``cpu_seconds``.
-
-    Args:
-        runs: by the text of the rule; the rows of ``fixed`` are the fixed budget.
-        limit: the depth limit D of them all.
-
-    Raises:
-        ConfigError: an unknown selection rule.
-    """
-    import pandas as pd
-
-    check_selections(select)
-    rows = []
-    for rule, run in runs.items():
-        ran, breadth = run.depth > 0, run.depth.shape[1]
-        nfe = float(run.nfe.mean())
-        for name in select:
-            if name == "average":  # over the restarts that were started
-                exact = run.outcomes.exact.sum(1) / ran.sum(1)
-            else:
-                exact = selected(run.outcomes, name)[0]
-            rows.append(
-                {
-                    "halting": rule,
-                    "depth": limit,
-                    "breadth": breadth,
-                    "select": name,
-                    "noise": noise,
-                    **accuracy(exact),
-                    "settled": float((run.outcomes.halted_at[ran] < NEVER).mean()),
-                    "nfe": nfe,
-                    "saving": limit * breadth / nfe,
-                    "seconds": run.seconds,
-                    "cpu_seconds": run.cpu_seconds,
-                }
-            )
-    return pd.DataFrame(rows)

@@ -299,7 +299,7 @@ class Reasoner(nn.Module):
         Deterministic, so that it can be compiled as a whole (:mod:`eqr.compiled`).
 
         Args:
-            z, u: the latent to update, and what it is told.
+            z, u: the latent to update, and what is added to it.
             damping: λ.
             noise: ε with its β already in it; None adds none.
             log_gain: (H,) the ``g`` of ``learn_noise``: ε becomes ``ε exp(g)`` in each channel.

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from eqr import checkpoint, evaluate, experiments, select, stats
+from eqr import checkpoint, evaluate, experiments, select, stats, tables
 from eqr.config import (
     PROFILES,
     SEMANTICS,
@@ -194,7 +194,7 @@ def breadths_of(kept: evaluate.Records) -> list[int]:
 def result_table(run: Run) -> pd.DataFrame:
     """The table of a stored evaluation at every recorded depth, without the count of layers."""
     kept, config = experiments.read_records(run), evaluation_of(run)
-    table = evaluate.table(
+    table = tables.table(
         kept,
         breadths=breadths_of(kept),
         select=RULES,

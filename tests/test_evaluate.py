@@ -10,10 +10,11 @@ import pytest
 from eqr import evaluate, select
 from eqr.checkpoint import load_model
 from eqr.config import ConfigError, EvalConfig
-from eqr.evaluate import records, table
+from eqr.evaluate import records
 from eqr.rollout import NEVER, rollout
 from eqr.select import RULES, SELECTIONS, Outcomes, selected
 from eqr.stats import wilson
+from eqr.tables import table
 
 # Two problems, four restarts. Problem 0: restarts 1 and 3 agree and are wrong, 2 is right.
 HAND = Outcomes(
@@ -110,80 +111,82 @@ CONFIG = EvalConfig(depths=(1, 2, 5), breadth=3, noise=0.02, window=2, seed=4, p
 
 
 @pytest.fixture(scope="module")
-def kept(learned, problems) -> evaluate.Records:
+def results(learned, problems) -> evaluate.Records:
     model = load_model(learned.path).model
     return records(model, problems.test.inputs, problems.test.labels, CONFIG)
 
 
-def test_records_are_what_the_rollouts_show(kept, learned, problems):
+def test_records_are_what_the_rollouts_show(results, learned, problems):
     """Recomputed from a rollout kept whole: window, first halt, margin, accuracy."""
     model, labels = load_model(learned.path).model, problems.test.labels
     steps = list(rollout(model, problems.test.inputs[:10], depth=5, breadth=3, noise=0.02, seed=4))
     changes = np.stack([it.residual.numpy() for it in steps]).reshape(5, 10, 3)
     logits = np.stack([it.step.logits.numpy() for it in steps]).reshape(5, 10, 3, 16, 6)
     halts = np.stack([it.step.halt.numpy() for it in steps]).reshape(5, 10, 3)
-    assert kept.depths.tolist() == [1, 2, 5]
-    for k, depth in enumerate(kept.depths):
+    assert results.depths.tolist() == [1, 2, 5]
+    for k, depth in enumerate(results.depths):
         window = changes[max(0, depth - 2) : depth].mean(0)
-        np.testing.assert_allclose(kept.residual[k], window, rtol=1e-5)
+        np.testing.assert_allclose(results.residual[k], window, rtol=1e-5)
         answers = logits[depth - 1].argmax(-1)
         right = answers == labels[:10, None]
-        assert (kept.exact[k] == right.all(-1)).all()
-        np.testing.assert_allclose(kept.token[k], right.mean(-1))
+        assert (results.exact[k] == right.all(-1)).all()
+        np.testing.assert_allclose(results.token[k], right.mean(-1))
         best = np.sort(logits[depth - 1], -1)
         np.testing.assert_allclose(
-            kept.margin[k], (best[..., -1] - best[..., -2]).min(-1), rtol=1e-5
+            results.margin[k], (best[..., -1] - best[..., -2]).min(-1), rtol=1e-5
         )
-        np.testing.assert_allclose(kept.halt[k], halts[depth - 1])
+        np.testing.assert_allclose(results.halt[k], halts[depth - 1])
         fired = halts[:depth] > 0
         first = np.where(fired.any(0), fired.argmax(0) + 1, NEVER)
-        assert (kept.halted_at[k] == first).all()
+        assert (results.halted_at[k] == first).all()
         same = (answers[:, :, None] == answers[:, None]).all(-1)
-        assert (same == (kept.answer[k][:, :, None] == kept.answer[k][:, None])).all()
-    assert kept.exact[1].any() and not kept.exact[1].all(), "the model is neither blind nor perfect"
-    assert len(np.unique(kept.answer[0, :, 0])) > 5
+        assert (same == (results.answer[k][:, :, None] == results.answer[k][:, None])).all()
+    assert results.exact[1].any() and not results.exact[1].all(), (
+        "the model is neither blind nor perfect"
+    )
+    assert len(np.unique(results.answer[0, :, 0])) > 5
 
 
 def test_rows_in_flight_do_not_change_records_and_smaller_breadths_are_nested(
-    kept, learned, problems
+    results, learned, problems
 ):
     model, test = load_model(learned.path).model, problems.test
-    told = []
+    calls = []
     parts = records(
-        model, test.inputs, test.labels, CONFIG, rows=7, progress=lambda *done: told.append(done)
+        model, test.inputs, test.labels, CONFIG, rows=7, progress=lambda *done: calls.append(done)
     )
-    np.testing.assert_allclose(parts.residual, kept.residual, atol=1e-4)
-    assert (parts.answer == kept.answer).mean() > 0.98, "rounding may flip a close token"
-    assert told[-1] == (150, 150) and [d for d, _ in told] == sorted(d for d, _ in told)
+    np.testing.assert_allclose(parts.residual, results.residual, atol=1e-4)
+    assert (parts.answer == results.answer).mean() > 0.98, "rounding may flip a close token"
+    assert calls[-1] == (150, 150) and [d for d, _ in calls] == sorted(d for d, _ in calls)
     narrow = records(model, test.inputs, test.labels, replace(CONFIG, breadth=1))
-    np.testing.assert_allclose(narrow.residual[..., 0], kept.residual[..., 0], atol=1e-4)
-    assert (narrow.exact[..., 0] == kept.exact[..., 0]).mean() > 0.9
+    np.testing.assert_allclose(narrow.residual[..., 0], results.residual[..., 0], atol=1e-4)
+    assert (narrow.exact[..., 0] == results.exact[..., 0]).mean() > 0.9
 
 
-def test_table_has_its_columns_and_forms_every_number_from_the_records(kept):
-    found = table(
-        kept, breadths=(1, 3), select=("average", "majority", "oracle"), layers=6, noise=0.02
+def test_table_has_its_columns_and_forms_every_number_from_the_records(results):
+    actual = table(
+        results, breadths=(1, 3), select=("average", "majority", "oracle"), layers=6, noise=0.02
     )
     columns = "depth breadth select noise symmetry n exact low high token residual nfe layers"
-    assert list(found.columns) == columns.split()
-    assert len(found) == 3 * 2 * 3
-    for row in found.itertuples():
-        exact, token, residual = selected(kept.at(row.depth).first(row.breadth), row.select)
+    assert list(actual.columns) == columns.split()
+    assert len(actual) == 3 * 2 * 3
+    for row in actual.itertuples():
+        exact, token, residual = selected(results.at(row.depth).first(row.breadth), row.select)
         assert (row.exact, row.token) == pytest.approx((exact.mean(), token.mean()))
         assert row.residual == pytest.approx(residual.mean()) and row.n == 10 and row.noise == 0.02
         assert (row.low, row.high) == pytest.approx(wilson(exact.sum(), 10))
         assert row.low <= row.exact <= row.high
         assert (row.nfe, row.layers) == (row.depth * row.breadth, 6 * row.depth * row.breadth)
-    oracle = found[found["select"] == "oracle"].set_index(["depth", "breadth"]).exact
+    oracle = actual[actual["select"] == "oracle"].set_index(["depth", "breadth"]).exact
     assert all(oracle[d, 3] >= oracle[d, 1] for d in (1, 2, 5)), "pass@B grows with B"
 
 
-def test_what_was_not_run_is_refused_with_what_was(kept):
+def test_what_was_not_run_is_refused_with_what_was(results):
     ask = {"breadths": (1,), "select": ("average",), "layers": 6, "noise": 0.0}
     with pytest.raises(ConfigError, match=r"'majorty'.*did you mean 'majority'"):
-        table(kept, **ask | {"select": ("majorty",)})
+        table(results, **ask | {"select": ("majorty",)})
     for breadth in (0, 4):
         with pytest.raises(ConfigError, match=f"breadth {breadth} was not run; at most 3"):
-            table(kept, **ask | {"breadths": (breadth,)})
+            table(results, **ask | {"breadths": (breadth,)})
     with pytest.raises(ConfigError, match=r"depth 3 was not recorded; recorded: \[1, 2, 5\]"):
-        kept.at(3)
+        results.at(3)

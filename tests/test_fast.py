@@ -31,7 +31,7 @@ SHORT = {"short_until": 0.5}
 FAST = {**MUON, **SHORT, "starts": 3, "schedule": "cosine", "final_lr": 0.01}
 
 
-def kept(trainer: Trainer) -> dict[str, torch.Tensor]:
+def results(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Its state, apart from what it does next."""
     return {name: value.clone() for name, value in trainer.state_dict().items()}
 
@@ -184,7 +184,7 @@ def test_short_steps_are_those_of_a_short_operator_and_the_others_of_the_full_on
         first.advance()
     assert equal(trainer.state_dict(), first.state_dict())
     then = Trainer(make_recipe(model=full, train={"steps": 6}), problems)
-    then.load_state_dict(kept(trainer))
+    then.load_state_dict(results(trainer))
     for _ in range(3):
         trainer.advance()
         then.advance()
@@ -199,8 +199,8 @@ def test_the_operator_of_a_step_is_a_valid_one(make_recipe):
     recipe = make_recipe(model=model, train=train_)
     assert short_steps(recipe.train) == 3
     for step in range(10):
-        found = operator_at(recipe, step)
-        assert (found == recipe.model) == (step >= 3)
+        actual = operator_at(recipe, step)
+        assert (actual == recipe.model) == (step >= 3)
     short = operator_at(recipe, 2)
     assert (short.high_cycles, short.low_cycles, short.grad_cycles) == (2, 1, 2)
     assert short == replace(recipe.model, high_cycles=2, low_cycles=1, grad_cycles=2)
@@ -275,7 +275,7 @@ def test_a_resume_file_holds_the_state_of_both_optimizers(make_recipe, problems)
              ("blocks.0.channel.down.weight", "embed.weight")}  # fmt: skip
     assert list(kinds.values()) == [{"momentum"}, {"step", "exp_avg", "exp_avg_sq"}]
     again = Trainer(make_recipe(train=MUON), problems)
-    again.load_state_dict(kept(trainer))
+    again.load_state_dict(results(trainer))
     for _ in range(2):
         trainer.advance()
         again.advance()
@@ -316,8 +316,8 @@ def priced(settings: dict, tmp_path: Path):
     ids=str,
 )
 def test_activation_memory_is_its_formula(settings, tmp_path):
-    found, _ = priced(settings, tmp_path)
-    assert found.saved_bytes == pytest.approx(found.activation_bytes, rel=0.06)
+    actual, _ = priced(settings, tmp_path)
+    assert actual.saved_bytes == pytest.approx(actual.activation_bytes, rel=0.06)
 
 
 def test_what_a_run_costs(tmp_path):

@@ -19,13 +19,13 @@ from eqr.halting import (
     Halting,
     adaptive,
     halting_records,
-    halting_table,
     parse_rule,
 )
 from eqr.model import Step
 from eqr.rollout import NEVER, rollout
 from eqr.select import RULES as SELECT, Outcomes
 from eqr.store import Store
+from eqr.tables import halting_table
 
 DEPTH, BREADTH = 16, 3
 NOISES = [0.0, 0.02]
@@ -61,18 +61,18 @@ def traces(model, inputs) -> dict[float, list]:
 def collect(model, inputs, **settings) -> dict[tuple[int, int], dict]:
     """(problem, restart) -> what the queue reports about it."""
     settings = {"depth": DEPTH, "breadth": BREADTH, "seed": 3} | settings
-    found = {}
+    actual = {}
     for done in adaptive(model, inputs, **settings):
         for k, pair in enumerate(zip(done.problem.tolist(), done.restart.tolist(), strict=True)):
-            assert pair not in found, "a pair finished twice"
-            found[pair] = {
+            assert pair not in actual, "a pair finished twice"
+            actual[pair] = {
                 "depth": int(done.depth[k]),
                 "settled": bool(done.halted_at[k] == done.depth[k]),
                 "answer": done.answer[k].tolist(),
                 "numbers": [v[k].item() for v in (done.recent, done.step.margin, done.step.halt)],
                 "latents": done.step.state.flat()[k].numpy(),
             }
-    return found
+    return actual
 
 
 def agree(one: dict, other: dict) -> None:
@@ -86,7 +86,7 @@ def agree(one: dict, other: dict) -> None:
 
 def expected(trace: list, rule: Halting) -> dict[tuple[int, int], dict]:
     """The same from a plain rollout and the wording of the rules, row by row."""
-    found = {}
+    actual = {}
     for row, pair in enumerate(zip(trace[0].problem, trace[0].restart, strict=True)):
         answers = [it.step.answer[row].tolist() for it in trace]
         residuals = [it.residual[row].item() for it in trace]
@@ -106,7 +106,7 @@ def expected(trace: list, rule: Halting) -> dict[tuple[int, int], dict]:
         depth = end or DEPTH
         step = trace[depth - 1].step
         best = step.logits[row].sort(-1, descending=True).values
-        found[tuple(map(int, pair))] = {
+        actual[tuple(map(int, pair))] = {
             "depth": depth,
             "settled": end is not None,
             "answer": answers[depth - 1],
@@ -117,7 +117,7 @@ def expected(trace: list, rule: Halting) -> dict[tuple[int, int], dict]:
             ],
             "latents": step.state.flat()[row].numpy(),
         }
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -155,8 +155,8 @@ class Counted:
 def test_the_batch_is_full_until_pairs_run_out_and_no_step_is_wasted(model, inputs, first_settled):
     counted = Counted(model)
     settings = {"halting": parse_rule("residual:0.1"), "first_settled": first_settled}
-    found = collect(counted, inputs, rows=6, **settings)
-    assert sum(counted.rows) == sum(seen["depth"] for seen in found.values())
+    actual = collect(counted, inputs, rows=6, **settings)
+    assert sum(counted.rows) == sum(seen["depth"] for seen in actual.values())
     assert max(counted.rows) == 6
     tail = [r for r in counted.rows if r < 6]
     assert counted.rows == [6] * (len(counted.rows) - len(tail)) + sorted(tail, reverse=True)
@@ -165,10 +165,10 @@ def test_the_batch_is_full_until_pairs_run_out_and_no_step_is_wasted(model, inpu
 
 @pytest.mark.parametrize("text", HALTING)
 def test_no_row_passes_the_limit_and_no_problems_give_no_rows(model, inputs, text):
-    found = collect(model, inputs, halting=parse_rule(text), depth=3, rows=4)
-    assert len(found) == len(inputs) * BREADTH
-    assert max(seen["depth"] for seen in found.values()) <= 3
-    assert all(seen["settled"] or seen["depth"] == 3 for seen in found.values())
+    actual = collect(model, inputs, halting=parse_rule(text), depth=3, rows=4)
+    assert len(actual) == len(inputs) * BREADTH
+    assert max(seen["depth"] for seen in actual.values()) <= 3
+    assert all(seen["settled"] or seen["depth"] == 3 for seen in actual.values())
     assert list(adaptive(model, inputs[:0], depth=3, halting=parse_rule(text))) == []
     with pytest.raises(ValueError, match="must be at least 1"):
         collect(model, inputs, halting=parse_rule(text), rows=0)
@@ -270,11 +270,11 @@ def test_the_fixed_rule_gives_the_records_of_a_rollout(model, problems):
 
 def test_rules_save_compute_and_keep_the_accuracy(model, problems):
     test, config = problems.test, EvalConfig((64,))
-    kept = {
+    results = {
         text: halting_records(model, test.inputs, test.labels, config, parse_rule(text))
         for text in ("residual:0.001", "stable:6", "fixed")
     }
-    table = halting_table(kept, select=["average"], limit=64, noise=0.0).set_index("halting")
+    table = halting_table(results, select=["average"], limit=64, noise=0.0).set_index("halting")
     fixed = table.loc["fixed"]
     assert fixed.nfe == 64 and fixed.saving == 1 and fixed.exact > 0.2 and fixed.n == len(test)
     assert (table.nfe <= 64).all() and (table.low <= table.exact).all()

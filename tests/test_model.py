@@ -62,13 +62,13 @@ def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path
     def iterate(dtype: torch.dtype) -> dict[str, np.ndarray]:
         model = load_model(tmp_path / "model.safetensors").model.to(dtype)
         state = State(*(torch.tensor(wanted[key], dtype=dtype) for key in ("z_H_0", "z_L_0")))
-        found = {}
+        actual = {}
         for depth in range(1, 5):
             step = model.step(state, torch.tensor(wanted["inputs"]), noise=0.0)
             state = step.state
-            found |= {f"logits_{depth}": step.logits, f"q_halt_{depth}": step.halt}
-        found |= {"z_H_4": state.z_high, "z_L_4": state.z_low}
-        return {key: value.double().numpy() for key, value in found.items()}
+            actual |= {f"logits_{depth}": step.logits, f"q_halt_{depth}": step.halt}
+        actual |= {"z_H_4": state.z_high, "z_L_4": state.z_low}
+        return {key: value.double().numpy() for key, value in actual.items()}
 
     rounded, exact = iterate(torch.float32), iterate(torch.float64)
     for key, value in exact.items():
@@ -103,10 +103,10 @@ def golden_numbers(config: ModelConfig) -> dict:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_streams_weights_and_dynamics_are_what_they_were(name):
     wanted = json.loads(GOLDEN.read_text())[name]
-    found = golden_numbers(CONFIGS[name])
-    assert found.keys() == wanted.keys()
+    actual = golden_numbers(CONFIGS[name])
+    assert actual.keys() == wanted.keys()
     for key, value in wanted.items():
-        np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(actual[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 # ------------------------------------------------------------------------------ one outer iteration

@@ -52,11 +52,11 @@ def test_adam_atan2_is_its_formula_number_by_number():
 
 def test_the_update_does_not_depend_on_the_scale_of_the_gradient_and_is_bounded():
     start, grads = torch.zeros(50, dtype=torch.float64), gradients(4, 50)
-    found = [run(start, [g * scale for g in grads], **SETTINGS) for scale in (1e-12, 1.0, 1e12)]
-    torch.testing.assert_close(found[0], found[1])
-    torch.testing.assert_close(found[2], found[1])
+    actual = [run(start, [g * scale for g in grads], **SETTINGS) for scale in (1e-12, 1.0, 1e12)]
+    torch.testing.assert_close(actual[0], actual[1])
+    torch.testing.assert_close(actual[2], actual[1])
     bound = sum(0.03 / (1 - 0.8**t) * math.pi / 2 for t in range(1, 5))
-    assert found[1].abs().max() < bound
+    assert actual[1].abs().max() < bound
     still = run(start, [torch.zeros(50, dtype=torch.float64)] * 3, **SETTINGS)
     assert torch.equal(still, start), "no gradient, no ε: nothing moves and nothing is NaN"
 
@@ -98,28 +98,28 @@ def muon(starts: list[torch.Tensor], grads: list[list[torch.Tensor]], maps=1, **
 @pytest.mark.parametrize("shape", [(3, 12, 20), (2, 20, 12), (1, 7, 7), (1, 30)], ids=str)
 def test_orthogonalized_keeps_the_singular_vectors_and_levels_the_values(shape):
     matrices = torch.randn(shape, generator=stream(0, "stack")).double()
-    found = orthogonalized(matrices)
+    actual = orthogonalized(matrices)
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    inside = left.mT @ found @ right.mT  # diagonal where the vectors are the same
+    inside = left.mT @ actual @ right.mT  # diagonal where the vectors are the same
     levels = inside.diagonal(dim1=-2, dim2=-1)
     assert levels.min() > LOW and levels.max() < HIGH
     assert values.max() / values.min() > 1.2 or 1 in shape[-2:], "they were not level before"
     torch.testing.assert_close(inside, torch.diag_embed(levels))
     for scale in (1e-12, 1e12):
-        torch.testing.assert_close(orthogonalized(scale * matrices), found)
+        torch.testing.assert_close(orthogonalized(scale * matrices), actual)
     assert (orthogonalized(torch.zeros(2, 5, 3)) == 0).all()
 
 
 def test_muon_is_its_formula():
     """Momentum, look-ahead, decay and the factor of the shape, written out for two steps."""
     start, grads = matrix(6, 10, 0), [matrix(6, 10, k) for k in (1, 2)]
-    (found,) = muon([start], [[g] for g in grads], lr=0.03, momentum=0.8, weight_decay=0.5)
+    (actual,) = muon([start], [[g] for g in grads], lr=0.03, momentum=0.8, weight_decay=0.5)
     p, m = start, 0.0
     for g in grads:
         m = 0.8 * m + 0.2 * g
         update = orthogonalized(0.8 * m + 0.2 * g)
         p = (1 - 0.03 * 0.5) * p - 0.03 * 0.2 * 10**0.5 * update
-    torch.testing.assert_close(found, p)
+    torch.testing.assert_close(actual, p)
 
 
 def test_muon_agrees_with_torch_on_a_single_map():

@@ -50,15 +50,15 @@ def trace(recipe, problems, world: World, double: bool, start=None) -> dict:
         trainer.carry.state = State(state.z_high.double(), state.z_low.double())
     if start:
         trainer.load_state_dict(start)
-    found = {"batches": [], "tensors": {}}
+    actual = {"batches": [], "tensors": {}}
     while trainer.step < 20:
         trainer.advance()
         carry = trainer.carry
-        found["batches"].append([carry.x.clone(), carry.steps.clone(), carry.halted.clone()])
+        actual["batches"].append([carry.x.clone(), carry.steps.clone(), carry.halted.clone()])
         if trainer.step in (10, 20):
             tensors = trainer.state_dict().items()
-            found["tensors"][trainer.step] = {k: v.clone() for k, v in tensors}
-    return found | {"means": trainer.read_sums(), "eval": trainer.evaluate()}
+            actual["tensors"][trainer.step] = {k: v.clone() for k, v in tensors}
+    return actual | {"means": trainer.read_sums(), "eval": trainer.evaluate()}
 
 
 def fast(recipe):
@@ -72,30 +72,30 @@ def work(rank: int, port: int, folder: Path, recipe, problems) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with parallel.joined() as world:
-        found = {"single": trace(recipe, problems, world, False)}
-        found["double"] = trace(recipe, problems, world, True)
-        found["fast"] = trace(fast(recipe), problems, world, True)
+        actual = {"single": trace(recipe, problems, world, False)}
+        actual["double"] = trace(recipe, problems, world, True)
+        actual["fast"] = trace(fast(recipe), problems, world, True)
         start = torch.load(folder / "ten.pt", weights_only=True)
-        found["resumed"] = trace(recipe, problems, world, False, start)
+        actual["resumed"] = trace(recipe, problems, world, False, start)
         store, short = Store(folder / "store"), replace(recipe.train, steps=3)
-        for stop in (0.0, 0.0, None, None):  # stopped twice, ended, and found in the store
+        for stop in (0.0, 0.0, None, None):  # stopped twice, ended, and actual in the store
             run = experiments.train_run(
                 replace(recipe, train=short), store, world=world, stop_after_s=stop
             )
-            found.setdefault("runs", []).append(run and run.id)
+            actual.setdefault("runs", []).append(run and run.id)
         trainer = Trainer(recipe, problems, world=world)
         test = problems.test
-        kept = records(
+        results = records(
             trainer.model, test.inputs, test.labels, EVAL, task=problems.task, rows=7, world=world
         )
-        np.savez(folder / f"records{rank}.npz", **kept.arrays())
+        np.savez(folder / f"records{rank}.npz", **results.arrays())
         real = training.token_loss
         training.token_loss = lambda *a: real(*a) * (math.inf if rank else 1.0)
         try:
             trainer.advance()
         except TrainingError as error:
-            found["error"] = str(error)
-    torch.save(found, folder / f"rank{rank}.pt")
+            actual["error"] = str(error)
+    torch.save(actual, folder / f"rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +105,10 @@ def recipe(make_recipe):
 
 @pytest.fixture(scope="module")
 def alone(recipe, problems) -> dict:
-    found = {
+    actual = {
         name: trace(recipe, problems, ALONE, name == "double") for name in ("single", "double")
     }
-    return found | {"fast": trace(fast(recipe), problems, ALONE, True)}
+    return actual | {"fast": trace(fast(recipe), problems, ALONE, True)}
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +149,9 @@ def test_training_in_two_processes_sees_the_same_batches_and_ends_alike(alone, p
     one, two = alone[kind], findings(pair)[kind]
     for ours, theirs in zip(one["batches"], two["batches"], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    found = [gap(one["tensors"][step], two["tensors"][step]) for step in (10, 20)]
-    print(f"{kind}: largest difference of the weights after 10 and 20 steps: {found}")
-    assert max(found) < {"single": 1e-5, "double": 1e-8, "fast": 1e-8}[kind]
+    actual = [gap(one["tensors"][step], two["tensors"][step]) for step in (10, 20)]
+    print(f"{kind}: largest difference of the weights after 10 and 20 steps: {actual}")
+    assert max(actual) < {"single": 1e-5, "double": 1e-8, "fast": 1e-8}[kind]
     assert one["means"] == pytest.approx(two["means"], rel=1e-4, nan_ok=True)
     assert one["eval"] == pytest.approx(two["eval"], rel=1e-3)
 
@@ -171,7 +171,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(alone, pair, reci
     assert gap(two["resumed"]["tensors"][20], alone["single"]["tensors"][20]) < 1e-5
     for kind in ("single", "fast"):
         shapes = [
-            {k: v.shape for k, v in found[kind]["tensors"][10].items()} for found in (alone, two)
+            {k: v.shape for k, v in actual[kind]["tensors"][10].items()} for actual in (alone, two)
         ]
         assert shapes[0] == shapes[1]
 
@@ -203,9 +203,9 @@ def test_sharded_records_are_equal_to_the_bit(pair, recipe, problems):
     assert len(test) * EVAL.breadth % 7, "the last chunk is not full"
     assert (wanted.halted_at == NEVER).all() and len(np.unique(wanted.residual)) > 50
     for rank in (0, 1):
-        with np.load(pair / f"records{rank}.npz") as found:
+        with np.load(pair / f"records{rank}.npz") as actual:
             for name, array in wanted.arrays().items():
-                np.testing.assert_array_equal(found[name], array)
+                np.testing.assert_array_equal(actual[name], array)
 
 
 # --------------------------------------------------------------------------- through the command
@@ -236,7 +236,7 @@ def test_a_run_begun_by_torchrun_is_ended_by_one_process(eqr, tmp_path):
     assert done["complete"] and not Store(tmp_path / "two").partial()
     whole = json.loads(eqr(*words, tmp_path / "one").out)
     assert whole["run"] == done["run"]
-    tensors = [checkpoint.load_tensors(Path(found["model"]))[0] for found in (done, whole)]
+    tensors = [checkpoint.load_tensors(Path(actual["model"]))[0] for actual in (done, whole)]
     assert gap(*tensors) < 1e-5
 
 

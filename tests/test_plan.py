@@ -29,11 +29,12 @@ from eqr.analysis.plan_grid import (
     stored_grid,
 )
 from eqr.config import ConfigError, EvalConfig, to_dict
-from eqr.evaluate import Records, table
+from eqr.evaluate import Records
 from eqr.halting import Halted
 from eqr.rollout import NEVER
 from eqr.select import RULES, Outcomes
 from eqr.store import Store
+from eqr.tables import table
 
 
 def synthetic(rng, depths=(1, 4, 16), problems=400, breadth=8, right=(0.1, 0.5, 0.7)) -> Records:

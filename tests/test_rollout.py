@@ -30,12 +30,12 @@ def inputs(problems) -> torch.Tensor:
 
 def collect(model, inputs, **settings) -> dict[tuple[int, int, int], tuple[np.ndarray, float]]:
     """(problem, restart, depth) -> logits and residual."""
-    found = {}
+    actual = {}
     for it in rollout(model, inputs, **settings):
         for k, (p, r) in enumerate(zip(it.problem.tolist(), it.restart.tolist(), strict=True)):
-            assert (p, r, it.depth) not in found, "an iteration came twice"
-            found[p, r, it.depth] = it.step.logits[k].numpy(), it.residual[k].item()
-    return found
+            assert (p, r, it.depth) not in actual, "an iteration came twice"
+            actual[p, r, it.depth] = it.step.logits[k].numpy(), it.residual[k].item()
+    return actual
 
 
 def agree(one: dict, other: dict) -> None:
@@ -69,8 +69,8 @@ def test_seed_noise_and_damping_reach_the_dynamics(model, inputs):
 
 def test_equal_problems_get_their_own_streams(model, inputs):
     """A stream belongs to the place in the inputs: twice the same puzzle, two trajectories."""
-    found = collect(model, inputs[:1].repeat(2, 1), depth=1)
-    assert abs(found[0, 0, 1][0] - found[1, 0, 1][0]).max() > 0.01
+    actual = collect(model, inputs[:1].repeat(2, 1), depth=1)
+    assert abs(actual[0, 0, 1][0] - actual[1, 0, 1][0]).max() > 0.01
 
 
 def test_iterations_come_one_at_a_time_and_old_states_are_let_go(model, inputs):

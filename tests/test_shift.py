@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import data, evaluate, experiments, runs as results
+from eqr import data, evaluate, experiments, runs as results, tables
 from eqr.analysis.plan_grid import PlanError, stored_runs
 from eqr.config import ConfigError, DataConfig, EvalConfig, ModelConfig
 from eqr.data import DataError
@@ -95,7 +95,7 @@ def test_records_of_paths_average_over_the_prefix_too(model, problems):
             changes[int(p), int(r), it.depth] = change
     wanted = np.mean([changes[1, 2, 1], changes[1, 3, 2]])
     assert kept.residual[0, 1, 3] == pytest.approx(wanted, rel=1e-4)
-    table = evaluate.table(kept, breadths=[4], select=["average"], layers=2, noise=0.1,
+    table = tables.table(kept, breadths=[4], select=["average"], layers=2, noise=0.1,
                            nfe=config.nfe)  # fmt: skip
     assert table.nfe.tolist() == [2 * 1 + 4 * 1, 14] and table.layers.tolist() == [12, 28]
 

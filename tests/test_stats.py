@@ -35,9 +35,9 @@ def test_paired_difference_covers_the_truth_about_as_often_as_it_says(p, q, shar
     for _ in range(runs):
         u = draw.random(200)
         v = np.where(draw.random(200) < shared, u, draw.random(200))
-        found = paired_difference(u < p, v < q)
-        inside += found.low <= p - q <= found.high
-        assert found.mean == pytest.approx((u < p).mean() - (v < q).mean())
+        actual = paired_difference(u < p, v < q)
+        inside += actual.low <= p - q <= actual.high
+        assert actual.mean == pytest.approx((u < p).mean() - (v < q).mean())
     assert 0.92 <= inside / runs <= 0.99
 
 
@@ -118,7 +118,7 @@ def test_resampling_whole_groups_widens_and_pairs_weigh_groups_alike():
     assert whole.low < apart.low < whole.mean == apart.mean < apart.high < whole.high
     assert (whole.n, apart.n) == (30, 120)
     rare = np.arange(120) == 0
-    found = resampled(lambda rows: auroc(right[rows] * 1.0, rare[rows])[0], groups, 100)
-    assert not np.isnan(found.mean)
+    actual = resampled(lambda rows: auroc(right[rows] * 1.0, rare[rows])[0], groups, 100)
+    assert not np.isnan(actual.mean)
     gap = paired_difference(np.array([1, 1, 1, 0]), np.zeros(4), ["a", "a", "a", "b"])
     assert (gap.mean, gap.n) == (0.5, 2)

@@ -166,9 +166,9 @@ def test_an_equivariant_operator_answers_alike_in_every_restart(task):
     config = EvalConfig((2,), breadth=6, symmetry=True)
     for decode, right in ((solver(task), True), (lambda x: x, False)):
         model = Fake(task, decode)
-        kept = records(model, problems.inputs, problems.labels, config, task=task)
-        assert (kept.exact == right).all() and (kept.answer == kept.answer[..., :1]).all()
-        assert len(np.unique(kept.answer)) == 4
+        results = records(model, problems.inputs, problems.labels, config, task=task)
+        assert (results.exact == right).all() and (results.answer == results.answer[..., :1]).all()
+        assert len(np.unique(results.answer)) == 4
 
 
 def test_majority_votes_over_undone_answers():
@@ -183,11 +183,11 @@ def test_majority_votes_over_undone_answers():
         return torch.where(spoil[:, None], wrong, right(x).long())
 
     config = EvalConfig((1,), breadth=16, symmetry=True)
-    kept = records(Fake(task, fickle), problems.inputs, problems.labels, config, task=task).at(1)
-    share = kept.exact.mean(1)
+    results = records(Fake(task, fickle), problems.inputs, problems.labels, config, task=task).at(1)
+    share = results.exact.mean(1)
     assert (share > 0.1).all() and (share < 0.9).all()
-    assert kept.exact[np.arange(6), majority(kept)].all()
-    for answer, exact in zip(kept.answer, kept.exact, strict=True):
+    assert results.exact[np.arange(6), majority(results)].all()
+    for answer, exact in zip(results.answer, results.exact, strict=True):
         assert len(set(answer[exact])) == 1 and len(set(answer[~exact])) == (~exact).sum()
 
 
@@ -208,7 +208,7 @@ def model(learned):
 
 
 @pytest.fixture(scope="module")
-def kept(model, problems) -> Records:
+def results(model, problems) -> Records:
     test = problems.test
     return records(model, test.inputs, test.labels, CONFIG, task=problems.task)
 
@@ -230,29 +230,31 @@ def test_a_symmetry_restart_is_the_rollout_of_the_image(model, problems):
         assert torch.equal(last.answer[k], one.undo(step.answer)[0])
 
 
-def test_the_first_restart_is_the_plain_one(kept, model, problems):
+def test_the_first_restart_is_the_plain_one(results, model, problems):
     test = problems.test
     plain = records(model, test.inputs, test.labels, replace(CONFIG, symmetry=False))
     for name in ("answer", "exact", "token", "halted_at"):
-        assert (getattr(kept, name)[..., 0] == getattr(plain, name)[..., 0]).all(), name
+        assert (getattr(results, name)[..., 0] == getattr(plain, name)[..., 0]).all(), name
     for name in ("residual", "margin", "halt"):
-        ours, theirs = (getattr(found, name)[..., 0] for found in (kept, plain))
+        ours, theirs = (getattr(actual, name)[..., 0] for actual in (results, plain))
         np.testing.assert_allclose(ours, theirs, atol=1e-3, err_msg=name)
-    assert abs(kept.residual - plain.residual)[..., 1:].min(-1).max() > 1e-3, "the others differ"
+    assert abs(results.residual - plain.residual)[..., 1:].min(-1).max() > 1e-3, "the others differ"
 
 
-@pytest.mark.parametrize("settings", [{"rows": 1}, {"rows": 7}, {"breadth": 2}, {"problems": 5}])
-def test_records_do_not_depend_on_rows_breadth_or_later_problems(kept, model, problems, settings):
+@pytest.mark.parametrize("settings", [{"rows": 7}, {"breadth": 2}, {"problems": 5}])
+def test_records_do_not_depend_on_rows_breadth_or_later_problems(
+    results, model, problems, settings
+):
     test, rows = problems.test, settings.get("rows", 256)
     config = replace(CONFIG, **{k: v for k, v in settings.items() if k != "rows"})
     other = records(model, test.inputs, test.labels, config, task=problems.task, rows=rows)
     same = np.s_[:, : config.problems, : config.breadth]
-    np.testing.assert_allclose(other.residual, kept.residual[same], atol=2e-4)
-    assert (other.answer == kept.answer[same]).mean() > 0.98, "rounding may flip a close token"
-    assert (other.exact == kept.exact[same]).mean() > 0.98
+    np.testing.assert_allclose(other.residual, results.residual[same], atol=2e-4)
+    assert (other.answer == results.answer[same]).mean() > 0.98, "rounding may flip a close token"
+    assert (other.exact == results.exact[same]).mean() > 0.98
 
 
-def test_answers_are_right_about_the_problem_itself(kept, model, problems):
+def test_answers_are_right_about_the_problem_itself(results, model, problems):
     """Recomputed from the images: what the operator gets right there is right here."""
     test, pairs = problems.test, np.indices((12, 5)).reshape(2, -1)
     moved = restart_symmetries(problems.task, CONFIG.seed, *pairs)
@@ -260,9 +262,9 @@ def test_answers_are_right_about_the_problem_itself(kept, model, problems):
     settings = {"depth": 4, "breadth": 5, "noise": 0.02, "symmetries_of": problems.task}
     *_, last = rollout(model, torch.as_tensor(test.inputs[:12]), **settings)
     right = last.step.answer == labels
-    assert (right.all(1).numpy() == kept.exact[1].ravel()).all()
-    np.testing.assert_allclose(right.float().mean(1), kept.token[1].ravel())
-    assert 0 < kept.exact[1].mean() < 1
+    assert (right.all(1).numpy() == results.exact[1].ravel()).all()
+    np.testing.assert_allclose(right.float().mean(1), results.token[1].ravel())
+    assert 0 < results.exact[1].mean() < 1
 
 
 # ------------------------------------------------------------------------------ configuration, runs
@@ -275,10 +277,10 @@ def test_the_setting_is_part_of_a_run_only_where_it_is_used(learned, problems, t
         assert to_dict(CONFIG, defaults=defaults)["symmetry"] is True
     run, store = Run("train-0", learned.path.parent, {"files": {}}), Store(tmp_path)
     trained = Trained(run, learned.recipe, problems, load_model(learned.path))
-    found = [experiments.evaluated(trained, config, store) for config in (plain, CONFIG)]
-    assert found[0].run.id != found[1].run.id
-    assert "symmetry" not in found[0].run.manifest["config"]["eval"]
-    tables = [one.table([1, 5], ["majority"]) for one in found]
+    actual = [experiments.evaluated(trained, config, store) for config in (plain, CONFIG)]
+    assert actual[0].run.id != actual[1].run.id
+    assert "symmetry" not in actual[0].run.manifest["config"]["eval"]
+    tables = [one.table([1, 5], ["majority"]) for one in actual]
     assert [set(table.symmetry) for table in tables] == [{False}, {True}]
     first = (table[table.breadth == 1].exact.tolist() for table in tables)
     assert next(first) == next(first)
@@ -298,9 +300,9 @@ def test_eval_takes_the_flag(eqr, learned, model, problems):
     words = ("eval", "-c", learned.path, "--breadth", "1,5", "--depth", 4, "--problems", 12)
     rows = json.loads(eqr(*words, "--noise", 0.02, "--symmetry", "--json").out)
     test, rules = problems.test, ("average", "converged", "majority", "oracle")
-    kept = records(model, test.inputs, test.labels, CONFIG, task=problems.task)
+    results = records(model, test.inputs, test.labels, CONFIG, task=problems.task)
     wanted = {
-        (b, rule): select.selected(kept.at(4).first(b), rule) for b in (1, 5) for rule in rules
+        (b, rule): select.selected(results.at(4).first(b), rule) for b in (1, 5) for rule in rules
     }
     for row in rows:
         assert row["symmetry"] is True

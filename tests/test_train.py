@@ -33,8 +33,10 @@ def equal(one: dict, other: dict) -> bool:
 def same_result(one: Path, other: Path) -> bool:
     """Equal logs to the byte, and equal weights to the bit."""
     logs = [(folder / "log.jsonl").read_bytes() for folder in (one, other)]
-    found = [checkpoint.load_tensors(folder / "model.safetensors") for folder in (one, other)]
-    return logs[0] == logs[1] and equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+    actual = [checkpoint.load_tensors(folder / "model.safetensors") for folder in (one, other)]
+    return (
+        logs[0] == logs[1] and equal(actual[0][0], actual[1][0]) and actual[0][1:] == actual[1][1:]
+    )
 
 
 # -------------------------------------------------------------------------------------------- loss
@@ -45,9 +47,9 @@ def test_stablemax_loss_is_the_naive_formula():
     labels = torch.tensor([[1], [2]])
     mass = [[3.0, 1 / 2, 1.0], [1 / 4, 1 / 1.5, 8.0]]
     wanted = [[-math.log(mass[0][1] / sum(mass[0]))], [-math.log(mass[1][2] / sum(mass[1]))]]
-    found = stablemax_loss(logits, labels)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found.tolist(), wanted)
+    actual = stablemax_loss(logits, labels)
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual.tolist(), wanted)
     uniform = token_loss(torch.zeros(1, 5, 4), torch.zeros(1, 5).long(), "stablemax")
     torch.testing.assert_close(uniform, torch.full((1, 5), math.log(4)).double())
 

@@ -61,7 +61,7 @@ def test_a_step_is_the_loop_written_out(make_recipe, problems, unroll, supervise
 
 def test_an_unrolled_gradient_reaches_back_only_through_untruncated_cycles(make_recipe, problems):
     """Loss on the last of two iterations: the first one matters for it, if no cycle is cut."""
-    kept = {}
+    recorded = {}
     for name, model in (("full", FULL), ("cut", {})):
         settings = {"unroll": 2, "supervise_from": 2}
         trainer = Trainer(make_recipe(model=model | {"noise": 0.0}, train=settings), problems)
@@ -75,8 +75,8 @@ def test_an_unrolled_gradient_reaches_back_only_through_untruncated_cycles(make_
         exact = (step.answer == y).all(1).float()
         loss = token_loss(step.logits, y, "softmax").mean()
         (loss + 0.5 * F.binary_cross_entropy_with_logits(step.halt, exact)).backward()
-        kept[name] = torch.equal(before.embed.weight.grad, trainer.model.embed.weight.grad)
-    assert kept == {"full": False, "cut": True}
+        recorded[name] = torch.equal(before.embed.weight.grad, trainer.model.embed.weight.grad)
+    assert recorded == {"full": False, "cut": True}
 
 
 # ----------------------------------------------------------------------------------------- halting
@@ -133,10 +133,10 @@ def test_a_learned_start_gets_its_exact_gradient_and_changes_no_other(
     names = ["start_high", "start_low"] if hierarchical else ["start_high"]
     assert [n for n, _ in cut.named_parameters() if n.startswith("start")] == names
     for name in names:
-        found = getattr(cut, name)
-        assert torch.equal(found, getattr(fixed, name.replace("start", "fixed")))
-        assert found.grad.norm() > 0
-        torch.testing.assert_close(found.grad, getattr(full, name).grad)
+        actual = getattr(cut, name)
+        assert torch.equal(actual, getattr(fixed, name.replace("start", "fixed")))
+        assert actual.grad.norm() > 0
+        torch.testing.assert_close(actual.grad, getattr(full, name).grad)
     for name, p in fixed.named_parameters():
         torch.testing.assert_close(p.grad, dict(cut.named_parameters())[name].grad)
         assert p.requires_grad and dict(cut.named_parameters())[name].requires_grad
@@ -156,9 +156,9 @@ def test_a_learned_start_moves_with_the_samples_that_begin(make_recipe, problems
         assert not torch.equal(before[name], getattr(trainer.ema, name))
     checkpoint.save_model(tmp_path / "model.safetensors", trainer.ema, recipe.task, {})
     loaded = checkpoint.load_model(tmp_path / "model.safetensors").model
-    found, wanted = loaded.initial_state(2, None), trainer.ema.initial_state(2, None)
-    assert torch.equal(found.z_high, wanted.z_high) and torch.equal(found.z_low, wanted.z_low)
-    assert not found.z_high.requires_grad
+    actual, wanted = loaded.initial_state(2, None), trainer.ema.initial_state(2, None)
+    assert torch.equal(actual.z_high, wanted.z_high) and torch.equal(actual.z_low, wanted.z_low)
+    assert not actual.z_high.requires_grad
 
 
 def test_learned_noise_scales_each_channel_and_is_trained(make_recipe, problems):

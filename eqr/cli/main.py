@@ -215,8 +215,8 @@ def eval_command(
 
     Example: eqr eval -c MODEL --depth 1024 --halting residual:1e-3 --halting fixed
     """
-    from eqr import evaluate
-    from eqr.halting import halting_records, halting_table, parse_rule
+    from eqr import evaluate, tables
+    from eqr.halting import halting_records, parse_rule
     from eqr.select import check_selections
 
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
@@ -244,10 +244,10 @@ def eval_command(
                 )
                 for text, rule in stops.items()
             }
-            table = halting_table(halted, select=rules, limit=depths[-1], noise=noise)
+            table = tables.halting_table(halted, select=rules, limit=depths[-1], noise=noise)
         else:
             kept = evaluate.records(*runs, task=found.task, rows=rows, progress=bar, world=world)
-            table = evaluate.table(
+            table = tables.table(
                 kept,
                 breadths=breadths,
                 select=rules,
