@@ -46,6 +46,7 @@ def content_digest(tensors: Mapping[str, Tensor], meta: str) -> str:
     total = hashlib.sha256(meta.encode())
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
+        # Bytes alone would not tell a matrix from another shape of the same numbers.
         total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         total.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

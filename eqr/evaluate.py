@@ -46,6 +46,7 @@ class Records(Outcomes):
 def answer_hash(answer: torch.Tensor) -> torch.Tensor:
     """One int64 a row for decoded tokens (R, S): equal answers, equal numbers."""
     draw = stream(0, "answer hash")
+    # A random linear form: two different answers collide with probability 2^-62 or so.
     code = torch.randint(-(2**62), 2**62, (answer.shape[1],), generator=draw)
     return (answer * code.to(answer.device)).sum(1)
 
@@ -82,6 +83,7 @@ def records(
     depths, shape = list(config.depths), (len(config.depths), len(inputs), config.breadth)
     dtypes = DTYPES | ({"checked": bool} if config.checked else {})
     arrays = {name: np.zeros(shape, dtype) for name, dtype in dtypes.items()}
+    # On the device once: comparing there moves a bit a row instead of all tokens.
     truth = torch.as_tensor(labels, device=model.device).long()
 
     def keep(it: Iteration) -> dict[str, torch.Tensor | np.ndarray]:
@@ -120,7 +122,7 @@ def measures(it: Iteration, truth: torch.Tensor) -> dict[str, torch.Tensor]:
     Args:
         truth: (P, S) the right tokens of all problems.
     """
-    answer = it.answer
+    answer = it.answer  # decoded once: it undoes a symmetry
     right = answer == truth[torch.from_numpy(it.problem).to(truth.device)]
     return {
         "residual": it.recent,

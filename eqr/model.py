@@ -25,7 +25,7 @@ from eqr.task import Task
 #: Gives the ε that an update adds to a latent (B, S, H), its β already in it; None adds nothing.
 Noise = Callable[[Tensor], Tensor | None]
 
-RMS_EPS = 1e-5
+RMS_EPS = 1e-5  # as in the official code; a row of zeros stays one
 ROPE_BASE = 10_000.0
 
 #: Layers whose weight holds several linear maps, one below the other, and how many.
@@ -86,6 +86,7 @@ def residual(before: State, after: State) -> Tensor:
     This is the paper's ``‖f(z) − z‖`` divided by the square root of the number of elements, so that
     values compare across model sizes. RMS-normalised latents have elements of size about 1.
     """
+    # In bfloat16 a sum of thousands of squares would stop growing.
     change = (after.z_high - before.z_high).float().square().sum((1, 2))
     change = change + (after.z_low - before.z_low).float().square().sum((1, 2))
     elements = before.z_high[0].numel() + before.z_low[0].numel()
@@ -128,7 +129,7 @@ class SwiGLU(nn.Module):
     def __init__(self, features: int, config: ModelConfig) -> None:
         super().__init__()
         width = swiglu_width(features, config)
-        self.gate_up = nn.Linear(features, 2 * width, bias=False)
+        self.gate_up = nn.Linear(features, 2 * width, bias=False)  # one product instead of two
         self.down = nn.Linear(width, features, bias=False)
         self.norm = config.norm_swiglu
 
@@ -158,6 +159,7 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
         self.out = nn.Linear(config.hidden, config.hidden, bias=False)
+        # Not persistent: they follow from the configuration, and a checkpoint holds weights.
         cos, sin = rope_table(config.hidden // config.heads, height, width, config.rope)
         self.register_buffer("cos", cos, persistent=False)  # (S, head size)
         self.register_buffer("sin", sin, persistent=False)
@@ -174,7 +176,7 @@ class Attention(nn.Module):
 
     def _rotate(self, h: Tensor) -> Tensor:
         """Rotate pairs (j, j + half) inside each of the one or two parts of the head."""
-        wide = h if h.dtype == torch.float64 else h.float()
+        wide = h if h.dtype == torch.float64 else h.float()  # bfloat16 blurs angles
         parts = wide.unflatten(-1, (self.rope_parts, 2, -1))
         swapped = torch.stack((-parts[..., 1, :], parts[..., 0, :]), dim=-2).flatten(-3)
         return (wide * self.cos + swapped * self.sin).to(h.dtype)
@@ -239,7 +241,7 @@ class Reasoner(nn.Module):
         self.embed = nn.Embedding(vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, height, width) for _ in range(config.blocks))
         self.lm_head = nn.Linear(config.hidden, vocab_size, bias=False)
-        self.halt_head = nn.Linear(config.hidden, 1)
+        self.halt_head = nn.Linear(config.hidden, 1)  # of the two official outputs the one used
         # The start of `init="fixed"`: one vector for all tokens, drawn once and never trained;
         # that of `init="learned"` is the same vector as a parameter.
         learned = config.init == "learned"
@@ -279,6 +281,7 @@ class Reasoner(nn.Module):
             high, low = start_vectors(self)
             low = high if low is None else low  # a single latent has no tokens for it
             high = high.expand(rows, self.tokens, -1)
+            # Clones: an expanded tensor shares its memory between rows.
             return State(high.clone(), low.expand(rows, tokens_low, -1).clone())
         shape = (rows, self.tokens, config.hidden)
         high = truncated_normal(shape, config.init_std_high, generator, like)
@@ -307,7 +310,7 @@ class Reasoner(nn.Module):
         h = z + u
         for block in self.blocks:
             h = block(h)
-        if damping:
+        if damping:  # else the blend would only round
             h = damping * z + (1 - damping) * h
         if noise is not None:
             h = h + (noise if log_gain is None else noise * log_gain.exp())
@@ -346,6 +349,7 @@ class Reasoner(nn.Module):
         damping = config.damping if damping is None else damping
         high_cycles = config.high_cycles if high_cycles is None else high_cycles
         low_cycles = config.low_cycles if low_cycles is None else low_cycles
+        # Drawn with std 1/√H, the embedding has elements of size 1 here, as the latents have.
         emb = self.embed(x.long()) * math.sqrt(config.hidden)  # (B, S, H)
         z_high, z_low = state.z_high, state.z_low
         gains = (self.noise_high, getattr(self, "noise_low", None)) if config.learn_noise else ()
@@ -354,7 +358,7 @@ class Reasoner(nn.Module):
         early = self._state_gradient_only if through else torch.no_grad
         for cycle in range(high_cycles):
             cut = cycle < high_cycles - config.grad_cycles
-            u = emb.detach() if cut else emb
+            u = emb.detach() if cut else emb  # nor does a cut cycle train the embedding
             with early() if cut else contextlib.nullcontext():
                 if config.hierarchical:
                     for _ in range(low_cycles):
@@ -363,13 +367,15 @@ class Reasoner(nn.Module):
                 else:
                     for _ in range(low_cycles):
                         z_high = self(z_high, u, damping, draw(z_high), gain_high)
-        return Step(
-            State(z_high, z_low), self.lm_head(z_high), self.halt_head(z_high[:, 0]).squeeze(-1)
-        )
+        # Tokens before halting: gradients of z_high are summed in this order, bit for bit.
+        logits = self.lm_head(z_high)
+        halt = self.halt_head(z_high[:, 0]).squeeze(-1)  # reads the first token alone
+        return Step(State(z_high, z_low), logits, halt)
 
     @contextlib.contextmanager
     def _state_gradient_only(self) -> Iterator[None]:
         """What is computed inside passes gradients to the latents and none to the weights."""
+        # Detaching the weights instead would need a second forward pass of every layer.
         trained = [p for p in self.parameters() if p.requires_grad]
         for p in trained:
             p.requires_grad_(False)
@@ -409,6 +415,7 @@ def init_weights(model: Reasoner, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not model.halt_head:
             fill(module.weight, 1 / math.sqrt(module.in_features))
+    # From zero, so that the first answers decide what the head learns, not its draw.
     model.halt_head.weight.zero_()
     model.halt_head.bias.fill_(-5.0)
     for start, std in zip(

@@ -72,12 +72,13 @@ class AdamATan2(torch.optim.Optimizer):
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            # Together by `_foreach`: one kernel for all parameters instead of one for each.
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             for p in params:
                 if not self.state[p]:
-                    self.state[p]["step"] = torch.zeros(())
+                    self.state[p]["step"] = torch.zeros(())  # on the CPU: no GPU waits to be read
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
                     self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
             grads = [p.grad for p in params]
@@ -116,6 +117,7 @@ def build_optimizers(
         for name, p in model.blocks.named_parameters():
             if p.ndim == 2:
                 stacks.setdefault(STACKED.get(name.split(".")[-2], 1), []).append(p)
+        # By the number of maps a parameter holds, since a group has one setting for all.
         groups = [{"params": stack, "maps": maps} for maps, stack in stacks.items()]
         inside = {p for stack in stacks.values() for p in stack}
         rate = config.lr if config.muon_lr is None else config.muon_lr
@@ -128,7 +130,7 @@ def build_optimizers(
         optimizers = (kind(model.parameters(), **adam),)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+            group["initial_lr"] = group["lr"]  # "lr" is overwritten at every step
     return optimizers
 
 
@@ -139,7 +141,7 @@ def learning_rate(step: int, config: TrainConfig, peak: float | None = None) -> 
         peak: the rate at the end of the warm-up; None takes ``config.lr``.
     """
     peak = config.lr if peak is None else peak
-    if step < config.warmup:
+    if step < config.warmup:  # step 0 has a rate above 0, or it would be wasted
         return peak * (step + 1) / config.warmup
     if config.schedule == "constant":
         return peak

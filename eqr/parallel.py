@@ -72,6 +72,7 @@ class World:
         """
         if self.world_size == 1:
             return
+        # One exchange a dtype: many small ones would each pay the latency.
         for dtype in dict.fromkeys(mean.dtype for mean in means):
             alike = [mean.detach() for mean in means if mean.dtype == dtype]
             flat = torch.cat([mean.flatten() for mean in alike]) * share

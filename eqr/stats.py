@@ -61,6 +61,7 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
         return 0.0, 1.0
     share, z2 = successes / n, Z95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    # Unlike p ± z·σ, it stays inside [0, 1] and has a width where all or none succeed.
     half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
     return max(0.0, middle - half), min(1.0, middle + half)
 
@@ -88,6 +89,7 @@ def clustered(exact: np.ndarray, groups: Sequence) -> tuple[float, float, float]
     single = mean * (1 - mean)
     effective = float(count)
     if single > 0 and count > 1:
+        # Problems of one group that agree make its sum large, and count as fewer problems.
         sums = np.bincount(group, exact - mean)
         spread = (sums**2).sum() * count / (count - 1) / n**2  # of the mean
         effective = min(max(single / max(spread, 1e-12), count), n)
@@ -186,7 +188,7 @@ def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]
     wins = (np.sign(bad[:, None] - good[None, :]) + 1) / 2  # (wrong, right)
     area = float(wins.mean())
     spread = [wins.mean(axis).var(ddof=min(1, wins.shape[1 - axis] - 1)) for axis in (0, 1)]
-    if min(len(good), len(bad)) < 10:
+    if min(len(good), len(bad)) < 10:  # the normal approximation would be a fiction
         return area, 0.0, 1.0
     half = Z95 * math.sqrt(spread[0] / len(good) + spread[1] / len(bad))
     return area, max(0.0, area - half), min(1.0, area + half)

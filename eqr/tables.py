@@ -44,7 +44,7 @@ def table(
     Raises:
         ConfigError: an unknown rule, or a breadth that was not run.
     """
-    check_selections(select)
+    check_selections(select)  # before the work, so that a misspelt rule costs nothing
     run = records.exact.shape[2]
     for breadth in breadths:
         if not 1 <= breadth <= run:

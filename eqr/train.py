@@ -112,9 +112,10 @@ class Trainer:
         self.step = 0
         init = stream(recipe.seed, "init")
         self.model = Reasoner.for_task(recipe.task, recipe.model, init).to(device)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)  # what is evaluated and saved
         self.fused = fused and compile_operator(self.model, self.ema)
         self.optimizers = build_optimizers(self.model, recipe.train)
+        # All of it on the device: tokens are bytes, and a step then waits for no copy.
         self.inputs = torch.as_tensor(data.train.inputs, device=device)
         self.labels = torch.as_tensor(data.train.labels, device=device)
         blank = torch.zeros((batch, self.model.tokens), dtype=torch.uint8, device=device)
@@ -127,6 +128,7 @@ class Trainer:
             steps=torch.zeros(batch, dtype=torch.int64, device=device),
             halted=torch.ones(batch, dtype=torch.bool, device=device),
         )
+        # On the device, since reading a number from a GPU waits for it.
         self.sums = torch.zeros(len(SUMS), dtype=widest(device), device=device)
 
     def slots(self, draw: torch.Generator) -> torch.Generator | Slots:
@@ -155,10 +157,12 @@ class Trainer:
         steps = self.best_starts(steps, y)
         means, exact = self.losses(steps, y)
 
+        # To none: weights that get no gradient are then skipped by the optimizers, not decayed.
         self.model.zero_grad(set_to_none=True)
         means["loss"].backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.world.average_([*means.values(), *gradients], len(y) / config.batch)
+        # Only reported: an update of these optimizers does not depend on the gradient's scale.
         means["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
         # Asking a GPU waits for it; there the sums are asked before anything is saved.
         if self.device != "cuda" and not torch.isfinite(means["loss"] + means["grad_norm"]):
@@ -189,6 +193,7 @@ class Trainer:
     def sample_batch(self) -> tuple[Tensor, Tensor]:
         """The new samples offered to the slots at this step: a function of (seed, step)."""
         draw = stream(self.recipe.seed, "data", self.step, device=self.device)
+        # With replacement: an epoch would have to remember what it has shown.
         rows = torch.randint(
             len(self.inputs), (self.recipe.train.batch,), generator=draw, device=self.device
         )
@@ -235,7 +240,7 @@ class Trainer:
         The halting head has no say: its loss tells how well it knows whether an answer is right.
         """
         config = self.recipe.train
-        if config.starts == 1:
+        if config.starts == 1:  # the paper's way
             return steps
         with torch.no_grad():
             labels = self.each_start(y)
@@ -270,7 +275,7 @@ class Trainer:
         iterations first, so that the head also sees what comes after its first yes.
         """
         config, steps = self.recipe.train, self.carry.steps
-        if config.halt_max == config.unroll:
+        if config.halt_max == config.unroll:  # every sample is at its limit: nothing to draw
             return torch.ones_like(self.carry.halted)
         explore = torch.rand(steps.shape, generator=draw, device=self.device) < config.halt_explore
         least = torch.randint(
@@ -302,6 +307,7 @@ class Trainer:
         config = self.recipe.train
         powers = {2**k for k in range(config.eval_depth.bit_length())}
         depths = tuple(sorted(powers | {config.eval_depth}))
+        # The seed is the run's own, so that runs of one recipe do not share their luck.
         held = EvalConfig(depths=depths, seed=self.recipe.seed, problems=config.eval_problems)
         test = self.data.test
         results = records(self.ema, test.inputs, test.labels, held, world=self.world)
