@@ -48,11 +48,11 @@ def test_a_machine_that_cannot_compile_trains_all_the_same(
     make_recipe, problems, tmp_path, monkeypatch
 ):
     def refuse(*_, **__):
-        raise RuntimeError("No working C++ compiler actual\nin config.cpp.cxx")
+        raise RuntimeError("No working C++ compiler found\nin config.cpp.cxx")
 
     monkeypatch.setattr(torch, "compile", refuse)
     compiled.trouble.cache_clear()
-    assert compiled.trouble() == "No working C++ compiler actual in config.cpp.cxx"
+    assert compiled.trouble() == "No working C++ compiler found in config.cpp.cxx"
     recipe = make_recipe()
     recipe = replace(recipe, train=replace(recipe.train, steps=2))
     with pytest.warns(UserWarning, match="running uncompiled.*No working"):

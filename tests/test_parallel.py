@@ -78,7 +78,7 @@ def work(rank: int, port: int, folder: Path, recipe, problems) -> None:
         start = torch.load(folder / "ten.pt", weights_only=True)
         actual["resumed"] = trace(recipe, problems, world, False, start)
         store, short = Store(folder / "store"), replace(recipe.train, steps=3)
-        for stop in (0.0, 0.0, None, None):  # stopped twice, ended, and actual in the store
+        for stop in (0.0, 0.0, None, None):  # stopped twice, ended, and read from the store
             run = experiments.train_run(
                 replace(recipe, train=short), store, world=world, stop_after_s=stop
             )
