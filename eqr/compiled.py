@@ -18,6 +18,7 @@ import warnings
 import torch
 
 from eqr.config import ConfigError, EvalConfig, Recipe
+from eqr.cost import forward_flops
 from eqr.model import Reasoner
 
 #: What one outer iteration costs beside its matrix products, and how fast a core does those: a
@@ -53,8 +54,6 @@ def seconds_of(iterations: int, flops: float) -> float:
 
 def training_is_long(recipe: Recipe) -> bool:
     """Whether to compile for a training run: see :func:`wanted`."""
-    from eqr.cost import forward_flops  # which needs the trainer, which needs this module
-
     with torch.device("meta"):
         flops = forward_flops(Reasoner.for_task(recipe.task, recipe.model))
     iterations = recipe.train.steps * recipe.train.unroll
@@ -67,8 +66,6 @@ def evaluation_is_long(model: Reasoner, config: EvalConfig, rows: int) -> bool:
     Args:
         rows: trajectories in flight.
     """
-    from eqr.cost import forward_flops
-
     chunks = math.ceil(config.problems * config.breadth / rows)
     return wanted(seconds_of(chunks * config.depths[-1], rows * forward_flops(model)))
 

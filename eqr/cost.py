@@ -14,7 +14,7 @@ from torch import Tensor
 from eqr.config import Recipe
 from eqr.data import Dataset
 from eqr.model import Reasoner, parameter_count, swiglu_width
-from eqr.train import Trainer, operator_at, short_steps
+from eqr.optim import operator_at, short_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,8 @@ def saved_bytes(recipe: Recipe, data: Dataset) -> int:
     on two samples and scaled to the batch, so that a batch which only a GPU holds can be asked
     about anywhere.
     """
+    from eqr.train import Trainer  # which asks this module how long a run is
+
     few = min(recipe.train.batch, 2)
     trainer = Trainer(replace(recipe, train=replace(recipe.train, batch=few)), data)
     trainer.step = short_steps(recipe.train)

@@ -1,15 +1,16 @@
-"""What training minimises and how: losses, optimizers, schedule, moving average (paper §3)."""
+"""What training minimises and how: losses, optimizers, schedules, moving average (paper §3)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqr.config import TrainConfig
+from eqr.config import ModelConfig, Recipe, TrainConfig
 from eqr.model import STACKED, Reasoner
 from eqr.muon import Muon
 
@@ -148,6 +149,32 @@ def learning_rate(step: int, config: TrainConfig, peak: float | None = None) -> 
     share = (step - config.warmup) / max(1, config.steps - config.warmup)
     low = config.final_lr
     return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def short_steps(config: TrainConfig) -> int:
+    """How many of the first optimizer steps have the short operator.
+
+    >>> short_steps(TrainConfig(steps=1000, short_until=0.25)), short_steps(TrainConfig(steps=9))
+    (250, 0)
+    """
+    return round(config.short_until * config.steps)
+
+
+def operator_at(recipe: Recipe, step: int) -> ModelConfig:
+    """The settings of the operator at optimizer step ``step``, counted from 0.
+
+    The short one has fewer cycles, and its gradient passes at most all of them.
+    """
+    train, model = recipe.train, recipe.model
+    if step >= short_steps(train):
+        return model
+    high = train.short_high_cycles
+    return replace(
+        model,
+        high_cycles=high,
+        low_cycles=train.short_low_cycles,
+        grad_cycles=min(high, model.grad_cycles),
+    )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +26,18 @@ from torch import Tensor
 
 from eqr.checkpoint import RunFolder
 from eqr.compiled import compile_operator, training_is_long, trouble
-from eqr.config import EvalConfig, ModelConfig, Recipe, TrainConfig
+from eqr.config import EvalConfig, Recipe
 from eqr.data import Dataset
 from eqr.evaluate import records
 from eqr.model import Reasoner, State, Step
-from eqr.optim import build_optimizers, learning_rate, token_loss, update_ema, widest
+from eqr.optim import (
+    build_optimizers,
+    learning_rate,
+    operator_at,
+    token_loss,
+    update_ema,
+    widest,
+)
 from eqr.parallel import ALONE, World
 from eqr.streams import Slots, stream
 
@@ -61,32 +68,6 @@ class Carry:
     y: Tensor  # (B, S) answer tokens
     steps: Tensor  # (B,) outer iterations this sample has run
     halted: Tensor  # (B,) True: a new sample takes the slot
-
-
-def short_steps(config: TrainConfig) -> int:
-    """How many of the first optimizer steps have the short operator.
-
-    >>> short_steps(TrainConfig(steps=1000, short_until=0.25)), short_steps(TrainConfig(steps=9))
-    (250, 0)
-    """
-    return round(config.short_until * config.steps)
-
-
-def operator_at(recipe: Recipe, step: int) -> ModelConfig:
-    """The settings of the operator at optimizer step ``step``, counted from 0.
-
-    The short one has fewer cycles, and its gradient passes at most all of them.
-    """
-    train, model = recipe.train, recipe.model
-    if step >= short_steps(train):
-        return model
-    high = train.short_high_cycles
-    return replace(
-        model,
-        high_cycles=high,
-        low_cycles=train.short_low_cycles,
-        grad_cycles=min(high, model.grad_cycles),
-    )
 
 
 #: What is summed between two log events, in the order of Trainer.sums.

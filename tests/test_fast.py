@@ -19,12 +19,12 @@ from eqr.config import (
 from eqr.cost import cost, step_flops
 from eqr.model import Reasoner, State, SwiGLU, swiglu_width
 from eqr.muon import orthogonalized
-from eqr.optim import token_loss
+from eqr.optim import operator_at, short_steps, token_loss
 from eqr.parallel import World
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.studies.rows import study
-from eqr.train import Trainer, operator_at, short_steps, train
+from eqr.train import Trainer, train
 
 MUON = {"optimizer": "muon", "muon_lr": 0.02}
 SHORT = {"short_until": 0.5}
