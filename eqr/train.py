@@ -134,7 +134,7 @@ class Trainer:
         self.refill(draw)
         y = carry.y[self.own].long()
         steps = self.unroll(draw)
-        carry.state = steps[-1].state.detach()  # of all starts: the losers go on too
+        state = steps[-1].state.detach()  # of all starts: the losers go on too
         steps = self.best_starts(steps, y)
         means, exact = self.losses(steps, y)
 
@@ -158,7 +158,7 @@ class Trainer:
             optimizer.step()
         update_ema(self.ema, self.model, config.ema)
 
-        carry.steps = carry.steps + config.unroll
+        carry.state, carry.steps = state, carry.steps + config.unroll
         halt = steps[-1].halt.detach()
         ready = {"learned": halt, "oracle": exact.float(), "limit": torch.zeros_like(halt)}
         # Every process decides for all slots, so that the draws do not depend on their number.
@@ -198,8 +198,7 @@ class Trainer:
         """The supervised ones of ``unroll`` outer iterations from the carry on, the last of all."""
         config, operator = self.recipe.train, operator_at(self.recipe, self.step)
         x, state = self.each_start(self.carry.x[self.own]), self.carry.state
-        half = config.dtype == "bfloat16"
-        steps = []
+        half, steps = config.dtype == "bfloat16", []
         for iteration in range(1, config.unroll + 1):
             with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
                 step = self.model.step(
@@ -383,8 +382,7 @@ def train(
     if meta and fused and not trainer.fused:
         raise TrainingError(
             f"{files.resume}: begun with a compiled operator, which cannot be built here "
-            f"({trouble(device)}); make that work, or delete {directory} to train without from the "
-            "start"
+            f"({trouble(device)}); make that work, or delete {directory} to begin anew without"
         )
     if state:
         trainer.load_state_dict(state)
@@ -393,13 +391,14 @@ def train(
         writes.begin(meta.get("log_bytes", 0))
     world.share()  # all have read the checkpoint before the first may replace it
     began, earlier = time.monotonic(), meta.get("seconds", 0.0)
+    rhythm = {"log": config.log_every, "eval": config.eval_every}
+    rhythm["checkpoint"] = config.checkpoint_every
 
     while trainer.step < config.steps:
         trainer.advance()
         elapsed, last = time.monotonic() - began, trainer.step == config.steps
+        # The first process's clock decides, or some would stop and others wait for them.
         stop = stop_after_s is not None and world.share(elapsed > stop_after_s)
-        rhythm = {"log": config.log_every, "eval": config.eval_every}
-        rhythm |= {"checkpoint": config.checkpoint_every} if files else {}
         due = [kind for kind, every in rhythm.items() if last or trainer.step % every == 0]
         if due or stop:
             trainer.require_finite()
@@ -409,7 +408,7 @@ def train(
                 if writes:
                     writes.append({"kind": kind, "step": trainer.step, **metrics})
                 yield Event(kind, trainer.step, metrics)
-        if "checkpoint" in due or (stop and files):
+        if files and ("checkpoint" in due or stop):
             state, seconds = trainer.state_dict(), earlier + time.monotonic() - began
             if writes:
                 meta = {"step": trainer.step, "seconds": seconds, "fused": trainer.fused}
