@@ -1,4 +1,4 @@
-"""Weights and resumable runs on disk: safetensors with a JSON header, written atomically.
+"""Weights on disk: safetensors with a JSON header, written atomically.
 
 Every file carries a sha256 of its tensors and header that is checked on loading. Pickles are never
 executed; official ``.pth`` files come in through :mod:`eqr.imports.weights`.
@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eqr.config import ModelConfig, Recipe, digest, from_dict, to_dict
-from eqr.model import Reasoner, parameter_count
+from eqr.config import ModelConfig, from_dict, to_dict
+from eqr.model import Reasoner
 from eqr.task import Task, task_from_dict, task_to_dict
 
 FORMAT = "eqr-1"
@@ -115,15 +115,6 @@ def load_tensors(
     return tensors, meta, sha256
 
 
-def stored_sha256(path: Path) -> str | None:
-    """The sha256 that a file's header gives, unverified; None if there is none."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})[FORMAT])["sha256"]
-    except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError):
-        return None
-
-
 def save_model(path: Path, model: Reasoner, task: Task, meta: Mapping[str, Any]) -> str:
     """Write a model that :func:`load_model` can run; returns the file's sha256.
 
@@ -132,15 +123,6 @@ def save_model(path: Path, model: Reasoner, task: Task, meta: Mapping[str, Any])
     """
     head = {"task": task_to_dict(task), "model": to_dict(model.config)}
     return save_tensors(path, model.state_dict(), {**meta, **MODEL, **head})
-
-
-def save_half(source: Path, path: Path) -> str:
-    """Copy a model file with its weights as float16, half the size; returns the new sha256.
-
-    Its header names the sha256 of the file that it was made from.
-    """
-    tensors, meta, sha256 = load_tensors(source)
-    return save_tensors(path, {k: v.half() for k, v in tensors.items()}, meta | {"from": sha256})
 
 
 def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
@@ -161,61 +143,3 @@ def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
             f"{path}: its settings and tensors make no model ({reason}); restore it from its source"
         ) from error
     return Checkpoint(model.to(device).eval().requires_grad_(False), task, meta, sha256)
-
-
-class RunFolder:
-    """The files of a training run: log, resume file, and at the end the model and its timing."""
-
-    def __init__(self, directory: Path, recipe: Recipe, data: str) -> None:
-        self.directory, self.recipe = directory, recipe
-        self.log, self.resume = directory / "log.jsonl", directory / "resume.safetensors"
-        # "resume 2": the first kind had other names for its tensors.
-        settings = digest(to_dict(recipe, defaults=False))
-        self.owner = {"kind": "resume 2", "recipe": settings, "data": data}
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """State and header of the resume file; both empty where there is none.
-
-        Raises:
-            CheckpointError: it is damaged, or of another recipe or data set.
-        """
-        if not self.resume.exists():
-            return {}, {}
-        return load_tensors(self.resume, self.owner)[:2]
-
-    def begin(self, size: int) -> None:
-        """Cut the log back to ``size`` bytes: to where the resume file left it."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.touch()
-        if self.log.stat().st_size < size:
-            raise CheckpointError(
-                f"{self.log}: shorter than its checkpoint says ({self.log.stat().st_size} < {size} "
-                "bytes); delete the run's folder to start it anew"
-            )
-        os.truncate(self.log, size)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row to the log, on disk when this returns."""
-        # NaN is not JSON: a mean over nothing is written as null.
-        clean = {k: None if v != v else v for k, v in row.items()}
-        with self.log.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def save(self, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Write the resume file."""
-        meta = {**meta, **self.owner, "log_bytes": self.log.stat().st_size}
-        save_tensors(self.resume, state, meta)
-
-    def finish(self, model: Reasoner, fused: bool, seconds: float) -> None:
-        """Write the model that the run was for, and how long it took."""
-        meta = {
-            "recipe": to_dict(self.recipe),
-            "step": self.recipe.train.steps,
-            "data": self.owner["data"],
-            "parameters": parameter_count(model),
-        }
-        save_model(self.directory / "model.safetensors", model, self.recipe.task, meta)
-        timing = {"seconds": round(seconds, 1), "fused": fused}
-        (self.directory / "timing.json").write_text(json.dumps(timing) + "\n")

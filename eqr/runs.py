@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors
 import torch
 
 from eqr import checkpoint, evaluate, experiments, select, stats, tables
@@ -90,9 +91,18 @@ def profile_of(recipe: Mapping[str, Any]) -> str | None:
     return None
 
 
+def stored_sha256(path: Path) -> str | None:
+    """The sha256 that a file's header gives, unverified; None if there is none."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})[checkpoint.FORMAT])["sha256"]
+    except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def models(store: Store) -> dict[str, Path]:
     """The runs of the store that hold a model, by the sha256 of its weights."""
-    found = {checkpoint.stored_sha256(p / "model.safetensors"): p for p in store.paths()}
+    found = {stored_sha256(p / "model.safetensors"): p for p in store.paths()}
     return {sha256: path for sha256, path in found.items() if sha256}
 
 

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqr.checkpoint import RunFolder
 from eqr.compiled import compile_operator, training_is_long, trouble
 from eqr.config import EvalConfig, Recipe
 from eqr.data import Dataset
@@ -39,6 +38,7 @@ from eqr.optim import (
     widest,
 )
 from eqr.parallel import ALONE, World
+from eqr.run_folder import RunFolder
 from eqr.streams import Slots, stream
 
 
