@@ -308,3 +308,20 @@ def test_adjoint_solve_of_a_reasoner():
     torch.testing.assert_close(w - own.vjp(z, w), g, rtol=1e-7, atol=1e-7)
     w = dyn.adjoint_solve(own, z, g, transpose=False)
     torch.testing.assert_close(w - own.jvp(z, w)[1], g, rtol=1e-7, atol=1e-7)
+
+
+def test_pca_finds_a_plane():
+    draw = np.random.default_rng(0)
+    axes = np.linalg.qr(draw.normal(size=(7, 2)))[0].T
+    flat = draw.normal(size=(500, 2)) * [3, 1]
+    cloud = flat @ axes + 5
+    found = dyn.pca(cloud, 3)
+    np.testing.assert_allclose(found.axes @ found.axes.T, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(found.axes[:2] @ axes.T), math.sqrt(2), rtol=1e-9)
+    np.testing.assert_allclose(found.explained.sum(), 1)
+    assert found.explained[0] == pytest.approx(0.9, abs=0.02) and found.explained[2] < 1e-12
+    np.testing.assert_allclose(found.mean, cloud.mean(0))
+    places = dyn.pca(cloud).project(cloud.reshape(50, 10, 7))
+    assert places.shape == (50, 10, 2)
+    back = found.mean + places @ found.axes[:2]
+    np.testing.assert_allclose(back.reshape(-1, 7), cloud, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Ends of maps that rest, cycle and wander; clusters, modes and tables on arrays made by hand."""
+"""Ends of maps that rest, cycle and wander; modes and tables by hand; borders of known shape."""
 
 from __future__ import annotations
 
@@ -10,14 +10,33 @@ import numpy as np
 import pytest
 import torch
 
-from eqr.analysis import landscape as land
-from eqr.analysis.landscape import Ends, MapModel, ends, kinds
+from eqr.analysis.dynamics import Dynamics, MapModel
+from eqr.analysis.landscape import (
+    MODES,
+    UNSETTLED,
+    Ends,
+    attractors,
+    basin_entropy,
+    cluster,
+    ends,
+    kinds,
+    latent_slice,
+    mode_gains,
+    modes,
+    path_independence,
+    reliability,
+    settled_correct,
+    settling_time,
+    uncertainty_exponent,
+)
+from eqr.config import ModelConfig
 from eqr.evaluate import answer_hash
 from eqr.experiments import measured
-from eqr.model import State
+from eqr.model import Reasoner, State
 from eqr.rollout import rollout
 from eqr.stats import paired_difference, wilson
 from eqr.store import Store, StoreError
+from eqr.streams import stream
 
 NUMBERS = 12  # in a state: enough that chaos does not return by chance
 
@@ -109,7 +128,7 @@ def test_recurrence_by_brute_force_and_independence_of_chunks():
         whole = run(model, problems=5, window=window, **settings)
         for rows in (1, 6, 7):
             parts = run(model, problems=5, window=window, rows=rows, **settings)
-            for name, values in whole.arrays().items():
+            for name, values in vars(whole).items():
                 np.testing.assert_array_equal(getattr(parts, name), values, err_msg=name)
 
 
@@ -134,12 +153,12 @@ def test_wells_have_the_basins_that_their_starts_say():
         for rank, k in enumerate(order):
             mine = (signs[problem] == names[k]).all(1)
             np.testing.assert_array_equal(found.attractor[problem] == rank, mine)
-        table = land.attractors(found).query(f"problem == {problem}")
+        table = attractors(found).query(f"problem == {problem}")
         assert table.attractor.tolist() == [0, 1, 2, 3]
         assert table.restarts.tolist() == counts[order].tolist()
         np.testing.assert_allclose(table.mass, counts[order] / 200)
         assert table.right.tolist() == [bool(names[k].all()) for k in order]
-        times = land.settling_time(found.residual)[problem]
+        times = settling_time(found.residual)[problem]
         means = [times[found.attractor[problem] == rank].mean() for rank in range(4)]
         np.testing.assert_allclose(table.iterations, means)
         assert (table.residual < 1e-6).all()
@@ -147,11 +166,11 @@ def test_wells_have_the_basins_that_their_starts_say():
 
 
 def test_trajectories_that_do_not_settle_belong_to_no_attractor():
-    none = land.attractors(run(logistic(4.0), depth=30, breadth=4))
+    none = attractors(run(logistic(4.0), depth=30, breadth=4))
     assert len(none) == 0 and {"problem", "attractor", "mass", "right"} <= set(none.columns)
     found = run(wells(), problems=1, tokens=2, depth=40, breadth=50)
     found.residual[-1, 0, :20] = 1.0
-    table = land.attractors(found)
+    table = attractors(found)
     assert table.restarts.sum() == 30 and table.mass.sum() == pytest.approx(0.6)
 
 
@@ -169,21 +188,21 @@ def test_clusters_are_single_linkage_within_the_radius():
         wanted = np.full(30, -1)
         for label, part in enumerate(ordered):
             wanted[np.array(part)] = label
-        np.testing.assert_array_equal(land.cluster(states, 0.12), wanted)
+        np.testing.assert_array_equal(cluster(states, 0.12), wanted)
         assert 2 < len(parts) < 29
 
 
 def test_cluster_radius_is_a_root_mean_square():
     for numbers in (1, 16, 400):  # the same two states, in any number of dimensions
         pair = np.stack([np.zeros(numbers), np.full(numbers, 0.1)])
-        assert land.cluster(pair, 0.101).tolist() == [0, 0]
-        assert land.cluster(pair, 0.099).tolist() == [0, 1]
+        assert cluster(pair, 0.101).tolist() == [0, 0]
+        assert cluster(pair, 0.099).tolist() == [0, 1]
     chain = np.arange(10.0)[:, None]
-    assert set(land.cluster(chain, 1.01)) == {0}, "a chain is one cluster"
-    assert land.cluster(np.array([[5.0], [1.0], [1.01], [5.01], [1.02]]), 0.1).tolist() == [
+    assert set(cluster(chain, 1.01)) == {0}, "a chain is one cluster"
+    assert cluster(np.array([[5.0], [1.0], [1.01], [5.01], [1.02]]), 0.1).tolist() == [
         1, 0, 0, 1, 0,
     ]  # fmt: skip
-    assert land.cluster(np.zeros((1, 3)), 0.1).tolist() == [0]
+    assert cluster(np.zeros((1, 3)), 0.1).tolist() == [0]
 
 
 # ------------------------------------------------------------------------------ modes and tables
@@ -199,11 +218,11 @@ def test_modes_by_hand():
     kinds_of = np.array([[True, True], [True, False], [False, True], [False, False]])
     grid = np.array([np.repeat(kinds_of, counts, axis=0) for counts in cases])
     exact, settled = grid[..., 0], grid[..., 1]
-    assert land.modes(exact, settled).tolist() == list(cases.values())
-    assert set(cases.values()) == set(land.MODES)
+    assert modes(exact, settled).tolist() == list(cases.values())
+    assert set(cases.values()) == set(MODES)
     order = np.random.default_rng(0).permutation(10)
-    assert land.modes(exact[:, order], settled[:, order]).tolist() == list(cases.values())
-    strict = land.modes(exact, settled, broad=1.0)
+    assert modes(exact[:, order], settled[:, order]).tolist() == list(cases.values())
+    strict = modes(exact, settled, broad=1.0)
     assert strict.tolist() == [*list(cases.values())[:9], "b", "c", "d"]
 
 
@@ -212,7 +231,7 @@ def test_gains_are_paired_within_each_mode():
     base = np.array([0.0, 0.0, 0.2, 0.4, 0.6, 1.0])
     deeper = base + np.array([0.0, 0.0, 0.1, 0.0, 0.2, 0.0])
     wider = base + np.array([0.0, 0.1, 0.4, 0.3, 0.2, 0.0])
-    found = land.mode_gains(mode, base, deeper, wider)
+    found = mode_gains(mode, base, deeper, wider)
     assert found.index.tolist() == list("abcd") and found.n.tolist() == [2, 3, 0, 1]
     assert found.base[["a", "b", "d"]].tolist() == pytest.approx([0, 0.4, 1])
     assert found.breadth[["a", "b", "d"]].tolist() == pytest.approx([0.05, 0.3, 0])
@@ -226,12 +245,12 @@ def test_gains_are_paired_within_each_mode():
 def test_settled_and_correct_is_a_two_by_two_table():
     settled = np.array([[1, 1, 0], [0, 1, 1]], bool)
     exact = np.array([[1, 0, 1], [0, 1, 1]], bool)
-    found = land.settled_correct(settled, exact)
+    found = settled_correct(settled, exact)
     assert found.loc["right", ["settled", "not settled", "n"]].tolist() == [3, 1, 4]
     assert found.loc["wrong", ["settled", "not settled", "n"]].tolist() == [1, 1, 2]
     assert found.share.tolist() == [0.75, 0.5]
     assert (found.low["right"], found.high["right"]) == wilson(3, 4)
-    none = land.settled_correct(settled, np.ones_like(exact))
+    none = settled_correct(settled, np.ones_like(exact))
     assert none.n["wrong"] == 0 and math.isnan(none.share["wrong"])
     assert (none.low["wrong"], none.high["wrong"]) == (0, 1)
 
@@ -240,7 +259,7 @@ def test_reliability_bins_hold_everything_once_in_order():
     draw = np.random.default_rng(0)
     size = draw.random((10, 5))
     exact = draw.random((10, 5)) > size  # the smaller the residual, the likelier right
-    found = land.reliability(size, exact, bins=7)
+    found = reliability(size, exact, bins=7)
     assert found.n.sum() == 50 and found.n.max() - found.n.min() <= 1 and len(found) == 7
     assert (found.n * found.exact).sum() == pytest.approx(exact.sum())
     assert found.residual.is_monotonic_increasing
@@ -248,19 +267,233 @@ def test_reliability_bins_hold_everything_once_in_order():
     first = exact.ravel()[order]
     assert found.exact[0] == first.mean() and found.residual[0] == np.median(size.ravel()[order])
     assert (found.low[0], found.high[0]) == wilson(first.sum(), len(order))
-    assert len(land.reliability(size[0], exact[0], bins=8)) == 5, "no empty bin"
+    assert len(reliability(size[0], exact[0], bins=8)) == 5, "no empty bin"
 
 
 def test_path_independence_is_its_definition():
     exact = np.random.default_rng(0).random((40, 6)) < 0.5
     wanted = [abs(sum(row) / 6 - row[0]) for row in exact.tolist()]
-    found = land.path_independence(exact)
+    found = path_independence(exact)
     assert found.mean == pytest.approx(np.mean(wanted)) and found.n == 40
     assert found.low < found.mean < found.high
-    assert land.path_independence(exact[:, :1]).mean == 0
-    assert land.path_independence(np.tile(exact[:, :1], 5)).mean == 0, "all starts alike"
-    shuffled = land.path_independence(exact[:, [0, 5, 3, 1, 4, 2]])
+    assert path_independence(exact[:, :1]).mean == 0
+    assert path_independence(np.tile(exact[:, :1], 5)).mean == 0, "all starts alike"
+    shuffled = path_independence(exact[:, [0, 5, 3, 1, 4, 2]])
     assert shuffled.mean == pytest.approx(found.mean), "only the first restart is special"
+
+
+# ------------------------------------------------------------------------------------------- slices
+
+
+def on(function, size: int, decode=None) -> Dynamics:
+    """The map ``function`` of ``size`` numbers, for one row."""
+    model = MapModel(function, decode)
+    return Dynamics(model, torch.zeros(1, 1), model.start(torch.zeros(1, size).double()))
+
+
+def states(*rows: list[float]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def newton(z: torch.Tensor) -> torch.Tensor:
+    """Newton's method for z³ = 1 on the plane."""
+    c = torch.view_as_complex(z.contiguous())
+    return torch.view_as_real((2 * c**3 + 1) / (3 * c**2))
+
+
+def nearest_root(z: torch.Tensor) -> torch.Tensor:
+    """One token: which of the three roots is closest, (B, 1, 3)."""
+    roots = torch.exp(2j * math.pi * torch.arange(3) / 3)
+    return -(torch.view_as_complex(z.contiguous())[:, None] - roots).abs()[:, None]
+
+
+PLANE = states([0, 0], [1, 0], [0, 1])  # u and v are the coordinates themselves
+
+
+@pytest.fixture(scope="module")
+def fractal():
+    """Newton's basins on a square that does not touch the origin, where the map is singular."""
+    return latent_slice(
+        on(newton, 2, nearest_root), PLANE, depth=40, size=128, span=(-1.01, 1), rows=4096
+    )
+
+
+# ------------------------------------------------------------------------------------------ slices
+
+
+def test_a_slice_knows_its_axes_answers_and_labels():
+    """tanh(2z) sends each coordinate to the well of its sign, ±0.9575."""
+    wells, corners = on(lambda z: torch.tanh(2 * z), 3), states([1, 0, -1], [1, 2, -1], [3, 0, -1])
+    found = latent_slice(wells, corners, np.array([1, 1, 0]), depth=30, size=41, span=(-1.02, 1))
+    v, u = np.meshgrid(found.v, found.u, indexing="ij")
+    first, second = 1 + 2 * v > 0, 2 * u > 0  # the third coordinate stays negative
+    np.testing.assert_array_equal(found.exact, first & second)
+    basins = first * 2 + second
+    names, counts = np.unique(basins, return_counts=True)
+    for rank, basin in enumerate(names[np.argsort(-counts)]):
+        np.testing.assert_array_equal(found.answer == rank, basins == basin)
+    assert (found.residual < 1e-6).all() and (found.settled_at > 0).all()
+    middle = found.settled_at[0, np.argmin(abs(found.u))], found.settled_at[0, -1]
+    assert middle[0] > middle[1], "near the border it takes longer"
+    plain = latent_slice(wells, corners, depth=30, size=41, span=(-1.02, 1), rows=100)
+    np.testing.assert_array_equal(plain.answer, found.answer)
+    np.testing.assert_array_equal(plain.settled_at, found.settled_at)
+    assert not plain.exact.any()
+    tall = latent_slice(wells, corners, depth=5, size=8, span=(-0.9, 0), span_v=(1, 3))
+    assert tall.u[[0, -1]].tolist() == [-0.9, 0] and tall.v[[0, -1]].tolist() == [1, 3]
+    assert (tall.answer == 0).all(), "u < 0 < v: one basin"
+
+
+def test_half_planes_settle_when_they_should():
+    """z ← z/2 along the border, and across it 1 + (z − 1)/2 or its mirror image: exact times."""
+
+    def halves(z: torch.Tensor) -> torch.Tensor:
+        across = z[:, 0] - z[:, 1]
+        return torch.stack((across.sign() + (across - across.sign()) / 2, across * 0), 1)
+
+    found = latent_slice(on(halves, 2), PLANE, depth=12, size=16, span=(-2, 2.5), tolerance=0.01)
+    v, u = np.meshgrid(found.v, found.u, indexing="ij")
+    off = abs(u - v) > 1e-9
+    np.testing.assert_array_equal((found.answer == found.answer[0, -1])[off], (u > v)[off])
+    gap = abs(abs(u - v) - 1)  # to ±1; halved by every iteration, RMS over two numbers
+    later = gap[..., None] / 2.0 ** np.arange(2, 13) / math.sqrt(2)
+    first = np.hypot(np.sign(u - v) * (1 + (abs(u - v) - 1) / 2) - u, v) / math.sqrt(2)
+    moves = np.concatenate([first[..., None], later], -1)
+    np.testing.assert_allclose(found.residual[off], moves[..., -1][off], rtol=1e-4, atol=1e-9)
+    wanted = settling_time(np.moveaxis(moves, -1, 0), 0.01)
+    np.testing.assert_array_equal(found.settled_at[off], wanted[off])
+    assert len(np.unique(wanted[off])) > 4
+
+
+def test_the_corners_of_a_slice_are_the_trajectories_of_a_rollout():
+    config = ModelConfig(hidden=8, blocks=1, high_cycles=1, low_cycles=2, width_multiple=8)
+    model = Reasoner(config, 2, 3, 4, stream(1, "init"))
+    x = torch.tensor([[0, 1, 2, 3, 1, 2]])
+    own = Dynamics.of(model, x, dtype=torch.float32)
+    corners = torch.cat([own.starts(5, restart) for restart in range(3)])
+    *_, last = rollout(model, x, depth=6, breadth=3, seed=5)
+    found = latent_slice(own, corners, last.step.answer[1].numpy(), depth=6, size=2, span=(0, 1))
+    at = ([0, 0, 1], [0, 1, 0])  # (0, 0), u = 1 and v = 1
+    np.testing.assert_allclose(found.residual[at], last.residual, rtol=1e-4)
+    assert found.exact[0, 1]
+    same = (last.step.answer == last.step.answer[1]).all(1)
+    np.testing.assert_array_equal(found.exact[at], same)
+
+
+def test_settling_time_by_brute_force():
+    draw = np.random.default_rng(0)
+    trace = draw.choice([0.01, 0.02, 0.03], p=[0.8, 0.1, 0.1], size=(6, 8, 50))
+    trace[:, 0, 0], trace[:, 0, 1] = 0.01, 0.03
+    found = settling_time(trace, 0.02)
+    for row in np.ndindex(8, 50):
+        below = [r < 0.02 for r in trace[(slice(None), *row)]]
+        wanted = next((t for t in range(1, 7) if all(below[t - 1 :])), UNSETTLED)
+        assert found[row] == wanted
+    assert found[0, 0] == 1 and found[0, 1] == UNSETTLED
+    nan = np.array([[0.01, math.nan], [math.nan, 0.01]])
+    assert settling_time(nan, 0.02).tolist() == [UNSETTLED, 2], (
+        "a diverged trajectory has not settled"
+    )
+
+
+# ----------------------------------------------------------------------------------- basin entropy
+
+
+def chessboard(square: int, squares: int) -> np.ndarray:
+    return np.kron(np.indices((squares, squares)).sum(0) % 2, np.ones((square, square), int))
+
+
+def test_basin_entropy_of_a_chessboard():
+    """Boxes of one square hold one basin; boxes of 2 × 2 squares, or offset ones, hold both."""
+    board = chessboard(4, 6)
+    alone, four = basin_entropy(board, 4), basin_entropy(board, 8)
+    assert (alone.entropy, alone.mixed, alone.boxes) == (0, 0, 36)
+    assert four.entropy == four.boundary == pytest.approx(math.log(2))
+    assert (four.mixed, four.boxes) == (1, 9)
+    offset = basin_entropy(board[2:-2, 2:-2], 4)
+    assert offset.entropy == pytest.approx(math.log(2)) and offset.boxes == 25
+    assert basin_entropy(np.pad(board, ((0, 7), (0, 3))), 8) == four, "a rest is left out"
+    with pytest.raises(ValueError, match="no box of 25 × 25"):
+        basin_entropy(board, 25)
+
+
+def test_basin_entropy_of_a_straight_border_and_of_noise():
+    labels = np.tile(np.arange(20) >= 7, (15, 1))  # cuts the second of four columns 2 : 3
+    found = basin_entropy(labels, 5)
+    wanted = -(0.4 * math.log(0.4) + 0.6 * math.log(0.6))
+    assert found.boundary == pytest.approx(wanted) and found.entropy == pytest.approx(wanted / 4)
+    assert found.mixed == 0.25
+    speck = np.zeros((20, 20), int)
+    speck[0, 0] = 1
+    rare = basin_entropy(speck, 10)
+    assert (rare.mixed, rare.boxes) == (0.25, 4), "one point in a hundred is a second basin"
+    assert rare.boundary == pytest.approx(4 * rare.entropy) and rare.boundary < 0.1
+    noise = np.random.default_rng(0).integers(0, 3, (200, 200))
+    assert basin_entropy(noise, 20).entropy == pytest.approx(math.log(3), rel=0.01)
+    assert basin_entropy(noise * 7 - 3, 20) == basin_entropy(noise, 20), "names do not matter"
+
+
+def test_basin_entropy_tells_newton_s_basins_from_half_planes(fractal):
+    """Where all three basins share the border, boxes on it hold more than the ln 2 of two."""
+    masses = np.bincount(fractal.answer.ravel()) / fractal.answer.size
+    assert len(masses) == 3 and (abs(masses - 1 / 3) < 0.01).all()
+    v, u = np.meshgrid(fractal.v, fractal.u, indexing="ij")
+    # At 8 points a box it comes out a little below: the criterion suffices, no more.
+    tangled, smooth = (
+        basin_entropy(fractal.answer, 12),
+        basin_entropy(2 * v > u + 0.1, 12),
+    )
+    assert smooth.boundary < 0.6 < math.log(2) < tangled.boundary < math.log(3)
+    assert smooth.entropy < tangled.entropy / 2
+
+
+# ---------------------------------------------------------------------------- uncertainty exponent
+
+
+def cantor(levels: int) -> np.ndarray:
+    """Points of [0, 1) in 3^levels steps, each gap of the Cantor set a basin of its own."""
+    x, first = np.arange(3**levels), np.full(3**levels, levels)
+    for level in reversed(range(levels)):
+        first = np.where(x // 3 ** (levels - 1 - level) % 3 == 1, level, first)
+    return first * 3**levels + x // 3 ** (levels - first)  # the digits before the first 1
+
+
+def test_uncertainty_exponent_of_smooth_borders_is_one():
+    for size in (32, 64, 200):
+        line = np.tile(np.arange(size) >= size // 2, (size, 1))
+        found = uncertainty_exponent(line)
+        assert found.alpha == pytest.approx(1), "a straight border, at any size of the slice"
+        wanted = 2 * found.radii / (size - 16)
+        np.testing.assert_allclose(found.uncertain, wanted)
+        assert uncertainty_exponent(line.T).alpha == pytest.approx(1)
+    v, u = np.indices((128, 128)) - 63.3
+    circle = uncertainty_exponent(u**2 + v**2 < 32**2)
+    assert circle.alpha == pytest.approx(1, abs=0.02)
+    assert circle.low < circle.alpha < circle.high < 1.1
+
+
+def test_uncertainty_exponent_of_a_cantor_set_is_its_codimension():
+    """Stripes over a border of dimension ln 2 / ln 3: α = 1 − ln 2 / ln 3 = 0.369."""
+    stripes = np.tile(cantor(7), (55, 1))
+    found = uncertainty_exponent(stripes, (1, 3, 9, 27))
+    assert found.alpha == pytest.approx(1 - math.log(2) / math.log(3), abs=0.01)
+    assert found.high < 0.4
+
+
+def test_uncertainty_exponent_of_newton_s_map_is_fractal(fractal):
+    """On 2,048² points and radii up to 64 it is 0.557 (measured once); here on 128²."""
+    found = uncertainty_exponent(fractal.answer)
+    assert found.alpha == pytest.approx(0.557, abs=0.03) and found.high < 0.65
+
+
+def test_uncertainty_exponent_where_nothing_can_be_fitted():
+    flat = uncertainty_exponent(np.zeros((20, 20)))
+    assert math.isnan(flat.alpha) and math.isnan(flat.low) and (flat.uncertain == 0).all()
+    board = uncertainty_exponent(chessboard(1, 30), (1, 2, 3))  # certain at distance 2
+    assert board.alpha == 0 and board.uncertain.tolist() == [1, 0, 1]
+    assert math.isnan(board.low) and math.isnan(board.high), "two points give a line, no interval"
+    with pytest.raises(ValueError, match="radius 8 does not fit"):
+        uncertainty_exponent(np.zeros((16, 40)))
 
 
 # ----------------------------------------------------------------------------------- the store
@@ -274,14 +507,14 @@ def test_a_measurement_is_made_once_and_an_altered_one_is_refused(tmp_path):
 
     def measure() -> dict[str, np.ndarray]:
         calls.append(1)
-        return run(wells(), problems=2, tokens=2, depth=5, breadth=3).arrays()
+        return vars(run(wells(), problems=2, tokens=2, depth=5, breadth=3))
 
     settings = {"depth": 5, "breadth": 3}
     first = measured("ends", model, settings, measure, store)
     again = measured("ends", model, dict(reversed(settings.items())), measure, store)
     assert len(calls) == 1 and again.run == first.run
     found, direct = Ends(**again.arrays), run(wells(), problems=2, tokens=2, depth=5, breadth=3)
-    for name, values in direct.arrays().items():
+    for name, values in vars(direct).items():
         np.testing.assert_array_equal(getattr(found, name), values)
         assert getattr(found, name).dtype == values.dtype
     np.testing.assert_array_equal(again["residual"], direct.residual)

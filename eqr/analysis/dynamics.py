@@ -333,3 +333,25 @@ def adjoint_solve(
             raise ArithmeticError(f"row {row}: (I − J) is too close to singular for GMRES")
         found.append(torch.from_numpy(answer))
     return torch.stack(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Pca:
+    """A plane that shows as much as possible of a cloud of states."""
+
+    mean: np.ndarray  # (N,)
+    axes: np.ndarray  # (K, N) orthonormal
+    explained: np.ndarray  # (K,) share of the variance
+
+    def project(self, states: np.ndarray) -> np.ndarray:
+        """Coordinates (…, K) of states (…, N)."""
+        return (states - self.mean) @ self.axes.T
+
+
+def pca(states: np.ndarray, components: int = 2) -> Pca:
+    """Principal axes of states (M, N)."""
+    states = np.asarray(states, np.float64)
+    mean = states.mean(0)
+    _, size, axes = np.linalg.svd(states - mean, full_matrices=False)
+    variance = size**2 / (size**2).sum()
+    return Pca(mean, axes[:components], variance[:components])

@@ -1,8 +1,9 @@
 """The attractors of a problem and their basins: how many, how broad, right or wrong (paper §2).
 
-What many trajectories of many problems do, sorted into attractors, modes and tables: the chapter
-*Reading the landscape*. Derivatives at a state are in :mod:`eqr.analysis.dynamics`, slices of the
-latent space in :mod:`eqr.analysis.basins`; their functions can be imported from here as well.
+Two ways to look at a landscape (chapter *Reading the landscape*): what many trajectories of many
+problems do, sorted into attractors, modes and tables; and slices of the latent space of one
+problem, which show what start ends where and how tangled the border is. Derivatives at a state are
+in :mod:`eqr.analysis.dynamics`.
 
 Shapes: ``P`` problems × ``B`` restarts over ``D`` outer iterations; ``N`` numbers in a flat state.
 """
@@ -12,57 +13,34 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.stats import entropy
 from torch import Tensor
 
-from eqr.analysis.basins import (
-    NEVER,
-    TOLERANCE,
-    Basins,
-    Exponent,
-    Pca,
-    Slice,
-    basin_entropy,
-    latent_slice,
-    pca,
-    settling_time,
-    uncertainty_exponent,
-)
-from eqr.analysis.dynamics import (
-    Dynamics,
-    MapModel,
-    fixed_point,
-    gap_lipschitz,
-    jacobian_norm,
-    local_lipschitz,
-    lyapunov,
-    margin,
-    spectral_radius,
-)
+from eqr.analysis.dynamics import Dynamics
 from eqr.evaluate import answer_hash
+from eqr.model import residual
 from eqr.rollout import Iteration, record, rollout
-from eqr.stats import Difference, paired_difference, wilson
+from eqr.stats import Difference, paired_difference, power_law, wilson
 
-__all__ = [
-    "MODES", "NEVER", "TOLERANCE", "Basins", "Dynamics", "Ends", "Exponent", "MapModel", "Pca",
-    "Slice", "attractors", "basin_entropy", "cluster", "ends", "fixed_point", "gap_lipschitz",
-    "jacobian_norm", "kinds", "latent_slice", "local_lipschitz", "lyapunov", "margin",
-    "mode_gains", "modes", "path_independence", "pca", "reliability", "settled_correct",
-    "settling_time", "spectral_radius", "uncertainty_exponent",
-]  # fmt: skip
+TOLERANCE = 0.02  # residual below which a trajectory counts as settled, as in eqr.solve
+UNSETTLED = -1  # settling time of a trajectory that did not settle
 
 # --- trajectories ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ends:
-    """Where P problems × B restarts were after D iterations, and how they got there."""
+    """Where P problems × B restarts were after D iterations, and how they got there.
+
+    ``vars`` gives the arrays for a stored run, ``Ends(**arrays)`` reads them back.
+    """
 
     residual: np.ndarray  # (D, P, B) float32, of every iteration
     exact: np.ndarray  # (D, P, B) bool
@@ -70,10 +48,6 @@ class Ends:
     attractor: np.ndarray  # (P, B) int: cluster of the last state, 0 the most frequent
     recurrence: np.ndarray  # (P, B) RMS distance to the nearest of the states W..2 before the last
     period: np.ndarray  # (P, B) int: how many iterations before the last that nearest state was
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """For a stored run; ``Ends(**arrays)`` reads them back."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @torch.no_grad()
@@ -98,14 +72,14 @@ def ends(
         radius: RMS distance below which two last states belong to one attractor.
         rows: trajectories in flight; whole problems are kept together.
     """
-    count = len(inputs)
+    by_depth, once = (depth, len(inputs), breadth), (len(inputs), breadth)
     result = Ends(
-        residual=np.zeros((depth, count, breadth), np.float32),
-        exact=np.zeros((depth, count, breadth), bool),
-        answer=np.zeros((count, breadth), np.int64),
-        attractor=np.zeros((count, breadth), np.int64),
-        recurrence=np.zeros((count, breadth), np.float32),
-        period=np.zeros((count, breadth), np.int64),
+        residual=np.zeros(by_depth, np.float32),
+        exact=np.zeros(by_depth, bool),
+        answer=np.zeros(once, np.int64),
+        attractor=np.zeros(once, np.int64),
+        recurrence=np.zeros(once, np.float32),
+        period=np.zeros(once, np.int64),
     )
     truth = torch.as_tensor(labels, device=model.device).long()
     recent: deque[Tensor] = deque(maxlen=window + 1)
@@ -124,10 +98,9 @@ def ends(
             nearest = torch.stack(back).min(0)
             result.recurrence[at] = nearest.values.cpu().numpy()
             result.period[at] = nearest.indices.cpu().numpy() + 2
+            states = last.cpu().numpy()
             for problem in np.unique(it.problem):
-                mine = it.problem == problem
-                states = last[torch.from_numpy(mine).to(last.device)].cpu().numpy()
-                result.attractor[problem] = cluster(states, radius)
+                result.attractor[problem] = cluster(states[it.problem == problem], radius)
         own = truth[torch.from_numpy(it.problem).to(model.device)]
         return {"residual": it.residual, "exact": (it.answer == own).all(1)}
 
@@ -135,20 +108,37 @@ def ends(
         model, torch.as_tensor(inputs), depth=depth, breadth=breadth, noise=noise, seed=seed,
         rows=max(1, rows // breadth) * breadth,
     )  # fmt: skip
-    record(iterations, result.arrays(), keep, range(1, depth + 1))
+    record(iterations, vars(result), keep, range(1, depth + 1))
     return result
 
 
-def kinds(found: Ends, tolerance: float = TOLERANCE) -> np.ndarray:
+def kinds(trajectories: Ends, tolerance: float = TOLERANCE) -> np.ndarray:
     """How each trajectory ended, (P, B): ``"fixed point"``, ``"cycle"`` or ``"wanders"``.
 
     A fixed point: the last residual is below ``tolerance``. A cycle: it is not, but the last state
     returns to within ``tolerance`` of one of the states before. Anything else wanders: chaos, a
     cycle longer than the window, or a very slow approach.
     """
-    settled = found.residual[-1] < tolerance
-    cycle = found.recurrence < tolerance
-    return np.where(settled, "fixed point", np.where(cycle, "cycle", "wanders"))
+    returns = np.where(trajectories.recurrence < tolerance, "cycle", "wanders")
+    return np.where(trajectories.residual[-1] < tolerance, "fixed point", returns)
+
+
+def settling_time(residuals: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
+    """First iteration, from 1, from which on the residual stays below ``tolerance``.
+
+    Args:
+        residuals: (D, …) by iteration.
+
+    Returns:
+        (…) ints; :data:`UNSETTLED` where the last residual is not below.
+
+    >>> settling_time(np.array([[.5, .5], [.01, .01], [.03, .01]]), 0.02)
+    array([-1,  2])
+    """
+    above = ~(np.asarray(residuals) < tolerance)  # NaN is not below
+    last = len(above) - np.argmax(above[::-1], axis=0)  # the last iteration not below, from 1
+    last = np.where(above.any(0), last, 0)
+    return np.where(above[-1], UNSETTLED, last + 1)
 
 
 def cluster(states: np.ndarray, radius: float) -> np.ndarray:
@@ -169,23 +159,21 @@ def cluster(states: np.ndarray, radius: float) -> np.ndarray:
     return rank[names]
 
 
-def attractors(found: Ends, tolerance: float = TOLERANCE) -> pd.DataFrame:
+def attractors(trajectories: Ends, tolerance: float = TOLERANCE) -> pd.DataFrame:
     """The attractors that settled restarts have reached, one row each.
 
     Columns: ``problem, attractor, restarts`` (settled ones that ended there), ``mass`` (of all B
     restarts), ``right``, ``residual`` (mean of the last ones) and ``iterations`` (mean settling
     time). Trajectories that did not settle belong to no attractor.
     """
-    settled, last = found.residual[-1] < tolerance, found.exact[-1]
-    when = settling_time(found.residual, tolerance)
-    problem, restart = np.nonzero(settled)
+    settled = trajectories.residual[-1] < tolerance
     frame = pd.DataFrame(
         {
-            "problem": problem,
-            "attractor": found.attractor[problem, restart],
-            "right": last[problem, restart],
-            "residual": found.residual[-1][problem, restart],
-            "iterations": when[problem, restart],
+            "problem": np.nonzero(settled)[0],
+            "attractor": trajectories.attractor[settled],
+            "right": trajectories.exact[-1][settled],
+            "residual": trajectories.residual[-1][settled],
+            "iterations": settling_time(trajectories.residual, tolerance)[settled],
         }
     )
     grouped = frame.groupby(["problem", "attractor"])
@@ -232,11 +220,10 @@ def modes(
         narrow: share of restarts that end right below which a basin counts as narrow, ``"c"``.
     """
     exact, settled = np.asarray(exact, bool), np.asarray(settled, bool)
-    some = exact.any(1)
     spurious = (settled & ~exact).any(1)
     stable = (exact & settled).mean(1) >= broad
     few = exact.mean(1) < narrow
-    return np.select([~some, stable, few | ~spurious], ["a", "d", "c"], "b")
+    return np.select([~exact.any(1), stable, few | ~spurious], ["a", "d", "c"], "b")
 
 
 def mode_gains(
@@ -253,21 +240,17 @@ def mode_gains(
         One row a mode: ``n``, ``base``, and the paired gains ``depth`` and ``breadth`` with their
         95 % intervals; NaN where no problem has the mode.
     """
-    rows = []
+    rows = {}
     for name in MODES:
         mine = mode == name
-        row: dict[str, Any] = {"mode": name, "n": int(mine.sum()), "base": math.nan}
+        rows[name] = row = {"n": int(mine.sum())}
+        if not mine.any():
+            continue
+        row["base"] = float(np.mean(base[mine]))
         for kind, gained in (("depth", deeper), ("breadth", wider)):
-            if mine.any():
-                found = paired_difference(gained[mine], base[mine])
-                values = found.mean, found.low, found.high
-            else:
-                values = math.nan, math.nan, math.nan
-            row |= dict(zip((kind, f"{kind}_low", f"{kind}_high"), values, strict=True))
-        if mine.any():
-            row["base"] = float(np.mean(base[mine]))
-        rows.append(row)
-    return pd.DataFrame(rows).set_index("mode")
+            gain = paired_difference(gained[mine], base[mine])
+            row |= {kind: gain.mean, f"{kind}_low": gain.low, f"{kind}_high": gain.high}
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("mode")
 
 
 def settled_correct(settled: np.ndarray, exact: np.ndarray) -> pd.DataFrame:
@@ -276,16 +259,12 @@ def settled_correct(settled: np.ndarray, exact: np.ndarray) -> pd.DataFrame:
     ``share`` is that of the right (or wrong) answers which settled, with its Wilson interval.
     """
     settled, exact = np.asarray(settled, bool).ravel(), np.asarray(exact, bool).ravel()
-    rows = []
+    rows = {}
     for name, mine in (("right", exact), ("wrong", ~exact)):
         n, hits = int(mine.sum()), int((mine & settled).sum())
-        low, high = wilson(hits, n)
-        share = hits / n if n else math.nan
-        rows.append(
-            {"answer": name, "settled": hits, "not settled": n - hits, "n": n, "share": share,
-             "low": low, "high": high}
-        )  # fmt: skip
-    return pd.DataFrame(rows).set_index("answer")
+        rows[name] = (hits, n - hits, n, hits / n if n else math.nan, *wilson(hits, n))
+    columns = ["settled", "not settled", "n", "share", "low", "high"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("answer")
 
 
 def reliability(residuals: np.ndarray, exact: np.ndarray, bins: int = 8) -> pd.DataFrame:
@@ -297,9 +276,143 @@ def reliability(residuals: np.ndarray, exact: np.ndarray, bins: int = 8) -> pd.D
     residuals, exact = np.ravel(residuals), np.ravel(exact)
     rows = []
     for part in np.array_split(np.argsort(residuals, kind="stable"), min(bins, len(residuals))):
-        low, high = wilson(float(exact[part].sum()), len(part))
-        rows.append(
-            {"residual": float(np.median(residuals[part])), "n": len(part),
-             "exact": float(exact[part].mean()), "low": low, "high": high}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        n, hits = len(part), float(exact[part].sum())
+        rows.append((np.median(residuals[part]), n, hits / n, *wilson(hits, n)))
+    return pd.DataFrame(rows, columns=["residual", "n", "exact", "low", "high"])
+
+
+# --- slices of the latent space ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A plane of starts of one problem and what became of each; ``vars`` gives the arrays."""
+
+    u: np.ndarray  # (n,) coordinates along the first direction
+    v: np.ndarray  # (m,)
+    answer: np.ndarray  # (m, n) int: decoded answer, 0 the most frequent
+    exact: np.ndarray  # (m, n) bool
+    residual: np.ndarray  # (m, n) of the last iteration
+    settled_at: np.ndarray  # (m, n) settling time, UNSETTLED where it did not
+
+
+@torch.no_grad()
+def latent_slice(
+    dynamics: Dynamics,
+    corners: Tensor,
+    label: np.ndarray | None = None,
+    *,
+    depth: int,
+    size: int = 64,
+    span: tuple[float, float] = (-0.5, 1.5),
+    span_v: tuple[float, float] | None = None,
+    tolerance: float = TOLERANCE,
+    rows: int = 512,
+) -> Slice:
+    """Iterate every start of the plane through three states; a map of the basins it cuts.
+
+    The start at (u, v) is ``c0 + u (c1 − c0) + v (c2 − c0)``: the corners lie at (0, 0), (1, 0)
+    and (0, 1).
+
+    Args:
+        dynamics: of one problem (one row).
+        corners: (3, N) flat states.
+        label: (S,) the right tokens; None marks nothing as exact.
+        size: points a side.
+        span: range of the coordinate u, and of v unless ``span_v`` says otherwise.
+    """
+    axis_u, axis_v = (np.linspace(*reach, size) for reach in (span, span_v or span))
+    grids = np.meshgrid(axis_v, axis_u, indexing="ij")
+    grid_v, grid_u = (torch.from_numpy(grid.ravel()) for grid in grids)
+    base, du, dv = corners[0], corners[1] - corners[0], corners[2] - corners[0]
+    tokens, gaps = [], []
+    for first in range(0, size * size, rows):
+        u, v = (g[first : first + rows, None].to(base) for g in (grid_u, grid_v))
+        z = base + u * du + v * dv
+        here = replace(dynamics, x=dynamics.x.expand(len(z), -1))
+        trace = []
+        for _ in range(depth):
+            step = here.step(z)
+            trace.append(residual(here.state(z), step.state))
+            z = step.state.flat()
+        tokens.append(step.answer.numpy())
+        gaps.append(torch.stack(trace).numpy())
+    answers, trace = np.concatenate(tokens), np.concatenate(gaps, axis=1)
+    _, names, counts = np.unique(answers, axis=0, return_inverse=True, return_counts=True)
+    rank = np.argsort(np.argsort(-counts, kind="stable"))
+    exact = np.zeros(len(answers), bool) if label is None else (answers == label).all(1)
+    points = (rank[names.ravel()], exact, trace[-1], settling_time(trace, tolerance))
+    return Slice(axis_u, axis_v, *(each.reshape(size, size) for each in points))
+
+
+@dataclass(frozen=True, slots=True)
+class Basins:
+    """Basin entropy of a slice (Daza et al. 2016)."""
+
+    entropy: float  # mean Gibbs entropy of a box, nats
+    boundary: float  # the same over mixed boxes; above ln 2, as boxes shrink: fractal
+    mixed: float  # share of boxes that hold two basins or more
+    boxes: int
+
+
+def basin_entropy(labels: np.ndarray, box: int = 5) -> Basins:
+    """Unpredictability of the basin that a start near a point falls into.
+
+    Args:
+        labels: (m, n) basin of every point.
+        box: points a side of the boxes that the slice is cut into.
+
+    Raises:
+        ValueError: the slice is smaller than one box.
+    """
+    labels = np.asarray(labels)
+    m, n = (side // box * box for side in labels.shape)
+    if not m or not n:
+        raise ValueError(f"a slice of {labels.shape} points has no box of {box} × {box}")
+    boxes = labels[:m, :n].reshape(m // box, box, n // box, box).swapaxes(1, 2)
+    each = np.array(
+        [entropy(np.unique(cell, return_counts=True)[1]) for cell in boxes.reshape(-1, box * box)]
+    )
+    mixed = each > 0
+    inside = float(each[mixed].mean()) if mixed.any() else 0.0
+    return Basins(float(each.mean()), inside, float(mixed.mean()), len(each))
+
+
+@dataclass(frozen=True, slots=True)
+class Exponent:
+    """Uncertainty exponent α of a slice, with the points that it was fitted to."""
+
+    alpha: float  # NaN where fewer than two radii have uncertain points
+    low: float  # NaN where fewer than three have
+    high: float
+    radii: np.ndarray  # (K,) in points of the slice
+    uncertain: np.ndarray  # (K,) share of points with another basin at that distance
+
+
+def uncertainty_exponent(
+    labels: np.ndarray, radii: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+) -> Exponent:
+    """How fast the uncertain share f(ε) of starts falls as they are known better: f ∝ ε^α.
+
+    A point is ε-uncertain if one of its four neighbours at distance ε ends elsewhere (McDonald et
+    al. 1985). α = 1 for a smooth boundary; below 1 it is fractal, and knowing the start ten times
+    better helps by less than ten. The interval is that of the fitted line only.
+
+    Raises:
+        ValueError: the largest radius does not fit into the slice.
+    """
+    labels, edge = np.asarray(labels), max(radii)
+    m, n = (side - 2 * edge for side in labels.shape)
+    if min(m, n) < 1:
+        raise ValueError(f"radius {edge} does not fit into a slice of {labels.shape} points")
+    # The same points at every radius: a window that shrinks as ε grows would bend the line.
+    inner, shares = labels[edge : edge + m, edge : edge + n], []
+    for radius in radii:
+        shifts = [(-radius, 0), (radius, 0), (0, -radius), (0, radius)]
+        moved = [labels[edge + i : edge + i + m, edge + j : edge + j + n] for i, j in shifts]
+        shares.append((np.array(moved) != inner).any(0).mean())
+    share, radius = np.array(shares), np.array(radii)
+    used = share > 0
+    if used.sum() < 2:
+        return Exponent(math.nan, math.nan, math.nan, radius, share)
+    return Exponent(*power_law(radius[used], share[used]), radius, share)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqr.analysis.basins import Pca, pca
+from eqr.analysis.dynamics import Pca, pca
 from eqr.rollout import Iteration, rollout
 
 FOREVER = 10**9  # iterations that a rollout is asked for; the engine says when to stop
