@@ -16,16 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import isotonic_regression
 
 from eqr.analysis.plan_grid import Grid, PlanError, Setting
 from eqr.stats import Difference, paired_difference, share_interval
 from eqr.streams import stream_seed
 
 FOLDS = 5
+NAMES = {"nfe": "NFE", "layers": "layers", "seconds": "s"}  # of the units, in messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +62,15 @@ def choices(grid: Grid, cost: np.ndarray) -> dict[float, tuple[int, int | None]]
     """
     mean = grid.exact.mean(1)
     best: list[int] = []  # the best two so far
-    found, known = {}, {}
+    chosen: dict[float, tuple[int, int | None]] = {}
+    compare = cache(lambda one, other: gap(grid, one, other))
     for row in np.lexsort((-mean, cost)).tolist():
         best = sorted([*best, row], key=lambda r: (-mean[r], cost[r]))[:2]
-        chosen, tied = best[0], None
-        if len(best) == 2:
-            pair = tuple(best)
-            if pair not in known:
-                known[pair] = gap(grid, *pair)
-            if known[pair].low <= 0:
-                chosen, tied = sorted(best, key=lambda r: cost[r])
-        found[float(cost[row])] = (chosen, tied)
-    return found
-
-
-def folds_of(problems: int, folds: int, seed: int) -> np.ndarray:
-    """The fold of each problem, drawn at random in equal parts, (P,)."""
-    order = np.random.default_rng(stream_seed(seed, "plan folds")).permutation(problems)
-    return order % min(folds, problems)
+        pair = best[0], None
+        if len(best) == 2 and compare(*best).low <= 0:
+            pair = tuple(sorted(best, key=lambda r: cost[r]))
+        chosen[float(cost[row])] = pair
+    return chosen
 
 
 def frontier(grid: Grid, unit: str = "nfe", folds: int = FOLDS, seed: int = 0) -> list[Point]:
@@ -90,38 +85,24 @@ def frontier(grid: Grid, unit: str = "nfe", folds: int = FOLDS, seed: int = 0) -
     """
     if not grid.settings or grid.exact.shape[1] < 2:
         raise PlanError("a plan needs records of at least one setting on at least two problems")
-    cost, fold = grid.cost(unit), folds_of(grid.exact.shape[1], folds, seed)
+    cost, n = grid.cost(unit), grid.exact.shape[1]
+    order = np.random.default_rng(stream_seed(seed, "plan folds")).permutation(n)
+    fold = order % min(folds, n)  # of each problem, (P,)
     budgets = np.unique(cost)
-    values = np.empty((len(budgets), len(fold)))  # of each problem, cross-fitted
+    values = np.empty((len(budgets), n))  # of each problem, cross-fitted
     for k in np.unique(fold):
         steps = choices(grid.problems(fold != k), cost)
         rows = [steps[budget][0] for budget in budgets.tolist()]
         values[:, fold == k] = grid.exact[rows][:, fold == k]
     whole, points = choices(grid, cost), []
-    for first, last in rising(values.mean(1)):
+    blocks = isotonic_regression(values.mean(1)).blocks  # ends of the runs averaged to rise
+    for first, last in pairwise(blocks.tolist()):
         pooled = values[first:last].mean(0)
         for budget in budgets[first:last].tolist():
             row, tied = whole[budget]
             expected = share_interval(float(pooled.mean()), pooled, int(grid.groups[row]))
             points.append(Point(budget, row, expected, recorded(grid, row), tied))
     return points
-
-
-def rising(values: np.ndarray) -> list[tuple[int, int]]:
-    """Isotonic regression: the blocks (first, after last) whose means rise.
-
-    >>> rising(np.array([0.1, 0.4, 0.2, 0.5]))
-    [(0, 1), (1, 3), (3, 4)]
-    """
-    blocks: list[tuple[int, int]] = []
-    for i in range(len(values)):
-        blocks.append((i, i + 1))
-        while len(blocks) > 1:
-            before, after = (values[slice(*block)].mean() for block in blocks[-2:])
-            if before < after:
-                break
-            blocks[-2:] = [(blocks[-2][0], i + 1)]
-    return blocks
 
 
 def at_budget(points: Sequence[Point], budget: float) -> Point | None:
@@ -172,28 +153,29 @@ class Plan:
             f"{best.seconds:.3g} s a problem ({self.clock})",
         ]
         for other in self.others:
-            told = other.gap
+            to_it = [f"{100 * v:+.1f}" for v in (other.gap.mean, other.gap.low, other.gap.high)]
             lines.append(
                 f"  or        {other.setting}: {percent(other.recorded)}, {other.nfe:.4g} NFE; "
-                f"{100 * told.mean:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}] to it"
+                f"{to_it[0]} [{to_it[1]}, {to_it[2]}] to it"
             )
         return "\n".join([*lines, *(f"  note      {note}" for note in self.notes)])
 
 
-def percent(found: Difference) -> str:
+def percent(accuracy: Difference) -> str:
     """An accuracy for people.
 
     >>> percent(Difference(0.912, 0.884, 0.934, 512))
     '91.2 % [88.4, 93.4]'
     """
-    return f"{100 * found.mean:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+    mean, low, high = (100 * v for v in (accuracy.mean, accuracy.low, accuracy.high))
+    return f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def option(grid: Grid, row: int, beside: int | None = None) -> Option:
     """A setting of the grid as it is reported."""
     cost = {unit: float(grid.cost(unit)[row]) for unit in ("nfe", "layers", "seconds")}
-    told = None if beside is None else gap(grid, row, beside)
-    return Option(grid.settings[row], recorded(grid, row), **cost, run=grid.runs[row], gap=told)
+    to_it = None if beside is None else gap(grid, row, beside)
+    return Option(grid.settings[row], recorded(grid, row), **cost, run=grid.runs[row], gap=to_it)
 
 
 def plan(
@@ -229,9 +211,29 @@ def plan(
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"target {target} must lie above 0 and at most at 1, as in 0.98")
     points = frontier(grid, unit, folds, seed)
-    if target is not None:
-        return _for_target(grid, points, target, unit, others)
-    cost, name = grid.cost(unit), {"nfe": "NFE", "layers": "layers", "seconds": "s"}[unit]
+    if target is None:
+        asked = f"budget {budget:g} {NAMES[unit]} a problem"
+        point, status, notes, rest = _within(grid, points, budget, unit)
+    else:
+        asked = f"target {target:.1%}"
+        point, status, notes, rest = _reaching(grid, points, target, grid.cost(unit))
+    return Plan(
+        asked,
+        status,
+        best=option(grid, point.row),
+        expected=point.expected,
+        others=tuple(option(grid, row, point.row) for row in rest[:others]),
+        notes=(*notes, *grid.notes),
+        clock=grid.clock,
+    )
+
+
+#: What is chosen: a point of the frontier, the status, notes, and the rows of the runners-up.
+Choice = tuple[Point, str, list[str], list[int]]
+
+
+def _within(grid: Grid, points: Sequence[Point], budget: float, unit: str) -> Choice:
+    cost, name, mean = grid.cost(unit), NAMES[unit], grid.exact.mean(1)
     point = at_budget(points, budget)
     if point is None:
         row = int(cost.argmin())
@@ -239,11 +241,10 @@ def plan(
             f"budget {budget:g} {name} is below the cheapest recorded setting "
             f"({grid.settings[row]}: {cost[row]:.4g} {name}); record smaller depths"
         )
-    status, notes = ("tie" if point.tied is not None else "supported"), []
-    mean = grid.exact.mean(1)
     paid = [r for r in np.lexsort((cost, -mean)).tolist() if cost[r] <= budget and r != point.row]
-    told = {r: gap(grid, r, point.row) for r in paid}
-    equal = [r for r in paid if told[r].low <= 0 <= told[r].high]
+    gaps = {r: gap(grid, r, point.row) for r in paid}
+    equal = [r for r in paid if gaps[r].low <= 0 <= gaps[r].high]
+    notes = []
     if point.tied is not None:
         notes.append(
             f"a tie with {grid.settings[point.tied]} ({cost[point.tied]:.4g} {name}): n = "
@@ -254,11 +255,8 @@ def plan(
             f"{len(equal)} settings cannot be told from it; the cheapest: {grid.settings[low]}, "
             f"{cost[low]:.4g} {name}, {percent(recorded(grid, low))}"
         )
-    notes += [*beyond(grid, point.row, budget, unit), *grid.notes]
-    rest = tuple(option(grid, r, point.row) for r in paid[:others])
-    asked = f"budget {budget:g} {name} a problem"
-    best = option(grid, point.row)
-    return Plan(asked, status, best, point.expected, rest, tuple(notes), grid.clock)
+    notes += beyond(grid, point.row, budget, unit)
+    return point, "supported" if point.tied is None else "tie", notes, paid
 
 
 def beyond(grid: Grid, row: int, budget: float, unit: str) -> list[str]:
@@ -283,13 +281,13 @@ def beyond(grid: Grid, row: int, budget: float, unit: str) -> list[str]:
     return notes
 
 
-def _for_target(grid: Grid, points: Sequence[Point], target: float, unit: str, others: int) -> Plan:
-    highs = [recorded(grid, row).high for row in range(len(grid.settings))]
-    top = int(np.argmax(highs))
-    if highs[top] < target:
+def _reaching(grid: Grid, points: Sequence[Point], target: float, cost: np.ndarray) -> Choice:
+    accuracies = [recorded(grid, row) for row in range(len(grid.settings))]
+    top = max(range(len(accuracies)), key=lambda row: accuracies[row].high)
+    if accuracies[top].high < target:
         raise PlanError(
             f"target {target:.1%} is out of reach of the records: the highest interval is "
-            f"{percent(recorded(grid, top))} ({grid.settings[top]}); record more depth or breadth"
+            f"{percent(accuracies[top])} ({grid.settings[top]}); record more depth or breadth"
         )
     reached = [point for point in points if point.expected.mean >= target]
     assured = [point for point in points if point.expected.low >= target]
@@ -297,7 +295,7 @@ def _for_target(grid: Grid, points: Sequence[Point], target: float, unit: str, o
     if not reached:
         notes.append(
             f"no recorded setting is expected to reach {target:.1%}; the intervals do not exclude "
-            "it: this is the best there is"
+            "it: no other comes closer"
         )
     elif not assured:
         notes.append(f"no plan has all of its interval above {target:.1%}")
@@ -307,18 +305,13 @@ def _for_target(grid: Grid, points: Sequence[Point], target: float, unit: str, o
             f"to have the whole interval above {target:.1%}: {sure.setting}, {sure.nfe:.4g} NFE, "
             f"expected {percent(assured[0].expected)}"
         )
-    notes += grid.notes
     status = "uncertain" if not reached else "supported" if point in assured else "likely"
     if point.tied is not None:
         notes.append(f"a tie with {grid.settings[point.tied]}: it is not cheaper")
-    cost = grid.cost(unit)
     mean = grid.exact.mean(1)
     order = np.argsort(cost, kind="stable") if reached else np.lexsort((cost, -mean))
-    good = [int(r) for r in order if r != point.row and (mean[r] >= target or not reached)]
-    rest = tuple(option(grid, r, point.row) for r in good[:others])
-    asked = f"target {target:.1%}"
-    best = option(grid, point.row)
-    return Plan(asked, status, best, point.expected, rest, tuple(notes), grid.clock)
+    rest = [int(r) for r in order if r != point.row and (mean[r] >= target or not reached)]
+    return point, status, notes, rest
 
 
 # -------------------------------------------------------------------------------------- validating
@@ -376,9 +369,9 @@ def validate(
     return pd.DataFrame(rows)
 
 
-def validation_table(found: pd.DataFrame) -> pd.DataFrame:
+def validation_table(trials: pd.DataFrame) -> pd.DataFrame:
     """Means of :func:`validate` by budget: predicted, obtained, both errors, coverage."""
-    by = found.groupby("budget")
+    by = trials.groupby("budget")
     table = by[["predicted", "recorded", "obtained", "nfe", "nfe_obtained"]].mean()
     table.insert(3, "predicted − obtained", table.predicted - table.obtained)
     table.insert(4, "recorded − obtained", table.recorded - table.obtained)

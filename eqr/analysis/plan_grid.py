@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,10 +21,7 @@ from eqr.config import (
     ConfigError,
     EvalConfig,
     from_dict,
-    load_recipe,
     near_miss,
-    recipe_names,
-    to_dict,
 )
 from eqr.evaluate import Records
 from eqr.experiments import read_halted, read_records
@@ -38,8 +34,8 @@ from eqr.store import MANIFEST, Run, Store, inspect_manifest
 UNITS = ("nfe", "layers", "seconds")
 
 
-class PlanError(ValueError):
-    """No plan can be given; the message says what the records lack and how to mend it."""
+class PlanError(ConfigError):
+    """No plan can be given; the message says what the records lack and what to record."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -103,11 +99,6 @@ class Column:
     rate: float
     run: str = "–"
 
-    @property
-    def weight(self) -> tuple:
-        """Of two runs of one setting, the one with more problems counts, then more restarts."""
-        return len(self.exact), self.groups, self.run
-
 
 def breadths_up_to(breadth: int) -> list[int]:
     """The breadths considered: 1, 2, 3, 4, 6, 8, 12, … and the recorded one.
@@ -119,32 +110,51 @@ def breadths_up_to(breadth: int) -> list[int]:
     return sorted({b for b in steps if b <= breadth} | {breadth})
 
 
-def grouped(outcomes: Outcomes, rule: str, breadth: int) -> tuple[np.ndarray, int]:
-    """Accuracy of a rule at a breadth, averaged over disjoint groups of restarts: (P,), groups."""
-    groups = outcomes.exact.shape[1] // breadth
-    values = []
-    for first in range(0, groups * breadth, breadth):
-        part = (getattr(outcomes, f.name)[:, first : first + breadth] for f in fields(Outcomes))
-        values.append(selected(Outcomes(*part), rule)[0].astype(float))
-    return np.mean(values, axis=0), groups
+def columns(
+    outcomes: Outcomes,
+    nfe: np.ndarray,
+    setting: Setting,
+    *,
+    rules: Iterable[str] = RULES,
+    rate: float = 0.0,
+    run: str = "–",
+) -> Iterator[Column]:
+    """Every breadth and rule that recorded restarts can answer for.
+
+    Args:
+        outcomes: of P problems × B restarts.
+        nfe: (P, B) outer iterations of each restart.
+        setting: what they have in common. Where a later restart was run only if the earlier ones
+            had not settled, there are no groups but the first.
+        rules: of selection, for more than one restart.
+    """
+    for breadth in breadths_up_to(nfe.shape[1]):
+        groups = 1 if setting.first_settled else nfe.shape[1] // breadth
+        used = nfe[:, : groups * breadth].sum(1) / groups
+        settle = setting.first_settled if breadth > 1 else 0.0
+        for rule in rules if breadth > 1 else ("average",):
+            values = []
+            for k in range(groups):
+                part = slice(k * breadth, (k + 1) * breadth)
+                group = (getattr(outcomes, f.name)[:, part] for f in fields(Outcomes))
+                values.append(selected(Outcomes(*group), rule)[0])
+            own = replace(setting, breadth=breadth, select=rule, first_settled=settle)
+            yield Column(own, np.mean(values, axis=0, dtype=float), used, groups, rate, run)
 
 
 def columns_of_records(
-    kept: Records, *, noise: float = 0.0, window: int = 3, rate: float = 0.0, run: str = "–"
+    records: Records, *, noise: float = 0.0, window: int = 3, rate: float = 0.0, run: str = "–"
 ) -> Iterator[Column]:
     """Every setting that the records of a fixed budget can answer for."""
-    for depth in kept.depths.tolist():
-        outcomes = kept.at(depth)
-        for breadth in breadths_up_to(outcomes.exact.shape[1]):
-            for rule in RULES if breadth > 1 else ("average",):
-                setting = Setting(depth, breadth, rule, noise, window=window)
-                exact, groups = grouped(outcomes, rule, breadth)
-                nfe = np.full(len(exact), float(depth * breadth))
-                yield Column(setting, exact, nfe, groups, rate, run)
+    for depth in records.depths.tolist():
+        outcomes = records.at(depth)
+        setting = Setting(depth, 1, "average", noise, window=window)
+        nfe = np.full(outcomes.exact.shape, float(depth))
+        yield from columns(outcomes, nfe, setting, rate=rate, run=run)
 
 
 def columns_of_halted(
-    kept: Halted,
+    halted: Halted,
     rule: str,
     limit: int,
     *,
@@ -154,20 +164,11 @@ def columns_of_halted(
     run: str = "–",
 ) -> Iterator[Column]:
     """Every setting that the records of one halting rule can answer for, with its mean NFE."""
-    rate = kept.seconds / max(1, int(kept.depth.sum()))
-    for breadth in breadths_up_to(kept.depth.shape[1]):
-        for select in RULES if breadth > 1 else ("average",):
-            if rule == "fixed" and select == "first_to_halt":
-                continue  # here `halted_at` tells when the rule fired, and this one never does
-            if first_settled is None:
-                exact, groups = grouped(kept.outcomes, select, breadth)
-                used = kept.depth[:, : groups * breadth].sum(1) / groups
-            else:  # a later restart was run only where the earlier ones failed: no groups of it
-                exact = selected(kept.outcomes.first(breadth), select)[0].astype(float)
-                used, groups = kept.depth[:, :breadth].sum(1), 1
-            settle = 0.0 if breadth == 1 else first_settled or 0.0
-            setting = Setting(limit, breadth, select, noise, rule, settle, window)
-            yield Column(setting, exact, used.astype(float), groups, rate, run)
+    setting = Setting(limit, 1, "average", noise, rule, first_settled or 0.0, window)
+    # `halted_at` says when the rule fired, and the fixed budget never fires.
+    rules = [name for name in RULES if (rule, name) != ("fixed", "first_to_halt")]
+    rate = halted.seconds / max(1, int(halted.depth.sum()))
+    yield from columns(halted.outcomes, halted.depth, setting, rules=rules, rate=rate, run=run)
 
 
 def grid(columns: Sequence[Column], layers: int = 1, least: int | None = None) -> Grid:
@@ -185,12 +186,11 @@ def grid(columns: Sequence[Column], layers: int = 1, least: int | None = None) -
     """
     most = max((len(column.exact) for column in columns), default=0)
     least = least or (most + 1) // 2
-    best: dict[Setting, Column] = {}
     few = {column.setting for column in columns if len(column.exact) < least}
-    for column in columns:
-        known = best.get(column.setting)
-        if len(column.exact) >= least and (known is None or column.weight > known.weight):
-            best[column.setting] = column
+    enough = [column for column in columns if len(column.exact) >= least]
+    # Of two runs of one setting, the one with more problems counts, then more restarts.
+    ranked = sorted(enough, key=lambda c: (len(c.exact), c.groups, c.run))
+    best = {column.setting: column for column in ranked}
     chosen = [best[setting] for setting in sorted(best)]
     if not chosen:
         raise PlanError(f"no setting was recorded on {least} problems; the most is {most}")
@@ -215,31 +215,6 @@ def grid(columns: Sequence[Column], layers: int = 1, least: int | None = None) -
 
 
 # ---------------------------------------------------------------------------------- from the store
-
-
-def find_model(text: str, profile: str, seed: int, store: Store) -> Path:
-    """The model file that ``text`` names: a path, or a recipe trained in this store.
-
-    Raises:
-        ConfigError: neither a file nor a recipe (with the near miss).
-        PlanError: the recipe has not been trained in this store.
-    """
-    if Path(text).is_file():
-        return Path(text)
-    names = recipe_names(profile)
-    if text not in names:
-        raise ConfigError(
-            f"{text!r} is neither a model file nor a recipe of {profile}{near_miss(text, names)}"
-        )
-    wanted = to_dict(load_recipe(text, profile, seed=seed), defaults=False)
-    for path in store.paths():
-        found, faults = inspect_manifest(path) if path.name.startswith("train-") else (None, [])
-        if found and not faults and found["config"].get("recipe") == wanted:
-            return store.get(path.name).file("model.safetensors")
-    raise PlanError(
-        f"{text} (profile {profile}, seed {seed}) has not been trained in {store.root}; "
-        f"run `eqr train {text} --profile {profile} --seed {seed}`"
-    )
 
 
 def measured_rates(model: Reasoner, seconds: float = 1.0, rows: int = 256) -> dict[bool, float]:
@@ -280,7 +255,7 @@ def runs_grid(
     Raises:
         PlanError: they are of several models or data sets, or none is on ``least`` problems.
     """
-    columns: list[Column] = []
+    laid_out: list[Column] = []
     stored: dict[bool, list[float]] = {True: [], False: []}
     for what in ("weights", "data"):
         if len(several := sorted({run.manifest["config"][what] for run in runs})) > 1:
@@ -289,29 +264,29 @@ def runs_grid(
                 "a store that has one"
             )
     for done, run in enumerate(runs, 1):
-        manifest, named = run.manifest, run.manifest["config"]
-        config = from_dict(EvalConfig, named["eval"], f"{run.path / MANIFEST}: eval")
+        hashed = run.manifest["config"]
+        config = from_dict(EvalConfig, hashed["eval"], f"{run.path / MANIFEST}: eval")
         about = {"noise": config.noise, "window": config.window, "run": run.id}
-        if manifest["kind"] == "eval":
-            kept = read_records(run)
-            work = kept.exact[0].size * config.depths[-1]
-            stored[config.noise > 0].append(manifest["provenance"]["seconds"] / work)
-            columns += columns_of_records(kept, **about)
+        if run.manifest["kind"] == "eval":
+            records = read_records(run)
+            work = records.exact[0].size * config.depths[-1]
+            stored[config.noise > 0].append(run.manifest["provenance"]["seconds"] / work)
+            laid_out += columns_of_records(records, **about)
         else:
-            about |= {"first_settled": named["first_settled"]}
+            about |= {"first_settled": hashed["first_settled"]}
             for rule, halted in read_halted(run).items():
-                columns += columns_of_halted(halted, rule, config.depths[-1], **about)
+                laid_out += columns_of_halted(halted, rule, config.depths[-1], **about)
         if progress:
             progress(done, len(runs))
-    laid = grid(columns, layers, least)
-    rate = laid.rate.copy()
-    for row, setting in enumerate(laid.settings):
+    whole = grid(laid_out, layers, least)
+    rate = whole.rate.copy()
+    for row, setting in enumerate(whole.settings):
         noisy = setting.noise > 0
         if rates is not None:
             rate[row] = rates[noisy]
-        elif laid.runs[row].startswith("eval-"):
+        elif whole.runs[row].startswith("eval-"):
             rate[row] = statistics.median(stored[noisy])
-    return replace(laid, rate=rate, clock="measured now" if rates else "by the stored runs")
+    return replace(whole, rate=rate, clock="measured now" if rates else "by the stored runs")
 
 
 #: What tells settings of the grid apart, or does not change what they mean. A run with any other
@@ -327,7 +302,7 @@ def stored_runs(weights: str, store: Store) -> list[Run]:
         PlanError: there are none.
         StoreError: one of them is damaged.
     """
-    found = []
+    runs = []
     for path in store.paths():
         if path.name.partition("-")[0] not in ("eval", "halting"):
             continue
@@ -338,13 +313,13 @@ def stored_runs(weights: str, store: Store) -> list[Run]:
         if "level" in config or not set(config.get("eval", ())) <= PLANNED:
             continue
         if config.get("weights") == weights:
-            found.append(store.get(path.name))
-    if not found:
+            runs.append(store.get(path.name))
+    if not runs:
         raise PlanError(
             f"no evaluation of these weights ({weights[:16]}) is stored in {store.root}; "
             "record one with --depth 4,8,16 --breadth 16"
         )
-    return found
+    return runs
 
 
 def stored_grid(model: checkpoint.Checkpoint, store: Store, **settings) -> Grid:

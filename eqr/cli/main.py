@@ -15,7 +15,6 @@ import torch
 import typer
 
 from eqr import checkpoint, data
-from eqr.analysis.plan_grid import PlanError
 from eqr.cli import (
     data as cli_data,
     export as cli_export,
@@ -83,7 +82,6 @@ ERRORS = (
     HubError,
     VendorError,
     WorldError,
-    PlanError,
     OSError,
 )
 

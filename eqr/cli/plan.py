@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eqr.cli.console import Json, Profile, StoreDir, emit, progress, say, whole_numbers
-from eqr.config import ConfigError, EvalConfig
-from eqr.store import Store
+from eqr.config import ConfigError, EvalConfig, load_recipe, near_miss, recipe_names, to_dict
+from eqr.store import Store, inspect_manifest
 
 
 def plan_command(
@@ -77,16 +78,14 @@ def plan_command(
     if depth is None and (breadth, noise) != (1, 0):
         raise ConfigError("--breadth and --noise are of a new recording: name its --depth too")
     found = Store(store)
-    path = plan_grid.find_model(model, profile, seed, found)
+    path = find_model(model, profile, seed, found)
     loaded = load_model(path)
     if depth is not None:
         depths = whole_numbers(depth, "--depth")
         config = EvalConfig(depths, breadth, noise, seed=seed, problems=problems)
         home = results.models(found).get(loaded.sha256)
         if home is None:
-            raise plan_grid.PlanError(
-                f"{path}: only models trained in {found.root} can be recorded there"
-            )
+            raise ConfigError(f"{path}: only models trained in {found.root} can be recorded there")
         with progress("recording") as bar:
             evaluated(load_trained(found.get(home.name), found), config, found, bar)
     if measure:
@@ -112,3 +111,28 @@ def plan_command(
             f"obtained {row.obtained:.1%} (uncorrected {row.recorded:.1%}), "
             f"inside the interval {row.coverage:.0%}"
         )
+
+
+def find_model(text: str, profile: str, seed: int, store: Store) -> Path:
+    """The model file that ``text`` names: a path, or a recipe trained in this store.
+
+    Raises:
+        ConfigError: neither a file nor a recipe (with the near miss), or a recipe that has not
+            been trained in this store.
+    """
+    if Path(text).is_file():
+        return Path(text)
+    names = recipe_names(profile)
+    if text not in names:
+        raise ConfigError(
+            f"{text!r} is neither a model file nor a recipe of {profile}{near_miss(text, names)}"
+        )
+    wanted = to_dict(load_recipe(text, profile, seed=seed), defaults=False)
+    for path in store.paths():
+        manifest, faults = inspect_manifest(path) if path.name.startswith("train-") else (None, [])
+        if manifest and not faults and manifest["config"].get("recipe") == wanted:
+            return store.get(path.name).file("model.safetensors")
+    raise ConfigError(
+        f"{text} (profile {profile}, seed {seed}) has not been trained in {store.root}; "
+        f"run `eqr train {text} --profile {profile} --seed {seed}`"
+    )
