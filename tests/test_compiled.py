@@ -95,21 +95,16 @@ def test_only_long_work_is_compiled_unless_it_is_asked_for(monkeypatch, learned)
     monkeypatch.delenv("EQR_COMPILE", raising=False)
     assert not any(compiled.training_is_long(load_recipe(n, "smoke")) for n in ("sudoku9", "maze9"))
     assert all(compiled.training_is_long(load_recipe(n)) for n in ("headroom", "sudoku9", "maze9"))
+    model = checkpoint.load_model(learned.path).model
+    long = EvalConfig(depths=(1024,), breadth=64, problems=512)
+    assert compiled.evaluation_is_long(model, long, 256)
+    assert not compiled.evaluation_is_long(model, EvalConfig(depths=(16,), problems=64), 256)
     for asked, verdict in (("0", False), ("1", True)):
         monkeypatch.setenv("EQR_COMPILE", asked)
         assert compiled.training_is_long(load_recipe("headroom")) is verdict
     monkeypatch.setattr(compiled, "trouble", lambda device: "no compiler")
     with pytest.raises(ConfigError, match="EQR_COMPILE = 1, but nothing can be compiled"):
-        compiled.compile_operator(*[checkpoint.load_model(learned.path).model])
+        compiled.compile_operator(model)
     monkeypatch.setenv("EQR_COMPILE", "yes")
     with pytest.raises(ConfigError, match="EQR_COMPILE = 'yes' must be 0, 1 or auto"):
         compiled.wanted(1e9)
-
-
-def test_long_evaluations_are_compiled_and_short_ones_not(learned, monkeypatch):
-    monkeypatch.delenv("EQR_COMPILE", raising=False)
-    model = checkpoint.load_model(learned.path).model
-    short = EvalConfig((16,), problems=64)
-    assert not compiled.evaluation_is_long(model, short, 256)
-    long = EvalConfig((1024,), breadth=64, problems=512)
-    assert compiled.evaluation_is_long(model, long, 256)

@@ -14,13 +14,11 @@ from eqr import checkpoint, experiments
 from eqr.config import (
     ModelConfig,
     load_recipe,
-    to_dict,
 )
 from eqr.cost import cost, step_flops
 from eqr.model import Reasoner, State, SwiGLU, swiglu_width
 from eqr.muon import orthogonalized
 from eqr.optim import operator_at, short_steps, token_loss
-from eqr.parallel import World
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.studies.rows import study
@@ -104,32 +102,6 @@ def test_the_gradient_is_that_of_the_winners_alone(make_recipe, problems, settin
     assert len(torch.cat(won).unique()) == 3, "everyone wins somewhere"
 
 
-def test_one_start_is_the_plain_step(make_recipe, problems):
-    """The steps go through untouched, and a recipe that says so is the one that does not."""
-    recipe = make_recipe(train={"starts": 1})
-    assert recipe == make_recipe() and to_dict(recipe) == to_dict(make_recipe())
-    trainer, steps = Trainer(recipe, problems), [object()]
-    assert trainer.best_starts(steps, None) is steps
-    y = torch.arange(4)
-    assert trainer.each_start(y) is y and trainer.rows == trainer.own
-
-
-def test_trajectories_of_a_sample_share_it_and_start_apart(make_recipe, problems):
-    trainer = Trainer(make_recipe(train={"starts": 3, "halt_max": 2}), problems)
-    seen = []
-    trainer.model.register_forward_pre_hook(lambda _, values: seen.append(values[1].detach()))
-    for step in range(1, 5):
-        trainer.advance()
-        latents = trainer.carry.state.z_high.unflatten(0, (16, 3))
-        assert len(trainer.carry.x) == len(trainer.carry.halted) == 16
-        assert (latents[:, 0] - latents[:, 1]).abs().amax((1, 2)).min() > 1e-3
-        assert trainer.carry.halted.all() == (step % 2 == 0), "they leave together"
-    (one, *_), starts = seen, Trainer(make_recipe(train={"starts": 3}), problems)
-    assert len(one) == 48
-    emb = starts.model.embed(trainer.carry.x.long())
-    assert torch.equal(starts.each_start(emb)[::3], emb)
-
-
 def test_a_sample_leaves_when_its_winner_is_right(make_recipe, problems, learned):
     weights = checkpoint.load_model(learned.path).model.state_dict()
     settings = {"halting": "oracle", "halt_explore": 0.0, "batch": 64, "starts": 2}
@@ -149,23 +121,6 @@ def test_a_sample_leaves_when_its_winner_is_right(make_recipe, problems, learned
         assert torch.equal(carry.halted, winner)
         left, split = left + int(winner.sum()), split + int((right[:, 0] != right[:, 1]).sum())
     assert left > 20 and split > 0, "some are solved, some by one trajectory only"
-
-
-def test_trajectories_of_one_process_are_those_of_the_batch(make_recipe, problems):
-    """What two processes draw and hold together is what one does."""
-    recipe = make_recipe(train={"starts": 3, "batch": 15})
-    whole, *parts = (
-        Trainer(recipe, problems, world=w) for w in (World(), World(0, 2), World(1, 2))
-    )
-    for trainer in (whole, *parts):
-        trainer.refill(stream(0, "noise", 0))
-    for latent in ("z_high", "z_low"):
-        joined = torch.cat([getattr(part.carry.state, latent) for part in parts])
-        assert torch.equal(joined, getattr(whole.carry.state, latent))
-    assert [len(part.carry.state.z_high) for part in parts] == [21, 24]
-    restored = Trainer(recipe, problems, world=World(1, 2))
-    restored.load_state_dict(whole.state_dict())
-    assert torch.equal(restored.carry.state.z_high, whole.carry.state.z_high[21:])
 
 
 # ---------------------------------------------------------------------------------- short at first

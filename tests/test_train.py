@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -239,20 +238,6 @@ def test_halted_samples_are_replaced_and_others_stay(make_recipe, problems):
         assert torch.equal(trainer.carry.steps, torch.where(halted, 0, steps) + 1)
         assert trainer.carry.steps.max() <= 3
         assert problems.task.check(*(trainer.carry.x.numpy(), trainer.carry.y.numpy())).all()
-
-
-def test_a_sample_that_stays_goes_on_from_its_own_state(make_recipe, problems):
-    """The carry is the step of the carry: with the weights before the update, noise off."""
-    trainer = Trainer(make_recipe(model={"noise": 0.0}), problems)
-    trainer.advance()
-    for _ in range(3):
-        assert not trainer.carry.halted.any()
-        start, model = trainer.carry.state, copy.deepcopy(trainer.model)
-        trainer.advance()
-        wanted = model.step(start, trainer.carry.x, noise=0.0).state
-        assert torch.equal(trainer.carry.state.z_high, wanted.z_high)
-        assert torch.equal(trainer.carry.state.z_low, wanted.z_low)
-        assert not trainer.carry.state.z_high.requires_grad, "the carry is detached"
 
 
 def test_halting_follows_the_head_the_limit_and_exploration(make_recipe, problems):
