@@ -121,7 +121,7 @@ def save_model(path: Path, model: Reasoner, task: Task, meta: Mapping[str, Any])
     Args:
         meta: where the weights come from: step, data and recipe of a training run, or a source.
     """
-    head = {"task": task_to_dict(task), "model": to_dict(model.config)}
+    head = {"task": task_to_dict(task), "model": to_dict(model.config, defaults=False)}
     return save_tensors(path, model.state_dict(), {**meta, **MODEL, **head})
 
 

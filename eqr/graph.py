@@ -15,12 +15,12 @@ from pathlib import Path
 
 from eqr.config import (
     PROFILES,
-    RECIPES,
     ConfigError,
     Recipe,
     digest,
     load_recipe,
     near_miss,
+    read_recipe,
     recipe_names,
 )
 from eqr.data import PROJECT, file_sha256
@@ -117,7 +117,7 @@ def training_jobs(profile: str, seed: int) -> list[Job]:
             f"train/{name}",
             ("train", name, *options, *on_gpu(load_recipe(name, profile))),
             resources(profile, "train", load_recipe(name, profile)),
-            reads=(RECIPES / profile / f"{name}.toml", *meaning()),
+            reads=(*read_recipe(name, profile)[1], *meaning()),
         )
         for name in sorted(models(profile), key=cost, reverse=True)
     ]
@@ -182,7 +182,7 @@ def study_jobs(profile: str, out: Path) -> list[Job]:
                 ),
                 resources(profile, "cell", cell.recipe()),
                 reads=(
-                    RECIPES / profile / f"{study.row(cell.row).recipe}.toml",
+                    *read_recipe(study.row(cell.row).recipe, profile)[1],
                     Path(__file__).parent / "studies" / "rows.py",
                     *meaning(),
                 ),

@@ -62,7 +62,7 @@ class RunFolder:
     def finish(self, model: Reasoner, fused: bool, seconds: float) -> None:
         """Write the model that the run was for, and how long it took."""
         meta = {
-            "recipe": to_dict(self.recipe),
+            "recipe": to_dict(self.recipe, defaults=False),
             "step": self.recipe.train.steps,
             "data": self.owner["data"],
             "parameters": parameter_count(model),

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 
@@ -48,17 +49,30 @@ def stream(
 Generators = torch.Generator | Sequence[torch.Generator] | Slots
 
 
-def _draws(shape: Sequence[int], generator: Generators, law: str) -> Tensor:
-    """Draws of ``shape`` (B, ...) by the tensor method ``law``, on the generator's device."""
+def draw_rows(
+    rows: int, generator: Generators, draw: Callable[[int, torch.Generator], Tensor]
+) -> Tensor:
+    """``draw(rows, generator)``, or one row from each of ``rows`` generators, as with one row."""
     if isinstance(generator, Slots):
         # The whole batch is drawn, so that it is the same for any number of processes.
-        return _draws((generator.batch, *shape[1:]), generator.whole, law)[generator.own]
+        return draw_rows(generator.batch, generator.whole, draw)[generator.own]
     if isinstance(generator, torch.Generator):
-        return getattr(torch.empty(shape, device=generator.device), law)(generator=generator)
-    draws = torch.empty(shape)
-    for row, own in zip(draws, generator, strict=True):
-        getattr(row, law)(generator=own)
-    return draws
+        return draw(rows, generator)
+    if len(generator) != rows:
+        raise ValueError(f"{len(generator)} generators for {rows} rows: give one, or one a row")
+    if not rows:
+        return draw(0, torch.Generator())
+    return torch.cat([draw(1, own) for own in generator])
+
+
+def _draws(shape: Sequence[int], generator: Generators, law: str) -> Tensor:
+    """Draws of ``shape`` (B, ...) by the tensor method ``law``, on the generator's device."""
+
+    def draw(rows: int, own: torch.Generator) -> Tensor:
+        empty = torch.empty((rows, *shape[1:]), device=own.device)
+        return getattr(empty, law)(generator=own)
+
+    return draw_rows(shape[0], generator, draw)
 
 
 def standard_normal(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
@@ -81,3 +95,44 @@ def truncated_normal(
     # Float32's uniform may be 0 or near 1, where erfinv overshoots the cut by rounding.
     draws = (draws / cut_std * std).clamp_(-2 * std / cut_std, 2 * std / cut_std)
     return draws.to(device=like.device, dtype=like.dtype)
+
+
+# --- Inside compiled kernels ----------------------------------------------------------------------
+#
+# SplitMix64 (Steele et al. 2014), one stream per (seed, index), so that problem i does not depend
+# on how many are made or in which chunks. Numba's cache does not notice a change here in the
+# modules that call it: delete __pycache__ after editing these functions.
+
+_GOLDEN, _MIX_A, _MIX_B = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+)
+
+
+@njit(cache=True)
+def mix64(x):
+    """Scramble a uint64: every input bit reaches every output bit. Also serves as a hash."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX_A
+    x = (x ^ (x >> np.uint64(27))) * _MIX_B
+    return x ^ (x >> np.uint64(31))
+
+
+@njit(cache=True)
+def random_stream(seed, index):
+    """The stream of problem ``index`` under ``seed`` (both uint64): a one-element state array."""
+    return np.array([mix64(mix64(seed + _GOLDEN) + mix64(~index))], dtype=np.uint64)
+
+
+@njit(cache=True)
+def random_below(stream, n):
+    """A whole number from 0 to n - 1; the bias is below n / 2**32."""
+    stream[0] += _GOLDEN
+    return np.int64(((mix64(stream[0]) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
+
+
+@njit(cache=True)
+def random_unit(stream):
+    """A float from [0, 1) in steps of 2**-53."""
+    stream[0] += _GOLDEN
+    return np.float64(mix64(stream[0]) >> np.uint64(11)) / 2.0**53

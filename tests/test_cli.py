@@ -75,7 +75,7 @@ BAD = {
     "an unknown recipe": ("train sudok6", "did you mean 'sudoku6'"),
     "an unknown profile": ("train sudoku6 --profile papr", "did you mean 'paper'"),
     "an unknown setting": ("train sudoku6 -s train.step=3", "did you mean 'steps'"),
-    "an unknown section": ("train sudoku6 -s modle.hidden=3", "[modle] is not a known section"),
+    "an unknown section": ("train sudoku6 -s modle.hidden=3", "did you mean 'model'"),
     "a section for a value": ("train sudoku6 -s train=3", "train"),
     "a negative seed": ("train sudoku6 -s seed=-1", "seed"),
     "a device that is not there": ("train sudoku6 --device tpu", "--device tpu is not available"),

@@ -1,10 +1,10 @@
-"""Recipes are read strictly: what is unknown, missing or ill-typed is named with the mend."""
+"""Recipes are read strictly: what is unknown, missing or unusable is named, and a fix suggested."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,10 @@ import pytest
 import eqr.config
 from eqr.config import (
     PROFILES,
-    RECIPES,
     ConfigError,
     DataConfig,
     EvalConfig,
     ModelConfig,
-    Recipe,
     TrainConfig,
     digest,
     from_dict,
@@ -27,47 +25,32 @@ from eqr.config import (
     recipe_names,
     to_dict,
 )
+from eqr.tasks.maze import Maze
 
-ALL = [(profile, path.stem) for profile in PROFILES for path in (RECIPES / profile).glob("*.toml")]
 CLASSES = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig, "config": EvalConfig}
 
 
-@pytest.mark.parametrize(("profile", "name"), ALL)
-def test_every_shipped_recipe_loads_says_everything_and_survives_the_round_trip(profile, name):
-    recipe = load_recipe(name, profile)
-    assert name in recipe_names(profile) and recipe.name == name
-    assert recipe_from_dict(to_dict(recipe)) == recipe
-    written = tomllib.loads((RECIPES / profile / f"{name}.toml").read_text())
-    for section in ("task", "data", "model", "train"):
-        assert section in written, "a recipe holds all its sections, without inheritance"
-    needed = {"hidden", "blocks", "high_cycles", "low_cycles", "init", "damping", "noise"}
-    assert needed <= written["model"].keys()
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_shipped_recipe_loads_and_survives_the_round_trip(profile):
+    for name in recipe_names(profile):
+        recipe = load_recipe(name, profile)
+        assert recipe.name == name
+        for defaults in (True, False):
+            assert recipe_from_dict(json.loads(json.dumps(to_dict(recipe, defaults=defaults)))) == (
+                recipe
+            )
 
 
-@pytest.mark.parametrize(
-    ("settings", "where"),
-    [
-        ({"train.unroll": 4}, "train"),
-        ({"train.unroll": 4, "train.supervise_from": 3}, "train"),
-        ({"train.halting": "oracle"}, "train"),
-        ({"model.learn_noise": True}, "model"),
-        ({"model.norm_swiglu": True}, "model"),
-        ({"train.starts": 4}, "train"),
-        ({"train.short_until": 0.25}, "train"),
-        ({"train.short_until": 0.25, "train.short_low_cycles": 2}, "train"),
-    ],
-    ids=str,
-)
-def test_a_setting_added_later_is_written_only_where_it_is_used(settings, where):
-    """So that what was trained before it existed keeps its id and its header."""
+def test_what_is_stored_is_what_differs_from_the_defaults():
+    """So that a setting that is added later leaves the ids of earlier runs alone."""
     plain = load_recipe("headroom", "smoke")
-    recipe = load_recipe("headroom", "smoke", overrides=settings)
-    for defaults in (True, False):
-        new = to_dict(recipe, defaults=defaults)[where]
-        old = to_dict(plain, defaults=defaults)[where]
-        added = {key.removeprefix(f"{where}."): value for key, value in settings.items()}
-        assert new == old | added and not old.keys() & added.keys()
-    assert recipe_from_dict(to_dict(recipe)) == recipe
+    stored = to_dict(plain, defaults=False)
+    assert "unroll" not in stored["train"] and "norm_swiglu" not in stored["model"]
+    for dotted, value in {"train.unroll": 4, "model.norm_swiglu": True}.items():
+        section, name = dotted.split(".")
+        new = to_dict(load_recipe("headroom", "smoke", overrides={dotted: value}), defaults=False)
+        assert new[section] == stored[section] | {name: value}
+    assert to_dict(plain)["train"]["unroll"] == 1, "and all of them can be shown"
 
 
 def test_evaluation_settings_survive_the_round_trip():
@@ -78,50 +61,42 @@ def test_evaluation_settings_survive_the_round_trip():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"train.step": 5}, r"train\.step is not a known setting; did you mean 'steps'"),
-        ({"model.noize": 0.1}, r"model\.noize is not a known setting; did you mean 'noise'"),
-        ({"modle.hidden": 8}, r"\[modle\] is not a known section; did you mean 'model'"),
-        ({"task.box_hight": 2}, r"unknown key 'box_hight' for sudoku; did you mean 'box_height'"),
-        ({"task.kind": "suduko"}, "did you mean 'sudoku'"),
-        ({"model.mixer": "mpl"}, r"model\.mixer = 'mpl' must be one of 'mlp', 'attention'"),
-        ({"train.steps": 2.5}, r"train\.steps = 2\.5 must be int"),
-        ({"train.steps": True}, r"train\.steps = True must be int"),
-        ({"train.lr": "fast"}, r"train\.lr = 'fast' must be float"),
-        ({"data.augment": 1}, r"data\.augment = 1 must be bool"),
-        ({"seed": "x"}, "seed = 'x' must be int"),
-        ({"model.damping": 1.0}, r"model\.damping must lie in \[0, 1\)"),
-        ({"model.grad_cycles": 9}, r"model\.grad_cycles must lie between 1 and .* = 2"),
+        ({"train.step": 5}, r"train\.step .*'steps'"),
+        ({"modle.hidden": 8}, r"modle .*'model'"),
+        ({"task.box_hight": 2}, r"task\.box_hight .*'box_height'"),
+        ({"task.kind": "suduko"}, r"task\.kind = 'suduko'.*'sudoku'"),
+        ({"task.box_width": "3"}, r"task\.box_width = '3' must be a valid integer"),
+        ({"model.mixer": "mpl"}, r"model\.mixer = 'mpl' must be one of 'mlp' or 'attention'"),
+        ({"train.steps": 2.5}, r"train\.steps = 2\.5 must be a valid integer"),
+        ({"train.steps": True}, r"train\.steps = True must be a valid integer"),
+        ({"train.lr": "fast"}, r"train\.lr = 'fast' must be a valid number"),
+        ({"train.lr": float("nan")}, r"train\.lr = nan must be a finite number"),
+        ({"data.augment": 1}, r"data\.augment = 1 must be a valid boolean"),
+        ({"seed": -1}, r"seed = -1 must be greater than or equal to 0"),
+        ({"model.damping": 1.0}, r"model\.damping = 1\.0 must be less than 1"),
+        ({"train.batch": 0}, r"train\.batch = 0 must be greater than or equal to 1"),
+        ({"train": 5}, r"train = 5 must be a section"),
+        ({"task": 5}, r"task = 5 must be a section"),
+        # Rules between settings: each names one of them and the value of the other.
+        ({"model.grad_cycles": 9}, r"model\.grad_cycles must .* model\.high_cycles = 2"),
         ({"model.rope": "1d"}, r"model\.rope needs model\.mixer = \"attention\""),
         ({"model.mixer": "attention", "model.heads": 3}, r"model\.heads must divide .* = 16"),
-        ({"train.batch": 0}, r"train\.batch must be at least 1"),
-        ({"train.lr": float("nan")}, r"train\.lr = nan must be a finite number"),
-        ({"train.lr": float("inf")}, r"train\.lr"),
-        ({"train.unroll": 0}, r"train\.unroll must be at least 1"),
+        ({"model.learn_noise": True, "model.noise": 0}, r"model\.noise must be positive for"),
         ({"train.unroll": 4, "train.supervise_from": 5}, r"supervise_from .* train\.unroll = 4"),
         ({"train.unroll": 3}, r"train\.halt_max must be a multiple of train\.unroll = 3"),
-        ({"train.halting": "orakle"}, r"'orakle' must be one of 'learned', 'oracle', 'limit'"),
-        ({"model.learn_noise": True, "model.noise": 0}, r"model\.noise must be positive for"),
         ({"train.muon_lr": 0.1}, r"train\.muon_lr needs train\.optimizer = \"muon\""),
-        ({"train.optimizer": "muon", "train.muon_lr": 0}, r"train\.muon_lr must be positive"),
-        ({"train.starts": 0}, r"train\.starts must be at least 1"),
         (
             {"train.starts": 2, "model.init": "fixed", "model.noise": 0},
-            r"above 1 needs model\.init",
+            r"train\.starts above 1 needs model\.init",
         ),
-        ({"train.short_until": 1.0}, r"train\.short_until must lie in \[0, 1\)"),
-        ({"train.short_low_cycles": 0}, r"train\.short_low_cycles must be at least 1"),
         (
             {"train.short_until": 0.5, "train.short_high_cycles": 3},
-            r"short_high_cycles must be at most model\.high_cycles = 2",
+            r"train\.short_high_cycles must be at most model\.high_cycles = 2",
         ),
-        ({"seed": -1}, "seed"),
-        ({"data.seed": -1}, r"data\.seed"),
-        ({"train": 5}, "train"),
-        ({"task": 5}, "task"),
     ],
     ids=str,
 )
-def test_a_bad_setting_is_named_with_its_mend(settings, said):
+def test_a_bad_setting_is_named_with_a_fix(settings, said):
     with pytest.raises(ConfigError, match=said) as caught:
         load_recipe("sudoku6", "smoke", overrides=settings)
     assert "sudoku6.toml" in str(caught.value), "and so is the file"
@@ -132,6 +107,7 @@ def test_a_missing_setting_an_unknown_recipe_and_a_broken_file_are_named(tmp_pat
     del values["model"]["hidden"]
     with pytest.raises(ConfigError, match=r"model\.hidden is missing; add it"):
         recipe_from_dict(values)
+    values = to_dict(load_recipe("sudoku6", "smoke"))
     del values["train"]
     with pytest.raises(ConfigError, match="train is missing"):
         recipe_from_dict(values)
@@ -157,8 +133,8 @@ def test_an_evaluation_that_makes_no_sense_is_refused(settings):
 
 
 def test_settings_from_the_command_line_are_toml_values_or_bare_words():
-    found = parse_overrides(["train.steps=3", "model.mixer=attention", "a.b=[1, 2]", "x = 'y=z'"])
-    assert found == {"train.steps": 3, "model.mixer": "attention", "a.b": [1, 2], "x": "y=z"}
+    read = parse_overrides(["train.steps=3", "model.mixer=attention", "a.b=[1, 2]", "x = 'y=z'"])
+    assert read == {"train.steps": 3, "model.mixer": "attention", "a.b": [1, 2], "x": "y=z"}
     recipe = load_recipe("sudoku6", "smoke", seed=7, overrides={"train.lr": 1})
     assert recipe.seed == 7 and recipe.train.lr == 1.0 and type(recipe.train.lr) is float
     for bad in ("train.steps", "=3"):
@@ -190,5 +166,29 @@ def test_every_setting_is_read_by_the_code(section):
 
 
 def test_configurations_are_frozen_and_take_no_unknown_attribute():
-    for cls in (*CLASSES.values(), Recipe):
-        assert cls.__dataclass_params__.frozen and "__slots__" in cls.__dict__
+    config = EvalConfig()
+    for name in ("breadth", "bredth"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, name, 2)
+    with pytest.raises(ConfigError, match=r"eval\.bredth is not a known setting.*'breadth'"):
+        dataclasses.replace(config, bredth=2)
+
+
+def test_a_recipe_builds_on_another_and_says_where_a_base_goes_wrong(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('base = "smoke/sudoku6"\n[train]\nsteps = 7\n')
+    base, recipe = load_recipe("sudoku6", "smoke"), load_recipe(str(mine))
+    assert recipe == dataclasses.replace(
+        base, name="mine", train=dataclasses.replace(base.train, steps=7)
+    )
+    (tmp_path / "other.toml").write_text('base = "mine.toml"\n[task]\nkind = "maze"\n')
+    other = load_recipe(str(tmp_path / "other.toml"))
+    assert other.train == recipe.train and other.task == Maze(), "another kind starts anew"
+    for base, said in {
+        "other.toml": "base leads back",
+        "soduku6": "did you mean 'sudoku6'",
+        "paper/sudoku6": "not known in profile 'paper'",
+    }.items():
+        mine.write_text(f"base = {base!r}\n")
+        with pytest.raises(ConfigError, match=said):
+            load_recipe(str(mine))

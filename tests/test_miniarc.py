@@ -223,9 +223,9 @@ def test_a_line_that_is_wrong_says_where(name, text, message):
         ({"mode": "in-context"}, "did you mean 'in_context'"),
         ({"split": "task"}, "did you mean 'tasks'"),
         ({"mode": "embedding", "split": "tasks"}, "has no vector"),
-        ({"demonstrations": 0}, "between 1 and 8"),
-        ({"tasks": 300}, "between 1 and 236"),
-        ({"recolour": 1}, "must be of type bool"),
+        ({"demonstrations": 0}, "demonstrations = 0 must be"),
+        ({"tasks": 300}, "tasks = 300 must be .* 236"),
+        ({"recolour": 1}, "recolour = 1 must be"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields, message):

@@ -104,8 +104,8 @@ def test_several_paths_are_refused_where_one_is_promised():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"carving": "wilsen"}, "carving='wilsen' is not known; did you mean 'wilson'?"),
-        ({"carving": 3}, "carving must be of type str"),
+        ({"carving": "wilsen"}, "did you mean 'wilson'?"),
+        ({"carving": 3}, "task.carving = 3 must be one of"),
         ({"flips": -1}, "flips=-1: 30x30 has 0 to"),
         ({"flips": 2, "loops": 1}, "set unique=true"),
     ],
@@ -160,10 +160,10 @@ def test_ratings_stay_in_their_range():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "clustred"}, "layout='clustred' is not known; did you mean 'clustered'?"),
+        ({"layout": "clustred"}, "did you mean 'clustered'?"),
         ({"layout": "symmetric", "minimal": True}, "give clues_min and clues_max instead"),
         ({"rating_min": 3, "rating_max": 2}, "rating_min=3 exceeds rating_max=2"),
-        ({"rating_min": -1}, "rating_min=-1 must not be negative"),
+        ({"rating_min": -1}, "rating_min = -1 must be greater"),
     ],
 )
 def test_impossible_sudoku_are_refused(options, message):

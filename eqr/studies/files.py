@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from eqr import checkpoint
-from eqr.config import SEMANTICS, ConfigError, to_dict
+from eqr.config import SEMANTICS, ConfigError, EvalConfig, to_dict
 from eqr.data import file_sha256
 from eqr.evaluate import Records
 from eqr.select import selected
@@ -174,7 +174,8 @@ def carried(name: str, profile: str, out: Path, store: Store) -> dict[Cell, Part
                 f"otherwise; {giving_up}"
             )
         have = [e for e in cell.evaluations() if (mine.evaluation == e.name).any()]
-        told = results.meta["evaluations"]
+        # What was written before a setting existed has that setting's default.
+        told = {k: to_dict(EvalConfig()) | v for k, v in results.meta["evaluations"].items()}
         if changed := [e.name for e in have if told[e.name] != described(e)]:
             raise ConfigError(
                 f"{out / name}.json: evaluations.{changed[0]} is not what this version would "

@@ -14,31 +14,26 @@ its number of ``o`` tokens.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numba import njit
 
+from eqr.streams import Generators, draw_rows, random_below, random_stream, random_unit
 from eqr.task import (
     BLUE,
     INK,
-    LATER,
     VERMILLION,
     ProblemError,
     Problems,
-    RowGenerators,
     Symmetry,
     Task,
-    check_fields,
     check_rows,
-    drawn,
     paint_cells,
-    random_below,
-    random_stream,
-    random_unit,
+    settings,
 )
 from eqr.tasks.maze_carving import CARVINGS, OPEN, WALL, carve, flip_cells, open_walls
 
@@ -186,7 +181,7 @@ def _symmetries(height: int, width: int) -> np.ndarray:
 # --- The task -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class Maze(Task):
     """Mazes whose shortest path from S to G takes path_min .. path_max steps (None: any number).
 
@@ -209,12 +204,12 @@ class Maze(Task):
     path_min: int | None = None
     path_max: int | None = None
     loops: int = 0
-    carving: str = field(default="depth-first", metadata={**LATER, "choices": CARVINGS})
-    unique: bool = field(default=False, metadata=LATER)
-    flips: int = field(default=0, metadata=LATER)
+    _: KW_ONLY
+    carving: Literal[CARVINGS] = "depth-first"
+    unique: bool = False
+    flips: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self)
         rows, columns = (self.height - 1) // 2, (self.width - 1) // 2
         if min(rows, columns) < 1 or rows * columns < 2:
             raise ProblemError(f"{self.height}x{self.width} holds no two cells: use 3x5 or more")
@@ -277,14 +272,14 @@ class Maze(Task):
                 )
         return Problems(inputs, labels, lengths)
 
-    def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
+    def symmetries(self, n: int, generator: Generators) -> Symmetry:
         """Flips and rotations: 8 on square boards, 4 on others; see ``Task.symmetries``."""
         table = torch.from_numpy(_symmetries(self.height, self.width))
 
         def number(rows: int, own: torch.Generator) -> torch.Tensor:
             return torch.randint(len(table), (rows,), generator=own, device=own.device)
 
-        which = drawn(n, generator, number)
+        which = draw_rows(n, generator, number)
         return Symmetry(table.to(which.device)[which])
 
     def symmetry_key(self, inputs: np.ndarray, labels: np.ndarray) -> list[bytes]:

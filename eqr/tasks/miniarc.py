@@ -19,23 +19,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from eqr.streams import Generators, draw_rows
 from eqr.task import (
     ProblemError,
     Problems,
-    RowGenerators,
     Symmetry,
     Task,
-    check_fields,
     check_rows,
-    drawn,
-    nearest,
+    settings,
 )
 from eqr.tasks import miniarc_drawing as drawing, miniarc_source as source, miniarc_text as shown
 from eqr.tasks.miniarc_source import CELLS, COLOURS, COMPOSED, SIDE, TURNS
@@ -46,7 +44,7 @@ MOST_TASKS = 256 - NAME  # tokens are bytes
 SUBSETS = 3  # choices of demonstrations for one training query, at most
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class MiniArc(Task):
     """Grids of Mini-ARC with their rule told by ``mode``; ``split`` says what is held out.
 
@@ -64,22 +62,14 @@ class MiniArc(Task):
 
     kind: ClassVar[str] = "miniarc"
     judged: ClassVar[str] = "in form; only its label could say whether it is right"
-    mode: str = "in_context"
-    split: str = "queries"
-    demonstrations: int = 3
-    held_out: int = 30
-    tasks: int = 149
+    mode: Literal["in_context", "embedding"] = "in_context"
+    split: Literal["queries", "tasks"] = "queries"
+    demonstrations: Annotated[int, Field(ge=1, le=8)] = 3
+    held_out: Annotated[int, Field(ge=1, le=99)] = 30
+    tasks: Annotated[int, Field(ge=1, le=MOST_TASKS)] = 149
     recolour: bool = True
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name, known in (("mode", ["in_context", "embedding"]), ("split", ["queries", "tasks"])):
-            if getattr(self, name) not in known:
-                mend = nearest(getattr(self, name), known)
-                raise ProblemError(f"{name}={getattr(self, name)!r} is not known; {mend}")
-        for name, most in (("demonstrations", 8), ("held_out", 99), ("tasks", MOST_TASKS)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ProblemError(f"{name}={getattr(self, name)} must lie between 1 and {most}")
         if self.mode == "embedding" and self.split == "tasks":
             raise ProblemError(
                 'split="tasks" with mode="embedding": a task not trained on has no vector; '
@@ -194,7 +184,7 @@ class MiniArc(Task):
 
     # ---------------------------------------------------------------------------------- symmetries
 
-    def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
+    def symmetries(self, n: int, generator: Generators) -> Symmetry:
         """A turn or mirror image of all grids, the colours 1 to 9 renamed in all of them (with
         ``recolour``), and the demonstrations in another order; the orientation is renamed along;
         ``Task.symmetries``."""
@@ -203,7 +193,7 @@ class MiniArc(Task):
         def uniform(rows: int, own: torch.Generator) -> torch.Tensor:
             return torch.rand(rows, COLOURS + count, generator=own, device=own.device)
 
-        draws = drawn(n, generator, uniform)
+        draws = draw_rows(n, generator, uniform)
         device = draws.device
         turn = (draws[:, 0] * 8).long()
         names = torch.arange(self.vocab_size, device=device).repeat(n, 1)

@@ -6,27 +6,25 @@ encoding: 0 padding, 1 blank, 2 .. side + 1 the digits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import KW_ONLY
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from eqr.streams import Generators, draw_rows, mix64
 from eqr.task import (
     BLUE,
     INK,
-    LATER,
     VERMILLION,
     ProblemError,
     Problems,
-    RowGenerators,
     Symmetry,
     Task,
-    check_fields,
     check_rows,
-    drawn,
-    mix64,
     paint_cells,
+    settings,
 )
 from eqr.tasks import sudoku_solver as solver
 
@@ -43,7 +41,7 @@ SOLVE_BUDGET = 2_000_000  # guesses before a user's puzzle is called undecided: 
 # --- The task -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class Sudoku(Task):
     """Sudoku puzzles with one solution, boxes of box_height × box_width cells.
 
@@ -65,12 +63,12 @@ class Sudoku(Task):
     clues_min: int | None = None
     clues_max: int | None = None
     minimal: bool = False
-    layout: str = field(default="any", metadata={**LATER, "choices": solver.LAYOUTS})
-    rating_min: int | None = field(default=None, metadata=LATER)
-    rating_max: int | None = field(default=None, metadata=LATER)
+    _: KW_ONLY
+    layout: Literal["any", "symmetric", "clustered"] = "any"
+    rating_min: Annotated[int, Field(ge=0)] | None = None
+    rating_max: Annotated[int, Field(ge=0)] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if min(self.box_height, self.box_width) < 2 or self.box_height * self.box_width > 16:
             raise ProblemError(
                 f"boxes of {self.box_height}x{self.box_width}: choose sides of at least 2 with "
@@ -91,9 +89,6 @@ class Sudoku(Task):
                 "layout='symmetric' with minimal=true: hardly any minimal puzzle is symmetric; "
                 "give clues_min and clues_max instead"
             )
-        for name in ("rating_min", "rating_max"):
-            if (getattr(self, name) or 0) < 0:
-                raise ProblemError(f"{name}={getattr(self, name)} must not be negative")
         low, high = self.rating_range
         if low > high:
             raise ProblemError(f"rating_min={low} exceeds rating_max={high}")
@@ -145,7 +140,7 @@ class Sudoku(Task):
         units, unit_of = solver.geometry(self.box_height, self.box_width)
         return solver.ratings(self._to_bits(inputs), units, unit_of, SOLVE_BUDGET)
 
-    def symmetries(self, n: int, generator: RowGenerators) -> Symmetry:
+    def symmetries(self, n: int, generator: Generators) -> Symmetry:
         """Digits relabelled, bands, stacks, rows in bands and columns in stacks permuted, and for
         square boxes half of the grids transposed; see ``Task.symmetries``."""
         side = self.height
@@ -154,7 +149,7 @@ class Sudoku(Task):
             def uniform(rows: int, own: torch.Generator) -> torch.Tensor:
                 return torch.rand(rows, *shape, generator=own, device=own.device)
 
-            return drawn(n, generator, uniform).argsort(-1)
+            return draw_rows(n, generator, uniform).argsort(-1)
 
         def lines(depth: int) -> torch.Tensor:  # (n, side), blocks of ``depth`` lines kept together
             blocks = permutations(side // depth)[:, :, None] * depth
