@@ -87,8 +87,8 @@ def residual(before: State, after: State) -> Tensor:
     values compare across model sizes. RMS-normalised latents have elements of size about 1.
     """
     # In bfloat16 a sum of thousands of squares would stop growing.
-    change = (after.z_high - before.z_high).float().square().sum((1, 2))
-    change = change + (after.z_low - before.z_low).float().square().sum((1, 2))
+    change = at_least_float32(after.z_high - before.z_high).square().sum((1, 2))
+    change = change + at_least_float32(after.z_low - before.z_low).square().sum((1, 2))
     elements = before.z_high[0].numel() + before.z_low[0].numel()
     return (change / elements).sqrt()
 
@@ -104,9 +104,14 @@ def gaussian(beta: float, generator: Generators | None) -> Noise:
     return lambda z: beta * standard_normal(z.shape, generator, z) if beta else None
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are: for sums that bfloat16 would blur."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def rms_norm(h: Tensor, dim: int = -1) -> Tensor:
     """Divide by the root mean square along ``dim``; no learned scale; computed in float32."""
-    wide = h if h.dtype == torch.float64 else h.float()
+    wide = at_least_float32(h)
     scale = torch.rsqrt(wide.square().mean(dim, keepdim=True) + RMS_EPS)
     return (wide * scale).to(h.dtype)
 
@@ -176,7 +181,7 @@ class Attention(nn.Module):
 
     def _rotate(self, h: Tensor) -> Tensor:
         """Rotate pairs (j, j + half) inside each of the one or two parts of the head."""
-        wide = h if h.dtype == torch.float64 else h.float()  # bfloat16 blurs angles
+        wide = at_least_float32(h)  # bfloat16 blurs angles
         parts = wide.unflatten(-1, (self.rope_parts, 2, -1))
         swapped = torch.stack((-parts[..., 1, :], parts[..., 0, :]), dim=-2).flatten(-3)
         return (wide * self.cos + swapped * self.sin).to(h.dtype)

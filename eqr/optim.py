@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig, Recipe, TrainConfig
-from eqr.model import STACKED, Reasoner
+from eqr.model import STACKED, Reasoner, at_least_float32
 from eqr.muon import Muon
 
 
@@ -37,7 +37,7 @@ def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     """Cross-entropy of every token, (B, S); ``kind`` is ``"stablemax"`` or ``"softmax"``."""
     if kind == "stablemax":
         return stablemax_loss(logits, labels)
-    return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+    return F.cross_entropy(at_least_float32(logits).transpose(1, 2), labels, reduction="none")
 
 
 class AdamATan2(torch.optim.Optimizer):

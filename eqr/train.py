@@ -28,7 +28,7 @@ from eqr.compiled import compile_operator, training_is_long, trouble
 from eqr.config import EvalConfig, Recipe
 from eqr.data import Dataset
 from eqr.evaluate import records
-from eqr.model import Reasoner, State, Step
+from eqr.model import Reasoner, State, Step, at_least_float32
 from eqr.optim import (
     build_optimizers,
     learning_rate,
@@ -240,7 +240,8 @@ class Trainer:
             right = step.answer == y
             exact = right.all(1)
             tokens = token_loss(step.logits, y, config.loss).mean()
-            halt = F.binary_cross_entropy_with_logits(step.halt.float(), exact.float())
+            logit = at_least_float32(step.halt)
+            halt = F.binary_cross_entropy_with_logits(logit, exact.to(logit.dtype))
             parts.append((tokens + config.halt_weight * halt, tokens, halt))
         means = {
             name: sum(values) / len(parts)

@@ -50,7 +50,7 @@ def official_trainer(reference: Reference) -> Trainer:
     inputs, labels = (reference[name].reshape(-1, 25).astype(np.uint8) for name in "xy")
     problems = Problems(inputs, labels, np.zeros(len(inputs), np.int32))
     trainer = Trainer(recipe, Dataset(recipe.task, problems, problems, {"from": "official code"}))
-    for model in (trainer.model, trainer.average):
+    for model in (trainer.model, trainer.ema):
         model.double()
         model.load_state_dict(our_tensors(reference, "weight", model))
         if "start/H" in reference:
@@ -180,7 +180,7 @@ def test_six_steps_are_those_of_the_official_code(case, monkeypatch):
             (carry.x, x), (carry.y, y), (carry.steps, official["steps"]), (carry.halted, halted)
         ):  # fmt: skip
             np.testing.assert_array_equal(ours.numpy(), theirs, err_msg=f"step {k}")
-    for kind, model in (("final", trainer.model), ("ema", trainer.average)):
+    for kind, model in (("final", trainer.model), ("ema", trainer.ema)):
         for name, theirs in our_tensors(reference, kind, model).items():
             if not name.startswith("fixed_"):
                 ours = stored_rows(model.state_dict()[name].numpy())
