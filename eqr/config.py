@@ -80,7 +80,7 @@ class ModelConfig:
     damping: Rate = 0.05  # the paper's lambda
     noise: Size = 0.01  # the paper's beta, while training
     learn_noise: bool = False  # beta exp(g), g trained from 0
-    norm_swiglu: bool = False  # see eqr.model.SwiGLU
+    norm_swiglu: bool = False  # see eqr.layers.SwiGLU
 
     def __post_init__(self) -> None:
         rule = f"must be at most model.high_cycles = {self.high_cycles}"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from eqr.config import Recipe
 from eqr.data import Dataset
-from eqr.model import Reasoner, parameter_count, swiglu_width
+from eqr.layers import swiglu_width
+from eqr.model import Reasoner, parameter_count
 from eqr.optim import operator_at, short_steps
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig, Recipe, TrainConfig
-from eqr.model import STACKED, Reasoner, at_least_float32
+from eqr.layers import STACKED, at_least_float32
+from eqr.model import Reasoner
 from eqr.muon import Muon
 
 

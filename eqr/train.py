@@ -28,15 +28,9 @@ from eqr.compiled import compile_operator, training_is_long, trouble
 from eqr.config import EvalConfig, Recipe
 from eqr.data import Dataset
 from eqr.evaluate import records
-from eqr.model import Reasoner, State, Step, at_least_float32
-from eqr.optim import (
-    build_optimizers,
-    learning_rate,
-    operator_at,
-    token_loss,
-    update_ema,
-    widest,
-)
+from eqr.layers import at_least_float32
+from eqr.model import Reasoner, State, Step
+from eqr.optim import build_optimizers, learning_rate, operator_at, token_loss, update_ema, widest
 from eqr.parallel import ALONE, World
 from eqr.run_folder import RunFolder
 from eqr.streams import Slots, stream

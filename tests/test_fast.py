@@ -16,7 +16,8 @@ from eqr.config import (
     load_recipe,
 )
 from eqr.cost import cost, step_flops
-from eqr.model import Reasoner, State, SwiGLU, swiglu_width
+from eqr.layers import SwiGLU, swiglu_width
+from eqr.model import Reasoner, State
 from eqr.muon import orthogonalized
 from eqr.optim import operator_at, short_steps, token_loss
 from eqr.store import Store

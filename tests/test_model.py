@@ -20,16 +20,8 @@ from scipy import stats
 from eqr.checkpoint import load_model
 from eqr.config import ModelConfig
 from eqr.imports.weights import import_official
-from eqr.model import (
-    Attention,
-    Reasoner,
-    State,
-    gaussian,
-    parameter_count,
-    residual,
-    rms_norm,
-    swiglu_width,
-)
+from eqr.layers import Attention, rms_norm, swiglu_width
+from eqr.model import Reasoner, State, gaussian, parameter_count, residual
 from eqr.streams import stream, truncated_normal
 
 GOLDEN = Path(__file__).parent / "golden" / "operator.json"

@@ -1,0 +1,135 @@
+"""The layers of the operator: RMS norm, SwiGLU, two token mixers, rotary positions (paper §3).
+
+Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqr.config import ModelConfig
+
+RMS_EPS = 1e-5  # as in the official code; a row of zeros stays one
+ROPE_BASE = 10_000.0
+
+#: Layers whose weight holds several linear maps, one below the other, and how many.
+STACKED = {"gate_up": 2, "qkv": 3}
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are: for sums that bfloat16 would blur."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def rms_norm(h: Tensor, dim: int = -1) -> Tensor:
+    """Divide by the root mean square along ``dim``; no learned scale; computed in float32."""
+    wide = at_least_float32(h)
+    scale = torch.rsqrt(wide.square().mean(dim, keepdim=True) + RMS_EPS)
+    return (wide * scale).to(h.dtype)
+
+
+def swiglu_width(features: int, config: ModelConfig) -> int:
+    """Inner width: two thirds of ``expansion · features``, rounded up to ``width_multiple``."""
+    wanted = round(config.expansion * features * 2 / 3)
+    return -(-wanted // config.width_multiple) * config.width_multiple
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(h)) * up(h))`` along the last axis.
+
+    With ``norm_swiglu`` the product is divided by its root mean square before ``down``. The size of
+    ``up`` then no longer matters, that of ``gate`` only through the bend of ``silu``, and however
+    large these two matrices grow, what is added to the latents does not: a gated unit is quadratic
+    in them, which a large rate of learning would otherwise turn into blow-up.
+    """
+
+    def __init__(self, features: int, config: ModelConfig) -> None:
+        super().__init__()
+        width = swiglu_width(features, config)
+        self.gate_up = nn.Linear(features, 2 * width, bias=False)  # one product instead of two
+        self.down = nn.Linear(width, features, bias=False)
+        self.norm = config.norm_swiglu
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate, up = self.gate_up(h).chunk(2, dim=-1)
+        product = F.silu(gate) * up
+        return self.down(rms_norm(product) if self.norm else product)
+
+
+class TokenMixer(nn.Module):
+    """A SwiGLU over the token axis; its post-norm runs over tokens too, as in the official code."""
+
+    def __init__(self, tokens: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.swiglu = SwiGLU(tokens, config)
+
+    def forward(self, h: Tensor) -> Tensor:  # (B, S, H) -> (B, S, H)
+        h = h.transpose(1, 2)
+        return rms_norm(h + self.swiglu(h)).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Bidirectional self-attention with no, 1-D or 2-D rotary positions, then the post-norm."""
+
+    def __init__(self, config: ModelConfig, height: int, width: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
+        self.out = nn.Linear(config.hidden, config.hidden, bias=False)
+        # Not persistent: they follow from the configuration, and a checkpoint holds weights.
+        cos, sin = rope_table(config.hidden // config.heads, height, width, config.rope)
+        self.register_buffer("cos", cos, persistent=False)  # (S, head size)
+        self.register_buffer("sin", sin, persistent=False)
+        self.rope_parts = {"none": 0, "1d": 1, "2d": 2}[config.rope]
+
+    def forward(self, h: Tensor) -> Tensor:  # (B, S, H) -> (B, S, H)
+        batch, tokens, hidden = h.shape
+        qkv = self.qkv(h).view(batch, tokens, 3, self.heads, hidden // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, S, head size)
+        if self.rope_parts:
+            q, k = self._rotate(q), self._rotate(k)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return rms_norm(h + self.out(mixed.reshape(batch, tokens, hidden)))
+
+    def _rotate(self, h: Tensor) -> Tensor:
+        """Rotate pairs (j, j + half) inside each of the one or two parts of the head."""
+        wide = at_least_float32(h)  # bfloat16 blurs angles
+        parts = wide.unflatten(-1, (self.rope_parts, 2, -1))
+        swapped = torch.stack((-parts[..., 1, :], parts[..., 0, :]), dim=-2).flatten(-3)
+        return (wide * self.cos + swapped * self.sin).to(h.dtype)
+
+
+def rope_table(size: int, height: int, width: int, kind: str) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (S, size) of rotary positions for tokens in row-major order.
+
+    1-D turns by the token's index; 2-D turns the first half of a head by the row and the second
+    half by the column (RoPE: arXiv 2104.09864).
+    """
+    index = torch.arange(height * width)
+    axes = {"none": [], "1d": [index], "2d": [index // width, index % width]}[kind]
+    if not axes:
+        return torch.ones(height * width, size), torch.zeros(height * width, size)
+    part = size // len(axes)
+    rates = 1.0 / ROPE_BASE ** (torch.arange(0, part, 2).float() / part)
+    angles = [torch.outer(axis.float(), rates).repeat(1, 2) for axis in axes]
+    table = torch.cat(angles, dim=1)
+    return table.cos(), table.sin()
+
+
+class Block(nn.Module):
+    """A token mixer, then a channel SwiGLU; each followed by its residual sum and RMS norm."""
+
+    def __init__(self, config: ModelConfig, height: int, width: int) -> None:
+        super().__init__()
+        self.mixer = (
+            TokenMixer(height * width, config)
+            if config.mixer == "mlp"
+            else Attention(config, height, width)
+        )
+        self.channel = SwiGLU(config.hidden, config)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.mixer(h)
+        return rms_norm(h + self.channel(h))
