@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eqr.config import ModelConfig, from_dict, to_dict
+from eqr.config import ModelConfig, to_dict
 from eqr.model import Reasoner
+from eqr.settings import from_dict
 from eqr.task import Task, task_from_dict, task_to_dict
 
 FORMAT = "eqr-1"

@@ -17,9 +17,10 @@ import warnings
 
 import torch
 
-from eqr.config import ConfigError, EvalConfig, Recipe
+from eqr.config import EvalConfig, Recipe
 from eqr.cost import forward_flops
 from eqr.model import Reasoner
+from eqr.settings import ConfigError
 
 #: What one outer iteration costs beside its matrix products, and how fast a core does those: a
 #: guess that only decides whether a piece of work is long enough to be worth compiling for.

@@ -1,41 +1,24 @@
-"""Configuration: checked settings, TOML recipes, profiles, and the hash that names a run.
+"""Configuration: the settings of model, data, training and evaluation, and the hash of a run.
 
 A *recipe* says everything a training run depends on: the task, its data set, the model and the
-training loop. ``eqr/recipes/<profile>/<name>.toml`` lists what differs from the defaults, or from
-another recipe that it names as its ``base``; ``recipes/smoke.toml`` makes small ones of the
-laptop's. :func:`to_dict` shows every setting of one.
+training loop. :mod:`eqr.recipes` reads them from TOML files; :func:`to_dict` shows every setting.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import field, fields
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo
 
-from eqr.task import (
-    ConfigError,
-    Task,
-    from_dict,
-    load_task,
-    nearest,
-    require,
-    settings,
-    task_from_dict,
-    task_to_dict,
-)
+from eqr.settings import ConfigError, from_dict, require, settings
+from eqr.task import Task, task_from_dict, task_to_dict
 
 #: Raised whenever a change to the code would change results; part of every run id.
 SEMANTICS = 1
-
-PROFILES = ("smoke", "laptop", "paper")
-RECIPES = Path(__file__).parent / "recipes"
-SMOKE = RECIPES / "smoke.toml"
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -138,7 +121,7 @@ class TrainConfig:
     And so are the ways to train faster that others report (study ``fast``):
 
     ==================  ======================================================================
-    Muon                ``optimizer="muon", muon_lr=0.005``: :class:`eqr.muon.Muon` for the
+    Muon                ``optimizer="muon", muon_lr=0.005``: :class:`eqr.optimizers.Muon` for the
                         matrices of the blocks, AdamW with ``lr`` for everything else
     cosine              ``schedule="cosine", final_lr=0.01``: down to one per cent of both rates
     winner takes all    ``starts=4``: every sample runs from four starts, each with a carry of its
@@ -298,119 +281,6 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
         return from_dict(Recipe, values, "")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def recipe_names(profile: str) -> list[str]:
-    """Names of the recipes of a profile, sorted."""
-    if profile not in PROFILES:
-        raise ConfigError(f"profile {profile!r} is not known{near_miss(profile, PROFILES)}")
-    folder = RECIPES / ("laptop" if profile == "smoke" else profile)
-    return sorted(path.stem for path in folder.glob("*.toml"))
-
-
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """The tail of an error message: ``"; did you mean 'x'?"``, or the list of what is known."""
-    return f"; {nearest(name, sorted(known))}"
-
-
-def load_recipe(
-    name: str, profile: str = "laptop", *, seed: int | None = None, overrides: Mapping = {}
-) -> Recipe:
-    """Read a recipe by name and profile, or from a path that ends in ``.toml``.
-
-    Args:
-        name: for example ``"sudoku6"``, or a path such as ``"my/recipe.toml"``.
-        profile: ``smoke``, ``laptop`` or ``paper``; for a path, where its base is looked up.
-        seed: replaces the recipe's seed (initial weights, batches and training noise).
-        overrides: dotted names to values, for example ``{"train.steps": 100}``.
-
-    Raises:
-        ConfigError: unknown name, profile or key; the message names the file.
-    """
-    values, files = read_recipe(name, profile)
-    for dotted, value in overrides.items():
-        section, _, key = dotted.rpartition(".")
-        target = values.setdefault(section, {}) if section else values
-        if not isinstance(target, dict):
-            raise ConfigError(f"{dotted} is not a known setting")
-        target[key] = value
-    if seed is not None:
-        values["seed"] = seed
-    task = values.get("task")
-    if isinstance(task, dict) and ":" in str(task.get("kind")):  # the user's own code
-        task["kind"] = load_task(task["kind"], files[0].parent).kind
-    return recipe_from_dict({"name": files[0].stem} | values, str(files[0]))
-
-
-def read_recipe(
-    name: str, profile: str, folder: Path = Path(), above: tuple[Path, ...] = ()
-) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """The settings of a recipe over those of its base, and the files that they stand in.
-
-    Args:
-        folder: where a path is looked up.
-        above: the files that build on it.
-
-    Raises:
-        ConfigError: an unknown recipe or profile, no TOML, or a base that builds on the recipe.
-    """
-    if name.endswith(".toml"):
-        path = folder / name
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such recipe file")
-    else:
-        *other, name = name.split("/")
-        profile, names = other[0] if other else profile, recipe_names(*(other or [profile]))
-        if name not in names:
-            raise ConfigError(
-                f"recipe {name!r} is not known in profile {profile!r}{near_miss(name, names)}"
-            )
-        if profile == "smoke":
-            below, files = read_recipe(name, "laptop")
-            small = _read_toml(SMOKE)
-            common = {k: v for k, v in small.items() if k in ("data", "model", "train")}
-            return _over(_over(below, common), small.get(name, {})), (*files, SMOKE)
-        path = RECIPES / profile / f"{name}.toml"
-    if path in above:
-        raise ConfigError(f"{path}: base leads back to this file; name another")
-    values, files = _read_toml(path), (path,)
-    if base := values.pop("base", None):
-        below, more = read_recipe(base, profile, path.parent, (*above, path))
-        values, files = _over(below, values), (*files, *more)
-    return values, files
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from error
-
-
-def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Settings over those ``below``, section by section; a task of another kind starts anew."""
-    merged = {key: value for key, value in below.items() if key != "name"}
-    for key, value in values.items():
-        there = merged.get(key)
-        alike = isinstance(value, dict) and isinstance(there, dict)
-        if alike and value.get("kind", there.get("kind")) == there.get("kind"):
-            value = there | value
-        merged[key] = value
-    return merged
-
-
-def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
-    """``["train.steps=100"]`` to ``{"train.steps": 100}``; values are TOML, bare words strings."""
-    overrides = {}
-    for setting in settings:
-        name, sign, text = setting.partition("=")
-        if not sign or not name.strip():
-            raise ConfigError(f"{setting!r} must look like name=value")
-        try:
-            overrides[name.strip()] = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
-            overrides[name.strip()] = text.strip()
-    return overrides
 
 
 def digest(value: Any) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqr.config import ConfigError, EvalConfig
+from eqr.config import EvalConfig
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.rollout import Iteration, record, rollout
 from eqr.select import DTYPES, Outcomes
+from eqr.settings import ConfigError
 from eqr.streams import stream
 from eqr.task import Task
 

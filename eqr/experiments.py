@@ -17,10 +17,11 @@ import pandas as pd
 
 from eqr import checkpoint, data, evaluate, tables
 from eqr.compiled import compiled_copy, evaluation_is_long
-from eqr.config import EvalConfig, Recipe, load_recipe, recipe_from_dict, to_dict
+from eqr.config import EvalConfig, Recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
 from eqr.halting import Halted, halting_records, parse_rule
 from eqr.parallel import ALONE, World
+from eqr.recipes import load_recipe
 from eqr.select import Outcomes
 from eqr.store import MANIFEST, Run, Store
 from eqr.task import Problems, Task

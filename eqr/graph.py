@@ -13,17 +13,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from eqr.config import (
-    PROFILES,
-    ConfigError,
-    Recipe,
-    digest,
-    load_recipe,
-    near_miss,
-    read_recipe,
-    recipe_names,
-)
+from eqr.config import Recipe, digest
 from eqr.data import PROJECT, file_sha256
+from eqr.recipes import PROFILES, load_recipe, read_recipe, recipe_names
+from eqr.settings import ConfigError, nearest
 from eqr.studies.cells import cells_of
 from eqr.studies.rows import studies_of
 
@@ -94,7 +87,7 @@ def jobs(profile: str, seed: int = 0, out: Path = Path("build")) -> dict[str, Jo
         ConfigError: an unknown profile.
     """
     if profile not in PROFILES:
-        raise ConfigError(f"profile {profile!r} is not known{near_miss(profile, PROFILES)}")
+        raise ConfigError(f"profile {profile!r} is not known; {nearest(profile, PROFILES)}")
     found = training_jobs(profile, seed)
     if profile != "paper":
         found += book_jobs(profile, seed, out)

@@ -31,11 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqr.config import ConfigError, EvalConfig, near_miss, parse_overrides
+from eqr.config import EvalConfig
 from eqr.evaluate import measures, sampling
 from eqr.model import Reasoner, State, Step, residual
+from eqr.recipes import parse_overrides
 from eqr.rollout import NEVER, WINDOW, Iteration, record
 from eqr.select import DTYPES, Outcomes
+from eqr.settings import ConfigError, nearest
 from eqr.streams import stream
 
 #: The settings of each kind of rule; the first may follow the colon without its name.
@@ -116,7 +118,7 @@ def parse_rule(text: str) -> Halting:
         raise ConfigError(f"halting {text!r} gives a setting twice")
     for name in values:
         if name not in names:
-            known = near_miss(name, names)
+            known = "; " + nearest(name, names)
             raise ConfigError(f"halting {kind}.{name} is not a known setting{known}")
     lead = names[0] if names else None
     if lead in ("threshold", "tolerance") and type(values.get(lead)) is int:
@@ -127,7 +129,7 @@ def parse_rule(text: str) -> Halting:
 def settings_of(kind: str) -> tuple[str, ...]:
     """The names of a rule's settings; ConfigError suggests a fix for an unknown rule."""
     if kind not in KINDS:
-        raise ConfigError(f"halting rule {kind!r} is not known{near_miss(kind, KINDS)}")
+        raise ConfigError(f"halting rule {kind!r} is not known; {nearest(kind, KINDS)}")
     return KINDS[kind]
 
 

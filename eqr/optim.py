@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from eqr.config import ModelConfig, Recipe, TrainConfig
 from eqr.layers import STACKED, at_least_float32
 from eqr.model import Reasoner
-from eqr.muon import Muon
+from eqr.optimizers import AdamATan2, Muon
 
 
 def widest(device: torch.device | str) -> torch.dtype:
@@ -41,73 +40,14 @@ def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     return F.cross_entropy(at_least_float32(logits).transpose(1, 2), labels, reduction="none")
 
 
-class AdamATan2(torch.optim.Optimizer):
-    """Adam with ``atan2`` in place of a division, so that it needs no ε (arXiv 2407.05872).
-
-    With gradient ``g`` at step ``t``, moments ``m ← β₁ m + (1 − β₁) g`` and
-    ``v ← β₂ v + (1 − β₂) g²``:
-
-        p ← (1 − lr · weight_decay) p
-        p ← p − lr / (1 − β₁ᵗ) · atan2(m, √(v / (1 − β₂ᵗ)))
-
-    The bias of ``m`` is corrected outside the ``atan2`` and no further scale is applied, as in the
-    kernel used by the paper's authors (package ``adam-atan2``). An update is thus never larger than
-    ``lr / (1 − β₁ᵗ) · π/2`` and does not depend on the scale of the gradient.
-
-    Args:
-        params: tensors to optimise.
-        lr: step size, positive.
-        betas: decay of the first and the second moment, in [0, 1).
-        weight_decay: decoupled decay, as a rate multiplied by ``lr``.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            # Together by `_foreach`: one kernel for all parameters instead of one for each.
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["step"] = torch.zeros(())  # on the CPU: no GPU waits to be read
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-                    self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-            grads = [p.grad for p in params]
-            steps = [self.state[p]["step"] for p in params]
-            first = [self.state[p]["exp_avg"] for p in params]
-            second = [self.state[p]["exp_avg_sq"] for p in params]
-            beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1)
-            torch._foreach_lerp_(first, grads, 1 - beta1)
-            torch._foreach_mul_(second, beta2)
-            torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-            # Each parameter counts its own steps: one that got no gradient lags behind.
-            for p, count, m, v in zip(params, steps, first, second, strict=True):
-                t = count.item()
-                scale = (v / (1 - beta2**t)).sqrt_()
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(torch.atan2(m, scale), alpha=-group["lr"] / (1 - beta1**t))
-
-
 def build_optimizers(
     model: nn.Module | Reasoner, config: TrainConfig
 ) -> tuple[torch.optim.Optimizer, ...]:
     """The optimizers of a training configuration: each trained value of ``model`` is in one.
 
-    With ``"muon"`` there are two: :class:`eqr.muon.Muon` for the matrices of the blocks, and AdamW
-    for embedding, heads and whatever is a vector. Each group keeps its rate as ``initial_lr``, from
-    which :func:`learning_rate` makes the rate of a step.
+    With ``"muon"`` there are two: :class:`eqr.optimizers.Muon` for the matrices of the blocks, and
+    AdamW for embedding, heads and whatever is a vector. Each group keeps its rate as
+    ``initial_lr``, from which :func:`learning_rate` makes the rate of a step.
     """
     adam = {
         "lr": config.lr,

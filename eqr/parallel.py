@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from eqr.config import ConfigError
+from eqr.settings import ConfigError
 
 
 class WorldError(RuntimeError):

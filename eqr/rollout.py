@@ -17,7 +17,8 @@ from torch import Tensor
 
 from eqr.model import Reasoner, State, Step, residual
 from eqr.streams import stream
-from eqr.task import Symmetry, Task
+from eqr.task import Task
+from eqr.tasks.symmetry import Symmetry
 
 WINDOW = 3  # iterations whose mean residual decides between restarts (paper §4)
 NEVER = 2**31 - 1  # `halted_at` of a trajectory that has not halted; int32's largest sorts last

@@ -22,11 +22,11 @@ from typing import Any
 
 from eqr import book, graph, pages, site, vendor
 from eqr.browser import find_chromium
-from eqr.config import ConfigError, near_miss
 from eqr.data import PROJECT, file_sha256
 from eqr.experiments import trained
 from eqr.graph import BOOK, NOTEBOOKS, Job
 from eqr.pdf import print_book
+from eqr.settings import ConfigError, nearest
 from eqr.store import Store, provenance
 from eqr.studies.rows import studies_of
 from eqr.viewer import page as play
@@ -61,7 +61,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     known = inspect_notebook(str(notebook))
     for name in parameters:
         if name not in known:
-            raise ConfigError(f"{notebook}: has no parameter {name!r}{near_miss(name, known)}")
+            raise ConfigError(f"{notebook}: has no parameter {name!r}; {nearest(name, known)}")
 
 
 def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
@@ -151,7 +151,7 @@ def only_chapter(name: str, profile: str, seed: int) -> Path:
     """
     refuse_paper(profile)
     if name not in (known := [path.stem for path in graph.chapters()]):
-        raise ConfigError(f"--only {name!r} is no chapter{near_miss(name, known)}")
+        raise ConfigError(f"--only {name!r} is no chapter; {nearest(name, known)}")
     one_thread()
     return chapter(NOTEBOOKS / f"{name}.ipynb", {"profile": profile, "seed": seed}, Store())
 

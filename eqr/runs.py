@@ -20,18 +20,10 @@ import safetensors
 import torch
 
 from eqr import checkpoint, evaluate, experiments, select, stats, tables
-from eqr.config import (
-    PROFILES,
-    SEMANTICS,
-    ConfigError,
-    EvalConfig,
-    from_dict,
-    load_recipe,
-    recipe_from_dict,
-    recipe_names,
-    to_dict,
-)
+from eqr.config import SEMANTICS, EvalConfig, recipe_from_dict, to_dict
 from eqr.data import PROJECT, file_sha256
+from eqr.recipes import PROFILES, load_recipe, recipe_names
+from eqr.settings import ConfigError, from_dict
 from eqr.store import (
     MANIFEST,
     PENDING,

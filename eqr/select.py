@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from eqr.config import ConfigError, near_miss
+from eqr.settings import ConfigError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +120,4 @@ def check_selections(names: Iterable[str], option: str = "select") -> None:
     """Refuse a selection that there is not; ConfigError names it and the near miss."""
     for name in names:
         if name not in SELECTIONS:
-            raise ConfigError(f"{option} {name!r} is not known{near_miss(name, SELECTIONS)}")
+            raise ConfigError(f"{option} {name!r} is not known; {nearest(name, SELECTIONS)}")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from eqr.browser import chromium
-from eqr.config import PROFILES, ConfigError, near_miss
+from eqr.recipes import PROFILES
+from eqr.settings import ConfigError, nearest
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -46,7 +47,7 @@ def built(profile: str | None, out: Path) -> Path:
         ConfigError: there are none; the message says how to make them.
     """
     if profile is not None and profile not in PROFILES:
-        raise ConfigError(f"--profile {profile!r} is not known{near_miss(profile, PROFILES)}")
+        raise ConfigError(f"--profile {profile!r} is not known; {nearest(profile, PROFILES)}")
     found = sorted(out.glob(f"{profile or '*'}/html/index.html"), key=lambda p: p.stat().st_mtime)
     if not found:
         where = out / profile if profile else out

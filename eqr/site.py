@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import quote
 
 from eqr import __version__
-from eqr.config import ConfigError
 from eqr.data import PROJECT
+from eqr.settings import ConfigError
 from eqr.store import commit, git
 
 #: The branch that the workflow `.github/workflows/book.yml` publishes the pages to.

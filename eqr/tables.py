@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from eqr.config import ConfigError
 from eqr.evaluate import Records
 from eqr.halting import Halted
 from eqr.rollout import NEVER
 from eqr.select import check_selections, selected
+from eqr.settings import ConfigError
 from eqr.stats import wilson
 
 

@@ -1,5 +1,4 @@
-"""What a problem is: checked settings, the interface that every task offers, and its registry
-(paper, section 4: Sudoku and mazes).
+"""What a problem is: the interface that every task offers, and the registry (paper, section 4).
 
 A task is a frozen dataclass whose fields *are* the problem distribution: two equal tasks and two
 equal seeds give equal problems. The model sees token arrays only, never ``check`` or ``solve``.
@@ -11,129 +10,23 @@ the plain kind, and reading one never runs anything.
 
 from __future__ import annotations
 
-import difflib
-import functools
-import hashlib
 import importlib
-import importlib.util
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pydantic.dataclasses
-from pydantic import ConfigDict, ValidationError
+
+from eqr.settings import ConfigError, ProblemError, from_dict, nearest
 
 if TYPE_CHECKING:  # torch is imported where it is used: settings are read without it
     import torch
     from torch import Tensor
 
     from eqr.streams import Generators
-
-INK, BLUE, VERMILLION, AMBER = "#222222", "#0072B2", "#D55E00", (0.90, 0.62, 0.0)  # Okabe-Ito
-
-T = TypeVar("T")
-
-
-# --- Settings -------------------------------------------------------------------------------------
-
-
-class ProblemError(ValueError):
-    """Bad input or an impossible request, in one line that suggests a fix."""
-
-
-class ConfigError(ProblemError):
-    """A setting that cannot be used; the message names it and suggests a fix.
-
-    ``field`` is the setting's name where the message begins with it, so that whoever reads it from
-    a file can say in which section it stands.
-    """
-
-    def __init__(self, message: str, field: str = "") -> None:
-        super().__init__(message)
-        self.field = field
-
-
-@dataclass_transform(frozen_default=True)
-def settings(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen dataclass whose fields pydantic checks: no unknown name, no text for a
-    number, no infinity. Whatever is wrong is a :class:`ConfigError` of one line.
-
-    A class may name its ``section``, with which messages begin.
-    """
-    strict = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
-    )
-    cls = pydantic.dataclasses.dataclass(frozen=True, config=strict)(cls)
-    checked = cls.__init__
-
-    @functools.wraps(checked)
-    def __init__(self, *values: Any, **named: Any) -> None:
-        try:
-            checked(self, *values, **named)
-        except ValidationError as error:
-            raise ConfigError(explain(error, cls, getattr(cls, "section", ""))) from None
-
-    cls.__init__ = __init__
-    return cls
-
-
-def require(condition: bool, field: str, rule: str) -> None:
-    """Raise ConfigError ``"field rule"`` unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(f"{field} {rule}", field)
-
-
-def explain(error: ValidationError, cls: type, where: str) -> str:
-    """The first thing that is wrong with settings of ``cls``: its dotted name, and a fix."""
-    names = [field.name for field in fields(cls)]
-    # A misspelt name often leaves another one missing: then the spelling is what to say.
-    first = min(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
-    place = [names[k] if type(k) is int and not i else str(k) for i, k in enumerate(first["loc"])]
-    path, value = ".".join(filter(None, [where, *place])), f"{first['input']!r:.60}"
-    match first["type"]:
-        case "unexpected_keyword_argument":
-            return f"{path} is not a known setting; {nearest(place[-1], names)}"
-        case "missing":
-            return f"{path} is missing; add it"
-        case "value_error":
-            cause = first["ctx"]["error"]
-            return f"{path}.{cause}" if path and getattr(cause, "field", "") else str(cause)
-        case "literal_error":
-            expected = first["ctx"]["expected"]
-            near = difflib.get_close_matches(str(first["input"]), expected.split("'"), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            return f"{path} = {value} must be one of {expected}{hint}"
-    return f"{path} = {value} {first['msg'].replace('Input should', 'must')}"
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build settings from a mapping; messages name them as ``where.key``.
-
-    Raises:
-        ConfigError: an unknown, missing or unusable setting.
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} = {values!r:.60} must be a section of settings")
-    made = object.__new__(cls)
-    try:
-        cls.__init__.__wrapped__(made, **values)  # by pydantic, to name the place ourselves
-    except ValidationError as error:
-        raise ConfigError(explain(error, cls, where)) from None
-    return made
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The tail of an error message: the near miss, or all that is known."""
-    known = list(known)
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
-# --- Problems and their symmetries ----------------------------------------------------------------
+    from eqr.tasks.symmetry import Symmetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,50 +39,6 @@ class Problems:
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class Symmetry:
-    """One symmetry of a task a row: its cells moved, and for some tasks its tokens renamed.
-
-    ``apply`` puts ``names[old[place[c]]]`` into cell c; ``undo`` is its inverse.
-    """
-
-    place: Tensor  # (n, S) the cell that each cell takes its token from: a permutation
-    names: Tensor | None = None  # (n, V) the new name of each token: a permutation; None: the old
-
-    def apply(self, tokens: Tensor) -> Tensor:
-        """The image of tokens (n, S), in their dtype and on their device."""
-        moved = tokens.gather(1, self.place.to(tokens.device))
-        return moved if self.names is None else renamed(moved, self.names)
-
-    def undo(self, tokens: Tensor) -> Tensor:
-        """The tokens (n, S) whose image these are: an answer, read in the problem's own terms."""
-        old = tokens if self.names is None else renamed(tokens, inverse(self.names))
-        return old.gather(1, inverse(self.place).to(tokens.device))
-
-    def only(self, rows: Tensor) -> Symmetry:
-        """The same where ``rows`` (n,) is true; the identity elsewhere."""
-        rows = rows.to(self.place.device)[:, None]
-        place = self.place.where(rows, unmoved(self.place))
-        if self.names is None:
-            return Symmetry(place)
-        return Symmetry(place, self.names.where(rows, unmoved(self.names)))
-
-
-def renamed(tokens: Tensor, names: Tensor) -> Tensor:
-    """Tokens (n, S) under their new names (n, V), in the tokens' dtype."""
-    return names.to(tokens.device).gather(1, tokens.long()).to(tokens.dtype)
-
-
-def unmoved(permutation: Tensor) -> Tensor:
-    """The identities (n, K) beside permutations (n, K) of 0 .. K - 1."""
-    return permutation.new_ones(permutation.shape).cumsum(1) - 1
-
-
-def inverse(permutation: Tensor) -> Tensor:
-    """The inverses (n, K) of permutations (n, K) of 0 .. K - 1."""
-    return permutation.new_empty(permutation.shape).scatter_(1, permutation, unmoved(permutation))
 
 
 # --- The interface of a task ----------------------------------------------------------------------
@@ -254,6 +103,8 @@ class Task(ABC):
         """A random symmetry for each of n rows, drawn on the generator's device."""
         import torch
 
+        from eqr.tasks.symmetry import Symmetry
+
         device = generator.device if isinstance(generator, torch.Generator) else "cpu"
         return Symmetry(torch.arange(self.seq_len, device=device).repeat(n, 1))
 
@@ -316,25 +167,9 @@ class Task(ABC):
 
         Givens are bold and dark, answers blue, errors vermillion with a cross.
         """
-        inputs = np.asarray(inputs)
-        points = paint_cells(ax, np.ones((self.height, self.width, 3)), settled)
-        answer, wrong = answer_and_errors(inputs, answer, label)
-        given = inputs > 1
-        for cell, char in enumerate(self.format(np.where(given, inputs, answer))):
-            colour = INK if given[cell] else VERMILLION if wrong[cell] else BLUE
-            if char != self.symbols[1]:
-                write_cell(ax, divmod(cell, self.width), char, 0.55 * points, colour, given[cell])
-            if wrong[cell]:
-                row, column = divmod(cell, self.width)
-                place = ([column + 0.33], [row - 0.33])
-                ax.plot(*place, "x", color=VERMILLION, ms=0.22 * points, mew=0.05 * points)
-        self.draw_lines(ax, points)
+        from eqr.tasks.drawing import draw_board
 
-    def draw_lines(self, ax, points: float) -> None:
-        """The lines between the cells, each ``points`` wide."""
-        for axis, count in ((ax.axhline, self.height), (ax.axvline, self.width)):
-            for k in range(count + 1):
-                axis(k - 0.5, color="0.6", lw=0.015 * points, clip_on=False)
+        draw_board(self, ax, inputs, answer, label, settled)
 
 
 def check_rows(task: Task, **arrays: np.ndarray) -> list[np.ndarray]:
@@ -348,39 +183,6 @@ def check_rows(task: Task, **arrays: np.ndarray) -> list[np.ndarray]:
     return rows
 
 
-# --- Drawing --------------------------------------------------------------------------------------
-
-
-def paint_cells(ax, colours: np.ndarray, settled: np.ndarray | None) -> float:
-    """Fill the cells with colours (height, width, 3); return the points that one cell spans.
-
-    The amber tint changes a cell's lightness, not its hue only, so it survives colour blindness.
-    """
-    if settled is not None:
-        tint = 0.45 * (1 - np.clip(np.asarray(settled, float), 0, 1)).reshape(*colours.shape[:2], 1)
-        colours = (1 - tint) * colours + tint * np.array(AMBER)
-    ax.imshow(colours, interpolation="nearest")
-    ax.set(xticks=[], yticks=[], aspect="equal")
-    extent = ax.get_window_extent()
-    points = 72 * min(extent.width, extent.height) / ax.figure.dpi
-    return points / max(colours.shape[:2])
-
-
-def write_cell(ax, place, text: str, size: float, colour, bold: bool = False, **style) -> None:
-    """Write ``text`` into the cell at ``place`` (row, column), ``size`` points high."""
-    style = {"ha": "center", "va": "center_baseline", "fontsize": size, "color": colour} | style
-    ax.text(place[1], place[0], text, fontweight="bold" if bold else "normal", **style)
-
-
-def answer_and_errors(inputs, answer, label) -> tuple[np.ndarray, np.ndarray]:
-    """The answer (S,), the problem itself where there is none, and where it is wrong (S,) bool."""
-    if answer is None:
-        return inputs, np.zeros(len(inputs), bool)
-    answer = np.asarray(answer)
-    wrong = np.zeros(len(inputs), bool) if label is None else answer != np.asarray(label)
-    return answer, wrong
-
-
 # --- The registry ---------------------------------------------------------------------------------
 
 #: Tasks by kind, as "module:class"; the package's own are imported only when asked for.
@@ -391,40 +193,8 @@ _tasks = {
 }
 
 
-def load_task(reference: str, folder: Path) -> type[Task]:
-    """Run the user's own code: ``"my_task.py:MyTask"`` (from ``folder``) or ``"module:MyTask"``.
-
-    Call it only with what the user has typed, or a recipe that the user has named.
-
-    Raises:
-        ConfigError: no such file, module or task in it.
-    """
-    place, _, name = reference.rpartition(":")
-    if place.endswith(".py"):
-        path = (folder / place).resolve()
-        if not path.is_file():
-            raise ConfigError(f"task.kind = {reference!r}: {path} is not a file; correct the path")
-        place = f"eqr_task_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-        if place not in sys.modules:
-            spec = importlib.util.spec_from_file_location(place, path)
-            sys.modules[place] = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(sys.modules[place])
-            except BaseException:
-                del sys.modules[place]
-                raise
-    try:
-        task = getattr(importlib.import_module(place), name, None)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"task.kind = {reference!r}: {error}; install it") from error
-    if not (isinstance(task, type) and issubclass(task, Task) and task.kind):
-        raise ConfigError(f"task.kind = {reference!r}: no task {name!r} there; correct the name")
-    task.source = hashlib.sha256(Path(sys.modules[place].__file__).read_bytes()).hexdigest()
-    return task
-
-
 def task_from_dict(values: Mapping[str, Any], where: str = "task") -> Task:
-    """The task of ``{"kind": "sudoku", ...}``; runs nobody's code, see :func:`load_task`.
+    """The task of ``{"kind": "sudoku", ...}``; runs nobody's code.
 
     Raises:
         ConfigError: an unknown kind, or an unknown or unusable setting.

@@ -20,8 +20,8 @@ import yaml
 
 from eqr import book, pages, runner, vendor
 from eqr.browser import NAMES, SANDBOX
-from eqr.config import load_recipe
 from eqr.model import Reasoner
+from eqr.recipes import load_recipe
 from eqr.site import Site
 from eqr.viewer import page as play
 

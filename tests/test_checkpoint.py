@@ -21,9 +21,10 @@ from eqr.checkpoint import (
     save_model,
     save_tensors,
 )
-from eqr.config import ConfigError, to_dict
+from eqr.config import to_dict
 from eqr.imports.weights import Inert, import_official, official_config, read_official
 from eqr.model import Reasoner
+from eqr.settings import ConfigError
 from eqr.streams import stream
 from eqr.train import train
 

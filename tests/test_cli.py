@@ -19,8 +19,9 @@ import typer
 from eqr import data
 from eqr.checkpoint import load_model, load_tensors, save_model, save_tensors
 from eqr.cli import main as cli
-from eqr.config import DataConfig, recipe_names
+from eqr.config import DataConfig
 from eqr.model import Reasoner
+from eqr.recipes import recipe_names
 from eqr.streams import stream
 from eqr.tasks.sudoku import Sudoku
 

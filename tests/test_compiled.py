@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from eqr import checkpoint, compiled
-from eqr.config import ConfigError, EvalConfig, load_recipe
+from eqr.config import EvalConfig
+from eqr.recipes import load_recipe
+from eqr.settings import ConfigError
 from eqr.train import Trainer, TrainingError, train
 
 TROUBLE = compiled.trouble

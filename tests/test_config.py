@@ -11,20 +11,16 @@ import pytest
 
 import eqr.config
 from eqr.config import (
-    PROFILES,
-    ConfigError,
     DataConfig,
     EvalConfig,
     ModelConfig,
     TrainConfig,
     digest,
-    from_dict,
-    load_recipe,
-    parse_overrides,
     recipe_from_dict,
-    recipe_names,
     to_dict,
 )
+from eqr.recipes import PROFILES, load_recipe, parse_overrides, recipe_names
+from eqr.settings import ConfigError, from_dict
 from eqr.tasks.maze import Maze
 
 CLASSES = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig, "config": EvalConfig}

@@ -11,7 +11,8 @@ import pytest
 from eqr import data
 from eqr.config import DataConfig, digest
 from eqr.data import DataError
-from eqr.task import ProblemError, Problems
+from eqr.settings import ProblemError
+from eqr.task import Problems
 from eqr.tasks.maze import Maze
 from eqr.tasks.sudoku import Sudoku
 

@@ -9,10 +9,11 @@ import pytest
 
 from eqr import evaluate, select
 from eqr.checkpoint import load_model
-from eqr.config import ConfigError, EvalConfig
+from eqr.config import EvalConfig
 from eqr.evaluate import records
 from eqr.rollout import NEVER, rollout
 from eqr.select import RULES, SELECTIONS, Outcomes, selected
+from eqr.settings import ConfigError
 from eqr.stats import wilson
 from eqr.tables import table
 

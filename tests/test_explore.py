@@ -19,7 +19,8 @@ from eqr.graph import BOOK
 from eqr.model import Reasoner, State
 from eqr.rollout import rollout
 from eqr.select import Outcomes
-from eqr.task import VERMILLION, ProblemError
+from eqr.settings import ProblemError
+from eqr.tasks.drawing import VERMILLION
 from eqr.tasks.maze import Maze
 from eqr.tasks.miniarc import MiniArc
 from eqr.viewer.controls import OWN, UNCHANGED

@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from eqr import checkpoint, experiments
-from eqr.config import (
-    ModelConfig,
-    load_recipe,
-)
+from eqr.config import ModelConfig
 from eqr.cost import cost, step_flops
 from eqr.layers import SwiGLU, swiglu_width
 from eqr.model import Reasoner, State
-from eqr.muon import orthogonalized
 from eqr.optim import operator_at, short_steps, token_loss
+from eqr.optimizers import orthogonalized
+from eqr.recipes import load_recipe
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.studies.rows import study

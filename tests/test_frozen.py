@@ -37,7 +37,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eqr.config import PROFILES, load_recipe, recipe_names, to_dict
+from eqr.config import to_dict
+from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.store import run_id
 
 # All that is read through the package comes by these names.

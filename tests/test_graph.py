@@ -16,8 +16,9 @@ import yaml
 
 from eqr import graph, runner
 from eqr.cli import main as cli
-from eqr.config import PROFILES, ConfigError, recipe_names
 from eqr.data import PROJECT
+from eqr.recipes import PROFILES, recipe_names
+from eqr.settings import ConfigError
 from eqr.studies.rows import studies_of
 
 RUN_PROFILES = sorted((PROJECT / "eqr/profiles").glob("*/config.yaml"))

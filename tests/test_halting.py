@@ -13,7 +13,7 @@ import torch
 
 from eqr import experiments
 from eqr.checkpoint import load_model
-from eqr.config import ConfigError, EvalConfig
+from eqr.config import EvalConfig
 from eqr.evaluate import records
 from eqr.halting import (
     Halting,
@@ -24,6 +24,7 @@ from eqr.halting import (
 from eqr.model import Step
 from eqr.rollout import NEVER, rollout
 from eqr.select import RULES as SELECT, Outcomes
+from eqr.settings import ConfigError
 from eqr.store import Store
 from eqr.tables import halting_table
 
@@ -212,7 +213,7 @@ def test_a_rule_is_read_from_text_and_written_back(text, rule):
     ("text", "said"),
     [
         ("residul:1e-3", "halting rule 'residul' is not known; did you mean 'residual'"),
-        ("", "halting rule '' is not known; known: fixed, head, residual, stable"),
+        ("", "halting rule '' is not known; known: head, residual, stable, fixed"),
         ("residual:1e-3,patient=2", "residual.patient is not a known setting; did you mean"),
         ("residual:small", "halting residual.tolerance = 'small' must be a number"),
         ("residual:nan", "tolerance = nan must be a finite number"),

@@ -13,8 +13,8 @@ from browsing import NEEDS_BROWSER, Tab, browser, opened, served
 from eqr import checkpoint
 from eqr.data import PROJECT
 from eqr.model import Reasoner
+from eqr.settings import ProblemError
 from eqr.solve import solve
-from eqr.task import ProblemError
 from eqr.tasks.maze import Maze
 from eqr.tasks.sudoku import Sudoku
 from eqr.viewer import onnx as export, page as play

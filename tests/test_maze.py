@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.settings import ProblemError
+from eqr.task import task_from_dict, task_to_dict
 from eqr.tasks.maze import GOAL, OPEN, PATH, START, WALL, Maze
 
 TASKS = [

@@ -12,10 +12,11 @@ import torch
 
 from eqr import data
 from eqr.analysis.figures import plt
-from eqr.config import load_recipe
 from eqr.imports import datasets as data_import
+from eqr.recipes import load_recipe
 from eqr.select import Outcomes, selected
-from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.settings import ProblemError
+from eqr.task import task_from_dict, task_to_dict
 from eqr.tasks import miniarc_source
 from eqr.tasks.miniarc import MiniArc
 from eqr.tasks.miniarc_source import COMPOSED, SHIPPED, TURNS, pair_key

@@ -13,8 +13,8 @@ from torch import nn
 
 from eqr.config import ModelConfig, TrainConfig
 from eqr.model import Reasoner
-from eqr.muon import Muon, orthogonalized
-from eqr.optim import AdamATan2, build_optimizers, learning_rate, update_ema
+from eqr.optim import build_optimizers, learning_rate, update_ema
+from eqr.optimizers import AdamATan2, Muon, orthogonalized
 from eqr.streams import stream
 
 SETTINGS = {"lr": 0.03, "betas": (0.8, 0.95), "weight_decay": 0.5}

@@ -28,11 +28,12 @@ from eqr.analysis.plan_grid import (
     grid,
     stored_grid,
 )
-from eqr.config import ConfigError, EvalConfig, to_dict
+from eqr.config import EvalConfig, to_dict
 from eqr.evaluate import Records
 from eqr.halting import Halted
 from eqr.rollout import NEVER
 from eqr.select import RULES, Outcomes
+from eqr.settings import ConfigError
 from eqr.store import Store
 from eqr.tables import table
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from eqr import __version__, pages, serve, site
-from eqr.config import ConfigError
+from eqr.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / ".github/workflows/book.yml"

@@ -8,17 +8,11 @@ import pytest
 import torch
 
 from eqr import checkpoint, data
-from eqr.config import (
-    PROFILES,
-    DataConfig,
-    load_recipe,
-    recipe_from_dict,
-    recipe_names,
-    to_dict,
-)
+from eqr.config import DataConfig, recipe_from_dict, to_dict
 from eqr.cost import step_flops
 from eqr.data import Dataset
 from eqr.model import Reasoner
+from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.train import train
 
 TINY = {

@@ -61,7 +61,8 @@ def test_list_tells_what_each_run_is(eqr, store):
 
 
 def test_the_profile_of_a_recipe_is_known_where_it_was_not_changed():
-    from eqr.config import load_recipe, to_dict
+    from eqr.config import to_dict
+    from eqr.recipes import load_recipe
 
     for profile in ("smoke", "laptop"):
         recipe = load_recipe("sudoku6", profile, seed=7)

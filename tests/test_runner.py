@@ -12,7 +12,7 @@ import pytest
 
 from eqr import graph, runner
 from eqr.book import BookError
-from eqr.config import ConfigError
+from eqr.settings import ConfigError
 from eqr.store import Store
 
 

@@ -12,10 +12,11 @@ import torch
 
 from eqr import data, evaluate, experiments, runs as results, tables
 from eqr.analysis.plan_grid import PlanError, stored_runs
-from eqr.config import ConfigError, DataConfig, EvalConfig, ModelConfig
+from eqr.config import DataConfig, EvalConfig, ModelConfig
 from eqr.data import DataError
 from eqr.model import Reasoner, State, Step
 from eqr.rollout import rollout
+from eqr.settings import ConfigError
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.studies import results as studies, run as study_run

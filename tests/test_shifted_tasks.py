@@ -9,7 +9,8 @@ import pytest
 
 from eqr.config import DataConfig
 from eqr.data import PROJECT, build, load
-from eqr.task import ProblemError, task_from_dict, task_to_dict
+from eqr.settings import ProblemError
+from eqr.task import task_from_dict, task_to_dict
 from eqr.tasks import invalid
 from eqr.tasks.maze import GOAL, START, WALL, Maze
 from eqr.tasks.maze_carving import CARVINGS

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from eqr import experiments
-from eqr.config import ConfigError, EvalConfig, recipe_from_dict, to_dict
+from eqr.config import EvalConfig, recipe_from_dict, to_dict
 from eqr.cost import cost
 from eqr.model import Reasoner
+from eqr.settings import ConfigError
 from eqr.stats import mean_interval, paired_difference
 from eqr.store import Store
 from eqr.studies import files as study_files, results as studies, run as study_run

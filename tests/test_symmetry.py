@@ -19,19 +19,21 @@ from torch.nn.functional import one_hot
 
 from eqr import experiments, select
 from eqr.checkpoint import load_model
-from eqr.config import ConfigError, EvalConfig, to_dict
+from eqr.config import EvalConfig, to_dict
 from eqr.evaluate import Records, records
 from eqr.experiments import Trained
 from eqr.halting import Halting, halting_records
 from eqr.model import State, Step
 from eqr.rollout import restart_symmetries, rollout
 from eqr.select import majority
+from eqr.settings import ConfigError
 from eqr.store import Run, Store
 from eqr.streams import stream
-from eqr.task import Symmetry, Task
+from eqr.task import Task
 from eqr.tasks.maze import Maze
 from eqr.tasks.miniarc import MiniArc
 from eqr.tasks.sudoku import Sudoku
+from eqr.tasks.symmetry import Symmetry
 
 GOLDEN = Path(__file__).parent / "golden" / "augment.json"
 TASKS = {

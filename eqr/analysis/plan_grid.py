@@ -16,19 +16,14 @@ import numpy as np
 import torch
 
 from eqr import checkpoint
-from eqr.config import (
-    SEMANTICS,
-    ConfigError,
-    EvalConfig,
-    from_dict,
-    near_miss,
-)
+from eqr.config import SEMANTICS, EvalConfig
 from eqr.evaluate import Records
 from eqr.experiments import read_halted, read_records
 from eqr.halting import Halted
 from eqr.model import Reasoner
 from eqr.rollout import rollout
 from eqr.select import RULES, Outcomes, selected
+from eqr.settings import ConfigError, from_dict, nearest
 from eqr.store import MANIFEST, Run, Store, inspect_manifest
 
 UNITS = ("nfe", "layers", "seconds")
@@ -83,7 +78,7 @@ class Grid:
             ConfigError: an unknown unit.
         """
         if unit not in UNITS:
-            raise ConfigError(f"unit {unit!r} is not known{near_miss(unit, UNITS)}")
+            raise ConfigError(f"unit {unit!r} is not known; {nearest(unit, UNITS)}")
         factor = {"nfe": 1.0, "layers": float(self.layers), "seconds": self.rate}[unit]
         return self.nfe.mean(1) * factor
 

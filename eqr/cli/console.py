@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eqr.config import ConfigError
+from eqr.settings import ConfigError
 
 err = Console(stderr=True)
 

@@ -10,8 +10,10 @@ import typer
 
 from eqr import data
 from eqr.cli.console import Json, Profile, Seed, Settings, emit, progress
-from eqr.config import ConfigError, DataConfig, load_recipe, parse_overrides
+from eqr.config import DataConfig
 from eqr.imports import datasets as data_import, hub
+from eqr.recipes import load_recipe, parse_overrides
+from eqr.settings import ConfigError
 from eqr.task import task_from_dict, task_to_dict
 
 app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets.")

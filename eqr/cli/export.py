@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from eqr.cli.console import Json, emit
-from eqr.config import ConfigError
+from eqr.settings import ConfigError
 
 
 def export_command(

@@ -38,20 +38,13 @@ from eqr.cli.console import (
     say,
     whole_numbers,
 )
-from eqr.config import (
-    PROFILES,
-    ConfigError,
-    EvalConfig,
-    load_recipe,
-    near_miss,
-    parse_overrides,
-    recipe_from_dict,
-    recipe_names,
-)
+from eqr.config import EvalConfig, recipe_from_dict
 from eqr.imports.hub import HubError
 from eqr.parallel import WorldError, joined
+from eqr.recipes import PROFILES, load_recipe, parse_overrides, recipe_names
+from eqr.settings import ConfigError, ProblemError, nearest
 from eqr.store import Store, StoreError
-from eqr.task import ProblemError, task_to_dict
+from eqr.task import task_to_dict
 from eqr.train import Event, TrainingError
 from eqr.vendor import VendorError
 from eqr.viewer.onnx import ExportError
@@ -451,7 +444,7 @@ def book_command(
     from eqr.runner import make_book, only_chapter
 
     if profile not in PROFILES:
-        raise ConfigError(f"--profile {profile!r} is not known{near_miss(profile, PROFILES)}")
+        raise ConfigError(f"--profile {profile!r} is not known; {nearest(profile, PROFILES)}")
     try:
         if only is not None:
             made = only_chapter(only, profile, seed)

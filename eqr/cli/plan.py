@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from eqr.cli.console import Json, Profile, StoreDir, emit, progress, say, whole_numbers
-from eqr.config import ConfigError, EvalConfig, load_recipe, near_miss, recipe_names, to_dict
+from eqr.config import EvalConfig, to_dict
+from eqr.recipes import load_recipe, recipe_names
+from eqr.settings import ConfigError, nearest
 from eqr.store import Store, inspect_manifest
 
 
@@ -125,7 +127,7 @@ def find_model(text: str, profile: str, seed: int, store: Store) -> Path:
     names = recipe_names(profile)
     if text not in names:
         raise ConfigError(
-            f"{text!r} is neither a model file nor a recipe of {profile}{near_miss(text, names)}"
+            f"{text!r} is neither a model file nor a recipe of {profile}; {nearest(text, names)}"
         )
     wanted = to_dict(load_recipe(text, profile, seed=seed), defaults=False)
     for path in store.paths():

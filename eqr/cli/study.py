@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from eqr.cli.console import Device, Json, Profile, StoreDir, emit, pick_device, say
-from eqr.config import ConfigError
+from eqr.settings import ConfigError
 from eqr.store import Store
 
 

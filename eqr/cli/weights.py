@@ -12,10 +12,10 @@ import typer
 
 from eqr import checkpoint
 from eqr.cli.console import Json, emit, say
-from eqr.config import ConfigError
 from eqr.data import file_sha256
 from eqr.imports import hub
 from eqr.imports.weights import import_official, read_official
+from eqr.settings import ConfigError
 
 WEIGHTS = (".pth", ".pt")
 SETTINGS = (".yaml", ".yml", ".json")

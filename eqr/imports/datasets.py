@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr.config import near_miss
 from eqr.data import SPLITS, DataError, Dataset, file_sha256, take_rows
 from eqr.imports import hub
+from eqr.settings import nearest
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task
 from eqr.tasks.sudoku import Sudoku
@@ -181,7 +181,7 @@ def data_folders(paths: Iterable[str]) -> dict[str, list[str]]:
 def _check_pinned(pins: Mapping[str, str], names: list[str]) -> None:
     for name in pins:
         if name not in names:
-            raise hub.HubError(f"--sha256 {name}=…: no such file is read{near_miss(name, names)}")
+            raise hub.HubError(f"--sha256 {name}=…: no such file is read; {nearest(name, names)}")
 
 
 def _read_csv(path: Path, task: Sudoku) -> Problems:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from eqr.config import near_miss
+from eqr.settings import nearest
 from eqr.store import Store
 
 Kind = Literal["dataset", "model"]
@@ -82,7 +82,7 @@ def parse(text: str, kind: Kind) -> Source | None:
         name = re.match(r"[^/@]*", rest)[0]
         if name not in ALIASES:
             raise HubError(
-                f"{text}: hub:{name} is not known{near_miss(name, ALIASES)}; or {SYNTAX}"
+                f"{text}: hub:{name} is not known; {nearest(name, ALIASES)}; or {SYNTAX}"
             )
         rest = ALIASES[name] + rest.removeprefix(name)
     elif scheme != "hf":
@@ -262,7 +262,7 @@ def pick(source: Source, candidates: Iterable[str], what: str) -> str:
     if not source.path or ends:
         known = ", ".join(ends)
         raise HubError(f"{source}: name the {what}: {known}")
-    raise HubError(f"{source}: has no {what} {source.path!r}{near_miss(source.path, found)}")
+    raise HubError(f"{source}: has no {what} {source.path!r}; {nearest(source.path, found)}")
 
 
 def parse_pin(text: str) -> str:
@@ -326,7 +326,7 @@ def _one_line(
             why = f"is open only to those who were granted access ({code}); {login}"
         elif isinstance(error, errors.RepositoryNotFoundError):
             known = [repo for repo, kind in KNOWN.items() if kind == source.kind]
-            near = near_miss(source.repo, known) if source.repo not in known else ""
+            near = f"; {nearest(source.repo, known)}" if source.repo not in known else ""
             why = (
                 f"there is no {source.kind} repository {source.repo}, or it is not public ({code})"
                 f"{near}; for a private one {login}"

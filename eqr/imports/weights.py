@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, serialization
 
 from eqr.checkpoint import CheckpointError, save_model
-from eqr.config import ConfigError, ModelConfig, from_dict
+from eqr.config import ModelConfig
 from eqr.data import file_sha256
 from eqr.model import Reasoner
+from eqr.settings import ConfigError, from_dict
 from eqr.task import Task, task_from_dict
 
 _OFFICIAL_NAMES = {

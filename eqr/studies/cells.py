@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from eqr import experiments
-from eqr.config import ConfigError, Recipe, to_dict
+from eqr.config import Recipe, to_dict
 from eqr.cost import Cost, cost
 from eqr.data import NoDataSet
 from eqr.experiments import Evaluated, Trained
+from eqr.settings import ConfigError
 from eqr.store import Store
 from eqr.studies.rows import Evaluation, Study, study
 

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 
 from eqr import checkpoint
-from eqr.config import SEMANTICS, ConfigError, EvalConfig, to_dict
+from eqr.config import SEMANTICS, EvalConfig, to_dict
 from eqr.data import file_sha256
 from eqr.evaluate import Records
 from eqr.select import selected
+from eqr.settings import ConfigError
 from eqr.store import Store, provenance, replace_file
 from eqr.studies import results as studies
 from eqr.studies.cells import Cell, Done, finished

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr.config import SEMANTICS, ConfigError, near_miss
+from eqr.config import SEMANTICS
 from eqr.data import PROJECT, file_sha256
+from eqr.settings import ConfigError, nearest
 from eqr.stats import Difference, mean_interval, paired_difference
 from eqr.store import note_use
 from eqr.studies.rows import PROFILES, Study, study
@@ -185,7 +186,7 @@ class Results:
 def results_folder(profile: str) -> Path:
     """Where the results of a profile are shipped."""
     if profile not in PROFILES:
-        raise ConfigError(f"profile {profile!r} has no studies{near_miss(profile, PROFILES)}")
+        raise ConfigError(f"profile {profile!r} has no studies; {nearest(profile, PROFILES)}")
     return PROJECT / "data" / "results" / profile
 
 

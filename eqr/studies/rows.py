@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from eqr.config import ConfigError, EvalConfig, near_miss
+from eqr.config import EvalConfig
+from eqr.settings import ConfigError, nearest
 from eqr.studies.rows_miniarc import MINIARC
 from eqr.studies.rows_shift import AMBIGUITY, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
 from eqr.studies.study import (
@@ -31,7 +32,7 @@ PROFILES = ("smoke", "laptop", "paper")  # whose recipes the rows build on
 def study(name: str) -> Study:
     """A study by name; ConfigError with the near miss where there is none."""
     if name not in STUDIES:
-        raise ConfigError(f"study {name!r} is not known{near_miss(name, STUDIES)}")
+        raise ConfigError(f"study {name!r} is not known; {nearest(name, STUDIES)}")
     return STUDIES[name]
 
 

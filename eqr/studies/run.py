@@ -21,8 +21,8 @@ import torch
 
 from eqr import experiments
 from eqr.cli.console import say
-from eqr.config import ConfigError
 from eqr.data import NoDataSet
+from eqr.settings import ConfigError
 from eqr.store import Store
 from eqr.studies.cells import Cell, cells_of, finished, stored_cost
 from eqr.studies.files import carried, ship_weights, write

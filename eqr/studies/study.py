@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eqr.config import ConfigError, EvalConfig, Recipe, load_recipe, near_miss
+from eqr.config import EvalConfig, Recipe
+from eqr.recipes import load_recipe
+from eqr.settings import ConfigError, nearest
 from eqr.tasks.shift import Level
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -112,5 +114,5 @@ class Study:
         """A row by name; ConfigError with the near miss where there is none."""
         known = {row.name: row for row in self.rows}
         if name not in known:
-            raise ConfigError(f"study {self.name!r} has no row {name!r}{near_miss(name, known)}")
+            raise ConfigError(f"study {self.name!r} has no row {name!r}; {nearest(name, known)}")
         return known[name]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from eqr.task import ProblemError, Problems
+from eqr.settings import ProblemError
+from eqr.task import Problems
 from eqr.tasks.sudoku import Sudoku
 from eqr.tasks.sudoku_solver import geometry
 

@@ -22,20 +22,13 @@ import numpy as np
 import torch
 from numba import njit
 
-from eqr.streams import Generators, draw_rows, random_below, random_stream, random_unit
-from eqr.task import (
-    BLUE,
-    INK,
-    VERMILLION,
-    ProblemError,
-    Problems,
-    Symmetry,
-    Task,
-    check_rows,
-    paint_cells,
-    settings,
-)
+from eqr.settings import ProblemError, settings
+from eqr.streams import Generators, draw_rows
+from eqr.task import Problems, Task, check_rows
+from eqr.tasks.drawing import BLUE, INK, VERMILLION, paint_cells
+from eqr.tasks.kernel_random import random_below, random_stream, random_unit
 from eqr.tasks.maze_carving import CARVINGS, OPEN, WALL, carve, flip_cells, open_walls
+from eqr.tasks.symmetry import Symmetry
 
 START, GOAL, PATH = 3, 4, 5
 ATTEMPTS = 2_000  # mazes carved for one problem before the request is called out of reach

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from eqr.streams import random_below
+from eqr.tasks.kernel_random import random_below
 
 WALL, OPEN = 1, 2
 CARVINGS = ("depth-first", "kruskal", "wilson", "prim", "division")  # in the order of ``carve``

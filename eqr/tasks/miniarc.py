@@ -26,18 +26,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from eqr.settings import ProblemError, settings
 from eqr.streams import Generators, draw_rows
-from eqr.task import (
-    ProblemError,
-    Problems,
-    Symmetry,
-    Task,
-    check_rows,
-    settings,
-)
+from eqr.task import Problems, Task, check_rows
 from eqr.tasks import miniarc_drawing as drawing, miniarc_source as source, miniarc_text as shown
 from eqr.tasks.miniarc_source import CELLS, COLOURS, COMPOSED, SIDE, TURNS
 from eqr.tasks.miniarc_text import FIRST, NAME, TURN
+from eqr.tasks.symmetry import Symmetry
 
 PREFIX = 3 * SIDE  # cells above the grid that name the task: name, orientation, padding; palette
 MOST_TASKS = 256 - NAME  # tokens are bytes

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eqr.task import INK, VERMILLION, paint_cells
+from eqr.tasks.drawing import INK, VERMILLION, paint_cells
 
 SIDE = 5
 #: ARC's colours 0 to 9: black, blue, red, green, yellow, grey, magenta, orange, sky blue, maroon.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from eqr.task import ProblemError, nearest
+from eqr.settings import ProblemError, nearest
 
 SIDE, CELLS, COLOURS = 5, 25, 10
 SHIPPED = Path(__file__).parents[2] / "data" / "miniarc" / "tasks.json"

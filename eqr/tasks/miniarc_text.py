@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eqr.task import ProblemError, nearest
+from eqr.settings import ProblemError, nearest
 from eqr.tasks import miniarc_source as source
 from eqr.tasks.miniarc_source import CELLS, SIDE
 

@@ -8,8 +8,9 @@ import copy
 
 import torch
 
-from eqr.config import ConfigError, EvalConfig
+from eqr.config import EvalConfig
 from eqr.model import Reasoner
+from eqr.settings import ConfigError
 from eqr.streams import stream
 from eqr.task import Task
 

@@ -13,20 +13,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from eqr.streams import Generators, draw_rows, mix64
-from eqr.task import (
-    BLUE,
-    INK,
-    VERMILLION,
-    ProblemError,
-    Problems,
-    Symmetry,
-    Task,
-    check_rows,
-    paint_cells,
-    settings,
-)
+from eqr.settings import ProblemError, settings
+from eqr.streams import Generators, draw_rows
+from eqr.task import Problems, Task, check_rows
 from eqr.tasks import sudoku_solver as solver
+from eqr.tasks.drawing import draw_board
+from eqr.tasks.kernel_random import mix64
+from eqr.tasks.symmetry import Symmetry
 
 SYMBOLS = "123456789ABCDEFG"
 BLANKS = ".0_"
@@ -254,34 +247,9 @@ class Sudoku(Task):
         return "\n".join(lines)
 
     def draw(self, ax, inputs, answer=None, label=None, settled=None) -> None:
-        """Givens bold and dark, answers blue, errors vermillion with a cross; see ``Task.draw``."""
-        side, inputs = self.height, np.asarray(inputs)
-        points = paint_cells(ax, np.ones((side, side, 3)), settled)
-        answer = inputs if answer is None else np.asarray(answer)
-        wrong = np.zeros(self.seq_len, bool) if label is None else answer != np.asarray(label)
-        wrong &= answer is not inputs
-        for cell, char in enumerate(self.format(np.where(inputs > 1, inputs, answer))):
-            row, column = divmod(cell, side)
-            given = inputs[cell] > 1
-            if char != ".":
-                ax.text(
-                    column,
-                    row,
-                    char,
-                    ha="center",
-                    va="center_baseline",
-                    fontsize=0.55 * points,
-                    color=INK if given else VERMILLION if wrong[cell] else BLUE,
-                    fontweight="bold" if given else "normal",
-                )
-            if wrong[cell]:
-                place = ([column + 0.33], [row - 0.33])
-                ax.plot(*place, "x", color=VERMILLION, ms=0.22 * points, mew=0.05 * points)
-        for k in range(side + 1):
-            heavy = {"color": INK, "lw": 0.05 * points}
-            light = {"color": "0.6", "lw": 0.015 * points}
-            ax.axhline(k - 0.5, **(light if k % self.box_height else heavy), clip_on=False)
-            ax.axvline(k - 0.5, **(light if k % self.box_width else heavy), clip_on=False)
+        """As every board of symbols, with heavy lines around the boxes."""
+        block = (self.box_height, self.box_width)
+        draw_board(self, ax, inputs, answer, label, settled, block)
 
     def _generate(self, seed, index, units, unit_of, puzzle, solution) -> int:
         """Fill ``puzzle`` and ``solution`` (S,) with problem ``index``; returns its rating.

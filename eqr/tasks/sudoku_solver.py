@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numba import njit
 
-from eqr.streams import mix64, random_below, random_stream, random_unit
+from eqr.tasks.kernel_random import mix64, random_below, random_stream, random_unit
 
 LAYOUTS = ("any", "symmetric", "clustered")
 SYMMETRIC, CLUSTERED = 1, 2

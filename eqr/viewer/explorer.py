@@ -22,7 +22,8 @@ import numpy as np
 
 from eqr.checkpoint import Checkpoint, load_model
 from eqr.experiments import Trained
-from eqr.task import ProblemError, Task
+from eqr.settings import ProblemError
+from eqr.task import Task
 from eqr.viewer.controls import OWN, Controls
 from eqr.viewer.frames import Engine, Frame, Settings, Trajectory
 from eqr.viewer.views import View, pictures

@@ -15,7 +15,8 @@ from html import escape
 
 import numpy as np
 
-from eqr.task import BLUE, INK, VERMILLION, Task
+from eqr.task import Task
+from eqr.tasks.drawing import BLUE, INK, VERMILLION
 from eqr.viewer.frames import Frame
 
 AMBER = "#E69F00"
