@@ -15,7 +15,7 @@ VENDOR := book/_vendor/.lock-hash
 SERVED := $(if $(filter file,$(origin PROFILE)),,--profile $(PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vendor book pdf serve lab test lint clean chromium
+.PHONY: help venv vendor book pdf serve lab test lint size clean chromium
 
 help:  ## list the targets
 	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         train, evaluate and build the book"
@@ -25,6 +25,7 @@ help:  ## list the targets
 	@echo "make test [PYTEST_ARGS=...]                       lint, doctests and tests"
 	@echo "                                                  (as root on Debian, test and pdf install Chromium)"
 	@echo "make lint                                         ruff only"
+	@echo "make size                                         lines of each part, against their limits"
 	@echo "make venv                                         install into .venv, nothing else"
 	@echo "make clean                                        remove build/ and the caches"
 	@echo
@@ -60,6 +61,9 @@ pdf: $(STAMP) $(VENDOR) chromium
 
 serve: $(STAMP)
 	@$(BIN)/eqr serve $(SERVED) --port $(PORT)
+
+size:  ## lines and files of each part, against their limits
+	@.ci/size
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,15 +1,23 @@
-"""The layers of the operator: RMS norm, SwiGLU, two token mixers, rotary positions (paper §3).
+"""The layers of the operator and their first weights: RMS norm, SwiGLU, two token mixers, rotary
+positions (paper §3).
 
 Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels.
 """
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
+from eqr.streams import truncated_normal
+
+if TYPE_CHECKING:
+    from eqr.model import Reasoner
 
 RMS_EPS = 1e-5  # as in the official code; a row of zeros stays one
 ROPE_BASE = 10_000.0
@@ -133,3 +141,42 @@ class Block(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         h = self.mixer(h)
         return rms_norm(h + self.channel(h))
+
+
+def start_vectors(model: Reasoner) -> tuple[Tensor, Tensor | None]:
+    """The fixed or the learned start of ``z_high`` and ``z_low``, each (H,)."""
+    if model.config.init == "learned":
+        return model.start_high, getattr(model, "start_low", None)
+    return model.fixed_high, model.fixed_low
+
+
+@torch.no_grad()
+def init_weights(model: Reasoner, generator: torch.Generator) -> None:
+    """All initialisation (paper §3), drawn from ``generator`` in the order of the table.
+
+    ==================  ==================================================================
+    embedding           truncated normal, std 1/√H (the embedding is scaled by √H in use)
+    every linear map    truncated normal, std 1/√fan_in
+    halting head        weight 0, bias −5: nothing halts before it has learned to
+    fixed start         truncated normal, std ``init_std_high`` and ``init_std_low``
+    learned start       the same draws as the fixed one
+    log noise gain      0: the noise is β in every channel
+    ==================  ==================================================================
+    """
+    config = model.config
+
+    def fill(tensor: Tensor, std: float) -> None:
+        tensor.copy_(truncated_normal(tensor.shape, std, generator, tensor))
+
+    fill(model.embed.weight, 1 / math.sqrt(config.hidden))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not model.halt_head:
+            fill(module.weight, 1 / math.sqrt(module.in_features))
+    # From zero, so that the first answers decide what the head learns, not its draw.
+    model.halt_head.weight.zero_()
+    model.halt_head.bias.fill_(-5.0)
+    for start, std in zip(
+        start_vectors(model), (config.init_std_high, config.init_std_low), strict=True
+    ):
+        if start is not None:
+            fill(start, std)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
-from eqr.layers import Block, at_least_float32
+from eqr.layers import Block, at_least_float32, init_weights, start_vectors
 from eqr.streams import Generators, standard_normal, truncated_normal
 from eqr.task import Task
 
@@ -266,45 +266,6 @@ class Reasoner(nn.Module):
         finally:
             for p in trained:
                 p.requires_grad_(True)
-
-
-def start_vectors(model: Reasoner) -> tuple[Tensor, Tensor | None]:
-    """The fixed or the learned start of ``z_high`` and ``z_low``, each (H,)."""
-    if model.config.init == "learned":
-        return model.start_high, getattr(model, "start_low", None)
-    return model.fixed_high, model.fixed_low
-
-
-@torch.no_grad()
-def init_weights(model: Reasoner, generator: torch.Generator) -> None:
-    """All initialisation (paper §3), drawn from ``generator`` in the order of the table.
-
-    ==================  ==================================================================
-    embedding           truncated normal, std 1/√H (the embedding is scaled by √H in use)
-    every linear map    truncated normal, std 1/√fan_in
-    halting head        weight 0, bias −5: nothing halts before it has learned to
-    fixed start         truncated normal, std ``init_std_high`` and ``init_std_low``
-    learned start       the same draws as the fixed one
-    log noise gain      0: the noise is β in every channel
-    ==================  ==================================================================
-    """
-    config = model.config
-
-    def fill(tensor: Tensor, std: float) -> None:
-        tensor.copy_(truncated_normal(tensor.shape, std, generator, tensor))
-
-    fill(model.embed.weight, 1 / math.sqrt(config.hidden))
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not model.halt_head:
-            fill(module.weight, 1 / math.sqrt(module.in_features))
-    # From zero, so that the first answers decide what the head learns, not its draw.
-    model.halt_head.weight.zero_()
-    model.halt_head.bias.fill_(-5.0)
-    for start, std in zip(
-        start_vectors(model), (config.init_std_high, config.init_std_low), strict=True
-    ):
-        if start is not None:
-            fill(start, std)
 
 
 def parameter_count(model: nn.Module) -> int:

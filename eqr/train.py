@@ -139,13 +139,8 @@ class Trainer:
         self.world.average_([*means.values(), *gradients], len(y) / config.batch)
         # Only reported: an update of these optimizers does not depend on the gradient's scale.
         means["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        # Asking a GPU waits for it; there the sums are asked before anything is saved.
-        if self.device != "cuda" and not torch.isfinite(means["loss"] + means["grad_norm"]):
-            raise TrainingError(
-                f"the loss is {means['loss'].item()} and the gradient's norm "
-                f"{means['grad_norm'].item()} at step {self.step}: lower train.lr or use float32; "
-                "the last checkpoint is intact"
-            )
+        if self.device != "cuda":  # asking a GPU waits for it; there the sums are asked in time
+            self.require_finite(means["loss"] + means["grad_norm"])
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, config, group["initial_lr"])
@@ -259,12 +254,12 @@ class Trainer:
         leaves = (ready > 0) | (steps >= config.halt_max)
         return leaves & (steps >= torch.where(explore, least, 0))
 
-    def require_finite(self) -> None:
-        """TrainingError if a loss or gradient since the last log event was not finite."""
-        if not torch.isfinite(self.sums).all():
+    def require_finite(self, values: Tensor) -> None:
+        """TrainingError if a loss or a gradient among ``values`` is not finite."""
+        if not torch.isfinite(values).all():
             raise TrainingError(
-                f"a loss or a gradient was not finite before step {self.step}: lower train.lr or "
-                "use float32; the last checkpoint is intact"
+                f"a loss or a gradient is not finite at step {self.step}: lower train.lr or use "
+                "float32; the last checkpoint is intact"
             )
 
     def read_sums(self) -> dict[str, float]:
@@ -396,7 +391,7 @@ def train(
         stop = stop_after_s is not None and world.share(elapsed > stop_after_s)
         due = [kind for kind, every in rhythm.items() if last or trainer.step % every == 0]
         if due or stop:
-            trainer.require_finite()
+            trainer.require_finite(trainer.sums)
         for kind, report in (("log", trainer.read_sums), ("eval", trainer.evaluate)):
             if kind in due:
                 metrics = report()

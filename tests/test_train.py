@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_finite_is_noticed_before_anything_is_kept(make_recip
     """As on a GPU, where no step waits to be asked."""
     trainer = Trainer(make_recipe(), problems)
     trainer.advance()
-    trainer.require_finite()
+    trainer.require_finite(trainer.sums)
     trainer.sums[1] += float("nan")
-    with pytest.raises(TrainingError, match="not finite before step 1: lower"):
-        trainer.require_finite()
+    with pytest.raises(TrainingError, match="not finite at step 1: lower"):
+        trainer.require_finite(trainer.sums)

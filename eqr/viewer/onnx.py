@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from eqr import __version__
-from eqr.model import Reasoner, State, parameter_count, residual, start_vectors
+from eqr.layers import start_vectors
+from eqr.model import Reasoner, State, parameter_count, residual
 from eqr.store import replace_file
 from eqr.streams import stream
 from eqr.task import Task, task_to_dict
