@@ -6,7 +6,7 @@ figure was made from. Colours are never the only cue: lines differ in marker or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from eqr.analysis.bench import Benched, Growth
+from eqr.analysis.bench import Benched
 from eqr.experiments import Evaluated, HaltingRun, Measured, Trained
 from eqr.solve import Solution
 from eqr.store import Run, commit
@@ -59,8 +59,8 @@ def finish(
     """Write the trace below a figure: profile, β, n, seed, runs, commit and data; returns it."""
     studies = [run.id for run in runs if isinstance(run, Results)]
     runs = [run for run in runs if not isinstance(run, Results)]
-    found = [run if isinstance(run, Run) else run.run for run in runs]
-    used = dict.fromkeys(run.manifest["config"].get("data", "") for run in found)
+    stored = [run if isinstance(run, Run) else run.run for run in runs]
+    used = dict.fromkeys(run.manifest["config"].get("data", "") for run in stored)
     data = data or " ".join(filter(None, used)) or None
     facts = {"profile": profile, "β": noise, "n": n, "seed": seed, "data": data}
     parts = [
@@ -70,7 +70,7 @@ def finish(
     ]
     parts += [f"commit {commit()}"]
     lines = [" · ".join(parts)]
-    ids = [*(run.id for run in found), *studies]
+    ids = [*(run.id for run in stored), *studies]
     lines += [" · ".join(ids[i : i + 3]) for i in range(0, len(ids), 3)]
     size = 0.8 * fig.get_figwidth()  # about 8 points once scaled to the width of a page
     fig.supxlabel("\n".join(lines), fontsize=size, color="0.4", x=0.01, ha="left")
@@ -143,68 +143,6 @@ def residual_traces(ax: Axes, residuals: np.ndarray, right: np.ndarray | None = 
     ax.set(xlabel="outer iteration", ylabel="residual (RMS change of a latent)", yscale="log")
 
 
-def latent_paths(ax: Axes, plane: np.ndarray, right: np.ndarray) -> None:
-    """Paths of restarts in a plane, (D, B, 2), with a dot at the end of each; ``right`` (B,)."""
-    colors = sns.color_palette(PALETTE)
-    for path, ok in zip(plane.transpose(1, 0, 2), right, strict=True):
-        style = {"color": colors[0 if ok else 3], "linestyle": "-" if ok else "--"}
-        ax.plot(*path.T, alpha=0.6, linewidth=1.2, **style)
-        ax.plot(*path[-1], "o" if ok else "s", color=style["color"], markersize=7, mec="white")
-    ax.set(xlabel="first main axis (thousandths)", ylabel="second main axis", aspect="equal")
-
-
-def training_curves(axes: Sequence[Axes], model: Trained, index: int = 0) -> None:
-    """Token loss, held-out accuracy at the training depth, and ACT steps, against the step.
-
-    Accuracy carries its Wilson interval; losses and ACT steps are means over training batches.
-    """
-    from eqr.stats import wilson
-
-    log, held = model.log("log"), model.log("eval")
-    name, color = model.recipe.name, sns.color_palette(PALETTE)[index % 10]
-    line = {
-        "color": color,
-        "label": name,
-        "linestyle": DASHES[index % len(DASHES)],
-    }
-    axes[0].plot(log.step, log.token_loss, **line)
-    depth = model.recipe.train.eval_depth
-    exact = held[f"exact_{depth}"]
-    axes[1].plot(held.step, exact, marker=MARKERS[index % len(MARKERS)], markersize=4, **line)
-    bounds = [wilson(e * n, int(n)) for e, n in zip(exact, held.problems, strict=True)]
-    axes[1].fill_between(held.step, *zip(*bounds, strict=True), color=color, alpha=0.15, lw=0)
-    axes[2].plot(log.step, log.halt_steps.astype(float), **line)
-    axes[0].set(xlabel="optimizer step", ylabel="token cross-entropy (nats)", yscale="log")
-    axes[1].set(xlabel="optimizer step", ylabel="held-out exact accuracy", ylim=(-0.02, 1.02))
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes[2].set(xlabel="optimizer step", ylabel="iterations until a sample halts")
-
-
-def residual_accuracy(ax: Axes, table: pd.DataFrame, label: str, index: int = 0) -> None:
-    """Mean residual against exact accuracy, one point a depth (the paper's Fig. 1)."""
-    table = table.sort_values("depth")
-    color = sns.color_palette(PALETTE)[index % 10]
-    errors = np.clip([table.exact - table.low, table.high - table.exact], 0, None)
-    ax.errorbar(
-        table.residual,
-        table.exact,
-        yerr=errors,
-        marker=MARKERS[index % len(MARKERS)],
-        linestyle=":",
-        color=color,
-        label=label,
-        capsize=2,
-    )
-    # The later points lie too close together to be named.
-    for _, row in table[table.depth <= 16].iterrows():
-        ax.annotate(
-            f"D={row.depth:g}", (row.residual, row.exact), xytext=(4, -9),
-            textcoords="offset points", fontsize=7, color="0.3",
-        )  # fmt: skip
-    ax.set(xlabel="mean residual (last 3 iterations)", ylabel="exact accuracy", xscale="log")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
 def answer_colours(answer: np.ndarray, right: np.ndarray) -> list:
     """A colour for each of (n,) answers: blue where ``right``, else darker the more frequent."""
     wrong, counts = np.unique(answer[~right], return_counts=True)
@@ -214,29 +152,6 @@ def answer_colours(answer: np.ndarray, right: np.ndarray) -> list:
         sns.color_palette(PALETTE)[0] if ok else others[min(order.index(number), 7)]
         for number, ok in zip(answer.tolist(), right.tolist(), strict=True)
     ]
-
-
-def basin_map(ax: Axes, found: Mapping[str, np.ndarray]) -> None:
-    """The answers of a latent slice as a map; ``found`` holds the fields of a ``Slice``."""
-    answer, exact = found["answer"], found["exact"]
-    colours = answer_colours(answer.ravel(), exact.ravel())
-    u, v = found["u"], found["v"]
-    image = np.array(colours).reshape(*answer.shape, 3)
-    extent = (u[0], u[-1], v[0], v[-1])
-    ax.imshow(image, origin="lower", extent=extent, interpolation="nearest", aspect="equal")
-    ax.grid(False)
-    ax.set(xlabel="along start 2 − start 1", ylabel="along start 3 − start 1")
-
-
-def final_from(answers: np.ndarray) -> np.ndarray:
-    """The iteration, from 1, from which on each token of (D, S) answers stays as it ends, (S,).
-
-    >>> final_from(np.array([[1, 5], [2, 5], [2, 5]]))
-    array([2, 1])
-    """
-    differs = answers != answers[-1]
-    last = len(answers) - np.argmax(differs[::-1], axis=0)
-    return np.where(differs.any(0), last + 1, 1)
 
 
 def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
@@ -283,79 +198,3 @@ def heat_map(ax: Axes, grid: pd.DataFrame, lowest: float = 0.0) -> None:
     ax.set_xticks(depths, grid.columns)
     ax.set_yticks(breadths, grid.index)
     ax.set(xlim=edges[:2], ylim=edges[2:], xlabel="depth D", ylabel="breadth B")
-
-
-def growth(ax: Axes, found: Growth, index: int = 0) -> None:
-    """Time against one quantity on logarithmic axes, with the fitted line and its exponent."""
-    values, times = np.array(found.values, float), np.array(found.milliseconds)
-    colour = sns.color_palette(PALETTE)[index % 10]
-    ax.plot(values, times, MARKERS[index % len(MARKERS)], color=colour, label="measured")
-    for slope, style, name in ((found.exponent, "-", "fitted"), (found.theory, ":", "operations")):
-        middle = np.exp(np.log(times / values**slope).mean())
-        label = f"{name}: exponent {slope:.2f}"
-        if name == "fitted":
-            label += f" [{found.low:.2f}, {found.high:.2f}]"
-        ax.plot(values, middle * values**slope, style, color=colour if style == "-" else "0.4",
-                label=label)  # fmt: skip
-    ax.set(yscale="log", xlabel=found.quantity, ylabel="milliseconds")
-    log2_axis(ax, found.values)
-    ax.legend(fontsize="x-small")
-
-
-#: How the lines of :func:`level_curve` are told apart: place in the palette and name.
-LEVEL_LINES = {
-    "base": (2, "base (16, 1)"),
-    "deep": (0, "depth (128, 1)"),
-    "wide": (1, "breadth (16, 8)"),
-    "depth": (0, "depth"),
-    "breadth": (1, "breadth"),
-    "coverage": (4, "coverage, pass@8"),
-    "selector": (3, "selector efficiency"),
-    "signal": (5, "AUROC of the residual"),
-}
-
-
-def level_curve(
-    ax: Axes,
-    found: pd.DataFrame,
-    measures: Sequence[str],
-    ylim: tuple[float, float] = (-0.05, 1.05),
-) -> None:
-    """Measures of :func:`eqr.studies.verdicts.curve` against its levels, with their intervals."""
-    places = np.arange(len(found))
-    for offset, name in enumerate(measures):
-        index, label = LEVEL_LINES[name]
-        low, high = found[name] - found[f"{name}_low"], found[f"{name}_high"] - found[name]
-        ax.errorbar(
-            places + 0.08 * (offset - (len(measures) - 1) / 2),
-            found[name],
-            [np.nan_to_num(low), np.nan_to_num(high)],
-            color=f"C{index}",
-            marker=MARKERS[index],
-            linestyle=DASHES[index % len(DASHES)],
-            markersize=5,
-            capsize=2,
-            label=label,
-        )
-    ax.set_xticks(places, found.title, fontsize=7)
-    ax.set(xlim=(-0.4, len(found) - 0.6), ylim=ylim)
-
-
-def level_panels(
-    curves: Mapping[str, pd.DataFrame],
-    measures: Sequence[str],
-    ylabel: str,
-    ylim: tuple[float, float] = (-0.05, 1.05),
-) -> tuple[Figure, list[Axes]]:
-    """A :func:`level_curve` for each of up to 15 families, by name; the figure and their axes."""
-    fig, axes = plt.subplots(3, 5, figsize=(12, 8), sharey=True)
-    used = list(axes.flat)[: len(curves)]
-    for ax, (name, found) in zip(used, curves.items(), strict=True):
-        level_curve(ax, found, measures, ylim)
-        ax.set_title(name, fontsize=9)
-    for ax in axes.flat[len(curves) :]:
-        ax.axis("off")
-    for ax in axes[:, 0]:
-        ax.set_ylabel(ylabel)
-    fig.legend(*used[0].get_legend_handles_labels(), loc="lower right", fontsize="small")
-    return fig, used
