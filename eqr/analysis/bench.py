@@ -21,14 +21,15 @@ from eqr import data
 from eqr.config import Recipe, digest, to_dict
 from eqr.cost import forward_flops, step_flops
 from eqr.data import file_sha256
-from eqr.graph import package_files
 from eqr.model import Reasoner, parameter_count
 from eqr.rollout import rollout
 from eqr.stats import power_law
 from eqr.store import Run, Store, processor, provenance
 from eqr.streams import stream
-from eqr.task import task_from_dict
+from eqr.task import Task, task_from_dict
 from eqr.train import Trainer
+
+PACKAGE = Path(__file__).parents[1]  # its sources: other code, another bench
 
 
 def rate(work: Callable[[], object], seconds: float, device: str) -> float:
@@ -57,7 +58,7 @@ def matmul_flops(device: str, seconds: float, dtype: torch.dtype = torch.float32
 
 
 def run_through(model: Reasoner, inputs: Tensor, depth: int, rows: int, breadth: int = 1) -> None:
-    """A noise-free rollout of which nothing is kept."""
+    """A noise-free rollout whose results are dropped."""
     for _ in rollout(model, inputs, depth=depth, breadth=breadth, rows=rows):
         pass
 
@@ -83,7 +84,8 @@ def bench(
     )
     problems, train = data.build(small.task, small.data), recipe.train
     dtype = torch.bfloat16 if train.dtype == "bfloat16" else torch.float32
-    inputs, rows = torch.as_tensor(problems.test.inputs), []
+    inputs = torch.as_tensor(problems.test.inputs)
+    rows: list[dict[str, Any]] = []
     for on in fused:
         trainer = Trainer(small, problems, device, fused=on)
         if trainer.fused != on:
@@ -101,6 +103,8 @@ def bench(
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         iterations = passes * len(inputs) * 4
+        puzzles = iterations / 16
+        first = rows[0] if rows else {}
         rows.append(
             {
                 "recipe": recipe.name,
@@ -116,20 +120,14 @@ def bench(
                 "train_steps_per_s": steps,
                 "train_ms_per_puzzle_iteration": 1e3 / (steps * train.batch * train.unroll),
                 "train_share_of_matmul": steps * step_flops(recipe, model) / peak,
-                "train_gain": 1.0,
-                "eval_puzzles_per_s_at_depth_16": iterations / 16,
+                "train_gain": steps / first.get("train_steps_per_s", steps),
+                "eval_puzzles_per_s_at_depth_16": puzzles,
                 "eval_ms_per_puzzle_iteration": 1e3 / iterations,
                 "eval_share_of_matmul": iterations * forward_flops(model) / peak_eval,
-                "eval_gain": 1.0,
+                "eval_gain": puzzles / first.get("eval_puzzles_per_s_at_depth_16", puzzles),
                 "peak_memory_mib": memory,  # of the process so far, on the CPU
             }
         )
-    for row in rows[1:]:
-        for gain, of in (
-            ("train_gain", "train_steps_per_s"),
-            ("eval_gain", "eval_puzzles_per_s_at_depth_16"),
-        ):
-            row[gain] = row[of] / rows[0][of]
     return rows
 
 
@@ -160,8 +158,7 @@ def scaling(recipe: Recipe, device: str = "cpu", seconds: float = 0.5) -> list[G
         seconds: for each of the points, at least.
     """
 
-    def model_of(box: tuple[int, int]) -> Reasoner:
-        task = task_from_dict({"kind": "sudoku", "box_height": box[0], "box_width": box[1]})
+    def untrained(task: Task) -> Reasoner:
         model = Reasoner.for_task(task, recipe.model, stream(0, "init")).to(device)
         return model.eval().requires_grad_(False)
 
@@ -169,40 +166,36 @@ def scaling(recipe: Recipe, device: str = "cpu", seconds: float = 0.5) -> list[G
         blank = torch.ones((problems, model.tokens), dtype=torch.uint8, device=device)
         return 1e3 / rate(lambda: run_through(model, blank, depth, rows, breadth), seconds, device)
 
-    model = Reasoner.for_task(recipe.task, recipe.model, stream(0, "init")).to(device)
-    model.eval().requires_grad_(False)
-    each, found = forward_flops(model), []
+    def growth(quantity: str, points: dict[int, tuple[float, float]]) -> Growth:
+        """Of (milliseconds, operations) by value."""
+        values, (times, operations) = tuple(points), zip(*points.values(), strict=True)
+        theory, _, _ = power_law(values, operations)
+        return Growth(quantity, values, times, *power_law(values, times), theory)
 
-    def add(quantity: str, points: dict[int, tuple[float, float]]) -> None:
-        times, operations = zip(*points.values(), strict=True)
-        exponent, low, high = power_law(list(points), times)
-        theory = power_law(list(points), operations)[0]
-        growth = Growth(quantity, tuple(points), tuple(times), exponent, low, high, theory)
-        found.append(growth)
-
-    doubling = (1, 2, 4, 8, 16, 32)
-    add("depth", {d: (milliseconds(model, 8, d, 1, 8), d * each) for d in doubling})
-    add("breadth", {b: (milliseconds(model, 8, 4, b, 64), b * each) for b in doubling})
-    batches = tuple(4 * b for b in doubling)
-    add("batch", {b: (milliseconds(model, b, 4, 1, b), b * each) for b in batches})
-    boards = {}
-    for box in BOXES:
-        board = model_of(box)
+    model, doubling, boards = untrained(recipe.task), (1, 2, 4, 8, 16, 32), {}
+    each, batches = forward_flops(model), tuple(4 * b for b in doubling)
+    for height, width in BOXES:
+        task = task_from_dict({"kind": "sudoku", "box_height": height, "box_width": width})
+        board = untrained(task)
         boards[board.tokens] = (milliseconds(board, 8, 4, 1, 8), forward_flops(board))
-    add("cells of the board", boards)
-    return found
+    return [
+        growth("depth", {d: (milliseconds(model, 8, d, 1, 8), d * each) for d in doubling}),
+        growth("breadth", {b: (milliseconds(model, 8, 4, b, 64), b * each) for b in doubling}),
+        growth("batch", {b: (milliseconds(model, b, 4, 1, b), b * each) for b in batches}),
+        growth("cells of the board", boards),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
-class Benched:
-    """Measurements of one machine, and where they are kept."""
+class Bench:
+    """Measurements of one machine, and the run that stores them."""
 
     run: Run
     rows: list[dict[str, Any]]  # of :func:`bench`
     growth: list[Growth]
 
 
-def benched(recipes: Sequence[Recipe], store: Store, seconds: float, compiled: bool) -> Benched:
+def bench_or_load(recipes: Sequence[Recipe], store: Store, seconds: float, compiled: bool) -> Bench:
     """Measure recipes, and the growth of the first one, or read what this machine has measured.
 
     Args:
@@ -210,21 +203,21 @@ def benched(recipes: Sequence[Recipe], store: Store, seconds: float, compiled: b
         seconds: for each rate; a tenth of it for each point of the growth.
         compiled: measure the compiled operator too.
     """
-    named = {
+    config = {
         "recipes": [to_dict(recipe, defaults=False) for recipe in recipes],
         "seconds": seconds,
         "compiled": compiled,
         "machine": {k: v for k, v in provenance().items() if k != "commit"},
-        "package": digest([file_sha256(path) for path in package_files()]),
+        "package": digest([file_sha256(path) for path in sorted(PACKAGE.rglob("*.py"))]),
     }
 
     def make(directory: Path) -> None:
         ways = (False, True) if compiled else (False,)
         rows = [row for one in recipes for row in bench(one, "cpu", seconds, ways)]
         growth = [asdict(g) for g in scaling(recipes[0], "cpu", seconds / 10)]
-        kept = json.dumps({"rows": rows, "growth": growth}, indent=1)
-        (directory / "bench.json").write_text(kept + "\n")
+        text = json.dumps({"rows": rows, "growth": growth}, indent=1)
+        (directory / "bench.json").write_text(text + "\n")
 
-    run = store.obtain("bench", named, make)
-    kept = json.loads(run.file("bench.json").read_text())
-    return Benched(run, kept["rows"], [Growth(**g) for g in kept["growth"]])
+    run = store.obtain("bench", config, make)
+    stored = json.loads(run.file("bench.json").read_text())
+    return Bench(run, stored["rows"], [Growth(**g) for g in stored["growth"]])

@@ -276,8 +276,8 @@ def local_lipschitz(
     best = jacobian_norm(dynamics, z, iterations=iterations, seed=seed)
     for k in range(samples):
         nudge = _unit(z, seed + 1 + k) * (radius * math.sqrt(z.shape[1]))
-        found = jacobian_norm(dynamics, z + nudge, iterations=iterations, seed=seed)
-        best = torch.maximum(best, found)
+        there = jacobian_norm(dynamics, z + nudge, iterations=iterations, seed=seed)
+        best = torch.maximum(best, there)
     return best
 
 
@@ -287,9 +287,9 @@ def margin(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     The logit is that of ``labels`` (B, S), then a negative margin means a wrong token; or of the
     decoded token, then the margin says how far the answer is from changing.
     """
-    wanted = logits.argmax(-1) if labels is None else labels.long()
-    own = logits.gather(-1, wanted[..., None]).squeeze(-1)
-    rivals = logits.scatter(-1, wanted[..., None], -math.inf).amax(-1)
+    tokens = logits.argmax(-1) if labels is None else labels.long()
+    own = logits.gather(-1, tokens[..., None]).squeeze(-1)
+    rivals = logits.scatter(-1, tokens[..., None], -math.inf).amax(-1)
     return (own - rivals).amin(-1)
 
 
@@ -315,7 +315,7 @@ def adjoint_solve(
     """
     from scipy.sparse.linalg import LinearOperator, gmres
 
-    found = []
+    solutions = []
     for row in range(len(z)):
         own, here = dynamics.rows([row]), z[row : row + 1]
 
@@ -331,8 +331,8 @@ def adjoint_solve(
         )
         if failed:
             raise ArithmeticError(f"row {row}: (I − J) is too close to singular for GMRES")
-        found.append(torch.from_numpy(answer))
-    return torch.stack(found)
+        solutions.append(torch.from_numpy(answer))
+    return torch.stack(solutions)
 
 
 @dataclass(frozen=True, slots=True)

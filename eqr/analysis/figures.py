@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from eqr.analysis.bench import Benched
+from eqr.analysis.bench import Bench
 from eqr.experiments import Evaluated, HaltingRun, Measured, Trained
 from eqr.solve import Solution
 from eqr.store import Run, commit
@@ -48,7 +48,7 @@ def set_style() -> None:
 
 def finish(
     fig: Figure,
-    runs: Sequence[Run | Trained | Evaluated | Measured | HaltingRun | Results | Benched],
+    runs: Sequence[Run | Trained | Evaluated | Measured | HaltingRun | Results | Bench],
     *,
     profile: str,
     n: int | str | None = None,

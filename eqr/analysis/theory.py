@@ -37,8 +37,8 @@ def answer_loss(dynamics: Dynamics, labels: np.ndarray) -> Loss:
 def operator_parameters(dynamics: Dynamics) -> list[Tensor]:
     """The weights that the map itself depends on, made trainable; the heads are not among them."""
     model = dynamics.model
-    found = [*model.blocks.parameters(), model.embed.weight]
-    return [weight.requires_grad_(True) for weight in found]
+    weights = [*model.blocks.parameters(), model.embed.weight]
+    return [weight.requires_grad_(True) for weight in weights]
 
 
 def truncated(dynamics: Dynamics, cycles: int = 1) -> Dynamics:
@@ -64,8 +64,8 @@ def unrolled_gradient(
     with torch.enable_grad():
         for _ in range(depth):
             z = dynamics(z)
-        found = torch.autograd.grad(loss(z), parameters)
-    return torch.cat([g.flatten() for g in found])
+        gradients = torch.autograd.grad(loss(z), parameters)
+    return torch.cat([g.flatten() for g in gradients])
 
 
 def implicit_gradient(
@@ -83,13 +83,8 @@ def implicit_gradient(
         (outer,) = torch.autograd.grad(loss(here), here)
     w = adjoint_solve(dynamics, z, outer)
     with torch.enable_grad():
-        found = torch.autograd.grad(dynamics(z), parameters, w)
-    return torch.cat([g.flatten() for g in found])
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two flat vectors."""
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+        gradients = torch.autograd.grad(dynamics(z), parameters, w)
+    return torch.cat([g.flatten() for g in gradients])
 
 
 # --- tracking ----------------------------------------------------------------------------
@@ -211,23 +206,6 @@ def simulated_spread(
 # --- breadth -----------------------------------------------------------------------------
 
 
-def usable_power(norms: np.ndarray, limit: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """For each problem the first iterate that contracts well enough for the m-step bound.
-
-    Args:
-        norms: (M, P) norms of J^m by rising m.
-        limit: the largest ‖J^m‖ that will do.
-
-    Returns:
-        Index (P,) into the M powers, and (P,) bool, False where no power will do.
-
-    >>> usable_power(np.array([[3.0, 0.4], [0.2, 0.1]]))
-    (array([1, 0]), array([ True,  True]))
-    """
-    good = np.asarray(norms) <= limit
-    return good.argmax(0), good.any(0)
-
-
 def coverage(p: np.ndarray, breadth: int) -> np.ndarray:
     """``1 − (1 − p)^B``: at least one of B independent starts falls into a basin of mass p.
 
@@ -235,27 +213,6 @@ def coverage(p: np.ndarray, breadth: int) -> np.ndarray:
     0.75
     """
     return 1 - (1 - np.asarray(p, float)) ** breadth
-
-
-def pass_at(hits: np.ndarray, breadth: int) -> np.ndarray:
-    """Unbiased estimate of coverage from n ≥ B restarts (P, n) of each problem, (P,).
-
-    The share of B-subsets of the restarts with a hit among them (Chen et al. 2021, arXiv
-    2107.03374). Putting the observed mass into :func:`coverage` would be biased downwards, since
-    ``(1 − p)^B`` is convex in p.
-
-    >>> pass_at(np.array([[True, False, False]]), 2).round(4)
-    array([0.6667])
-    """
-    hits = np.asarray(hits, bool)
-    n = hits.shape[1]
-    if not 1 <= breadth <= n:
-        raise ValueError(f"breadth {breadth} must lie between 1 and the {n} restarts at hand")
-    right = hits.sum(1)
-    missed = np.ones(len(hits))
-    for k in range(breadth):
-        missed *= np.clip(n - right - k, 0, None) / (n - k)
-    return 1 - missed
 
 
 def selection_success(p: float, right: np.ndarray, wrong: np.ndarray, breadth: int) -> float:

@@ -65,8 +65,8 @@ class Allocation:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How a budget is spent on a benchmark's mean."""
+class Purchase:
+    """What a budget buys of a benchmark's mean."""
 
     problems: int
     starts: int
@@ -215,8 +215,8 @@ def held_out(values: np.ndarray, paths: int) -> Check:
         ValueError: too few starts or paths.
     """
     half = _nested(values, (2, 4, 2)).shape[1] // 2
-    found = components(values[:, :half])
-    return Check(found.start + found.path / paths, measured_variance(values[:, half:], paths))
+    parts = components(values[:, :half])
+    return Check(parts.start + parts.path / paths, measured_variance(values[:, half:], paths))
 
 
 # -------------------------------------------------------------------------------------- allocation
@@ -268,7 +268,7 @@ def benchmark_variance(
 
 def benchmark_plan(
     parts: Components, budget: int, supply: int, *, part_at: float, depth: float, most: int = 16
-) -> Plan:
+) -> Purchase:
     """The least variance of a benchmark's mean that a budget buys with at most ``supply`` puzzles.
 
     By trying all numbers of starts and up to ``most`` paths, with as many puzzles as can be paid.
@@ -282,7 +282,7 @@ def benchmark_plan(
             count = min(supply, int(budget // nfe(starts, paths, part_at, depth)))
             group = benchmark_variance(parts, count, starts, paths, part_at=part_at, depth=depth)
             if best is None or group.variance < best.group.variance:
-                best = Plan(count, starts, paths, group)
+                best = Purchase(count, starts, paths, group)
     if best is None:
         raise ValueError(f"{budget} iterations do not pay for one trajectory of {depth}")
     return best
