@@ -74,7 +74,7 @@ def assemble(
     if missing:
         raise BookError("Chapters without an executed notebook:", missing)
     shutil.rmtree(out, ignore_errors=True)
-    skip = shutil.ignore_patterns("node_modules", "_build", "_play", ".vendor-*", "package*.json")
+    skip = shutil.ignore_patterns("node_modules", "_build", ".vendor-*", "package*.json")
     shutil.copytree(book_dir, out, ignore=skip)
     (out / "chapters").mkdir(exist_ok=True)
     for name, path in chapters.items():

@@ -234,7 +234,7 @@ def records() -> list[Path]:
 
 def scripts() -> list[Path]:
     """The page's scripts, which the outputs of chapters hold (:mod:`eqr.viewer.page`)."""
-    return sorted((BOOK / "_play").iterdir())
+    return sorted((Path(__file__).parent / "viewer" / "static").iterdir())
 
 
 def meaning() -> list[Path]:

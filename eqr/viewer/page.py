@@ -4,7 +4,7 @@ Serves the chapter *Play with the attractor* and the home page. Three layers, ea
 static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: plain JavaScript over JSON,
 both in the page, so that it works from a file too), and a solver (:func:`solver`: an exported
 iteration, :mod:`eqr.viewer.onnx`, in a Web Worker, which wants a page from a web server). The
-scripts are in ``book/_play``.
+scripts are in the folder ``static`` beside this module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from eqr.data import PROJECT
 from eqr.experiments import Trained
 from eqr.model import Reasoner, parameter_count
 from eqr.pages import EXTRA
@@ -27,7 +26,7 @@ from eqr.task import Task
 from eqr.viewer import onnx as export
 from eqr.viewer.frames import Settings, Trajectory
 
-SCRIPTS = PROJECT / "book" / "_play"
+SCRIPTS = Path(__file__).parent / "static"
 MODULES = ("live.mjs", "worker.mjs", "rules.mjs", "numbers.mjs")
 
 #: Where the modules and models lie in the built book, from its root.
