@@ -253,7 +253,7 @@ def make_book(
         BOOK, executed, out / profile / "source", SMOKE if profile == "smoke" else ""
     )
     live = {name: trained(name, profile, seed, store) for name in play.LIVE}
-    play.install(source, live, profile)
+    play.install(source / pages.EXTRA / play.PLACE, source / play.HOME, live, profile)
     pages.dress(source, {path.stem: path for path in graph.chapters()}, place, pdf=pdf)
     page = book.build_html(source, out / profile / "html")
     if pdf:

@@ -137,7 +137,8 @@ def stand_in_book(work: Path) -> Path:
     names = [file.removeprefix("chapters/") for file in files if file.startswith("chapters/")]
     chapters = {name: chapter(work / f"{name}.ipynb", name) for name in names}
     source = book.assemble(runner.BOOK, chapters, work / "source", "Only a rehearsal.")
-    play.install(source, {"sudoku6": untrained()}, "smoke")
+    place = source / pages.EXTRA / play.PLACE
+    play.install(place, source / play.HOME, {"sudoku6": untrained()}, "smoke")
     pages.dress(source, {name: runner.NOTEBOOKS / f"{name}.ipynb" for name in names}, ELSEWHERE)
     book.build_html(source, work / "html")
     return work / "html"

@@ -1,35 +1,36 @@
 """The explorer: a trained reasoner to play with in Jupyter (chapter *Explore in Jupyter*).
 
-:func:`explore` takes a model or two, on any task. What is computed, on which thread, and why the
-interface never waits for it is in :mod:`eqr.viewer.frames`; the pictures are in
-:mod:`eqr.viewer.views`. JupyterLab may run the callbacks of controls on a thread of their own
-(a subshell), so each of them holds ``engine.quiet``, as painting does.
+:func:`explore` takes a model or two, on any task. The interface is the viewer's script
+(``static/viewer.mjs``, by anywidget), which lives in the browser and therefore never waits; it asks
+the kernel for one iteration at a time (:meth:`Explorer.answer`), so that a change takes effect after
+the iteration in flight.
 
-Where no kernel answers, in a page of the book or a notebook on a web site, the explorer is the
-picture of its trajectories at the depth it was opened with.
+Where no kernel answers, in a page of the book or a notebook on a web site, the explorer is a picture
+of its trajectories at the depth it was opened with.
 """
 
 from __future__ import annotations
 
-import functools
-import html
-from collections.abc import Callable, Sequence
-from operator import is_not
+import io
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import numpy as np
+import traitlets
 
 from eqr.checkpoint import Checkpoint, load_model
 from eqr.experiments import Trained
+from eqr.tasks.drawing import INK
 from eqr.settings import ProblemError
 from eqr.task import Task
-from eqr.viewer.controls import OWN, Controls
-from eqr.viewer.frames import Engine, Frame, Settings, Trajectory
-from eqr.viewer.views import View, pictures
+from eqr.viewer.frames import Settings, Trajectory, board_of, in_base_36
+from eqr.viewer.page import SCRIPTS, numbered, recording
 
 PATIENCE = 5.0  # seconds that opening an explorer may compute; a large model goes on when played
-BEAT = "◐◓◑◒"
+LISTED = 50  # puzzles in the list
 
 
 def explore(
@@ -57,13 +58,17 @@ def explore(
         ProblemError: the models' boards differ, there is no such puzzle, two titles are equal, or
             the task's text has not one character a cell.
     """
-    found = [m if isinstance(m, Trained) else opened(m) for m in (model, other) if m is not None]
-    task = task_of(found[0])
-    for one in found[1:]:
+    loaded = [
+        one if isinstance(one, Trained | Checkpoint) else load_model(one)
+        for one in (model, other)
+        if one is not None
+    ]
+    task = task_of(loaded[0])
+    for one in loaded[1:]:
         if not task.same_board(task_of(one)):
             raise ProblemError(f"the models' boards differ: {task} and {task_of(one)}")
     if problems is None:
-        first = found[0]
+        first = loaded[0]
         problems = first.data.test.inputs if isinstance(first, Trained) else None
         problems = task.generate(20, 0).inputs if problems is None else problems
     if len(task.format(problems[0])) != task.seq_len:
@@ -71,20 +76,22 @@ def explore(
             f"the explorer draws boards with one character a cell, which {task.kind} has not: "
             "look at its answers with eqr.solve"
         )
-    names = [m.recipe.name if isinstance(m, Trained) else f"model {k}" for k, m in enumerate(found)]
+    if not 0 <= puzzle < len(problems):
+        raise ProblemError(f"no puzzle {puzzle}: there are 0 to {len(problems) - 1}")
+    names = [
+        one.recipe.name if isinstance(one, Trained) else f"model {k}"
+        for k, one in enumerate(loaded)
+    ]
     names = list(titles) or names
-    if len(names) != len(found) or len(set(names)) < len(names):
+    if len(names) != len(loaded) or len(set(names)) < len(names):
         raise ProblemError(f"titles {names}: give each model one of its own")
-    models = dict(zip(names, (m.model for m in found), strict=True))
-    made = Explorer(models, task, np.asarray(problems), puzzle, settings or Settings())
-    origins = [m.run.id if isinstance(m, Trained) else f"weights {m.sha256[:12]}" for m in found]
-    made.origins = dict(zip(names, origins, strict=True))
-    return made
-
-
-def opened(model: Checkpoint | Path | str) -> Checkpoint:
-    """The checkpoint of a path, or the one it is."""
-    return model if isinstance(model, Checkpoint) else load_model(model)
+    origins = [
+        one.run.id if isinstance(one, Trained) else f"weights {one.sha256[:12]}" for one in loaded
+    ]
+    models = {
+        name: (one.model, origin) for name, one, origin in zip(names, loaded, origins, strict=True)
+    }
+    return Explorer(models, task, np.asarray(problems), puzzle, settings or Settings())
 
 
 def task_of(model: Trained | Checkpoint) -> Task:
@@ -92,221 +99,127 @@ def task_of(model: Trained | Checkpoint) -> Task:
     return model.recipe.task if isinstance(model, Trained) else model.task
 
 
-def held(method: Callable) -> Callable:
-    """A callback of a control: nothing is painted while it runs."""
+class Explorer(anywidget.AnyWidget):
+    """The viewer with a model or two behind it; :func:`explore` makes one.
 
-    @functools.wraps(method)
-    def call(self: Explorer, *event: Any) -> None:
-        with self.engine.quiet:
-            if not self._busy:  # a change that the explorer made itself
-                method(self)
-
-    return call
-
-
-class Explorer:
-    """Controls, an engine and a picture; :func:`explore` makes one.
+    Args:
+        models: by title, the model and where it comes from: the id of its run, or its weights.
+        task: of all models.
+        problems: (n, S) puzzles; the first ``LISTED`` can be chosen, and ``puzzle``, which is open.
 
     Attributes:
-        inputs: (S,) the puzzle that is posed.
-        runs: a :class:`eqr.viewer.frames.Trajectory` for each model.
-        engine: what computes them.
-        widget: all of it, for ``display`` and for a larger layout.
+        opened: a trajectory of each model, which the viewer shows first.
     """
+
+    _esm = SCRIPTS / "viewer.mjs"
+    _css = SCRIPTS / "viewer.css"
+    stored = traitlets.Dict().tag(sync=True)
 
     def __init__(
         self,
-        models: dict[str, Any],
+        models: dict[str, tuple[Any, str]],
         task: Task,
         problems: np.ndarray,
-        puzzle: int = 0,
-        settings: Settings | None = None,
+        puzzle: int,
+        settings: Settings,
     ) -> None:
-        if not 0 <= puzzle < len(problems):
-            raise ProblemError(f"no puzzle {puzzle}: there are 0 to {len(problems) - 1}")
-        self.models, self.task, self.problems = models, task, problems
-        self.inputs = np.asarray(problems[puzzle])
-        self.engine = Engine(self.paint)
-        self.origins: dict[str, str] = {}  # by title: the run or the weights of a model
-        self._busy = False  # the explorer itself is moving a control
-        self._painted: list[Any] = []  # what the picture shows
-        self._beats = 0
-        self.controls = c = Controls(task, self.problems, puzzle, settings or Settings())
-        self.widget = c.arranged()
-        for control in (c.breadth, c.noise, c.damping, c.seed):
-            control.observe(self._restart, "value")
-        for control, work in ((c.depth, self._deepen), (c.puzzle, self._choose)):
-            control.observe(work, "value")
-        c.text.observe(self._edit, "value")
-        for button, work in ((c.put, self._put), (c.play, self._play)):
-            button.on_click(work)
-        c.step.on_click(self._step)
-        c.reset.on_click(self._reset)
-        self._pose()
-        self.paint()
+        self.task, self.models = task, [model for model, _ in models.values()]
+        self._lock = threading.Lock()  # JupyterLab may deliver messages on threads of their own
+        self._runs: dict[str, list[Trajectory]] = {}  # by the view that asked for them
+        self.opened = [Trajectory(m, task, problems[puzzle], settings) for m in self.models]
+        for run in self.opened:
+            run.record(settings.depth, PATIENCE / len(models))
+        facts = [{"title": t, "run": o, "task": board_of(task)} for t, (_, o) in models.items()]
+        listed = [puzzle, *(k for k in range(min(LISTED, len(problems))) if k != puzzle)]
+        super().__init__(
+            stored={
+                "title": "Explorer",
+                "models": numbered(facts, [task] * len(facts)),
+                "puzzles": [
+                    {
+                        "title": f"{k}: {task.format(problems[k])[:30]}",
+                        "inputs": in_base_36(problems[k].tolist()),
+                    }
+                    for k in listed
+                ],
+                "settings": {name: getattr(settings, name) for name in Settings.__slots__},
+                "recordings": [
+                    recording(run, {"name": title, "run": origin})
+                    for run, (title, (_, origin)) in zip(self.opened, models.items(), strict=True)
+                ],
+                "eager": True,
+            }
+        )
+        self.on_msg(lambda _, message, __: self.send(self.answer(message)))
 
-    # --- what the controls do ---------------------------------------------------------------------
-
-    def _pose(self) -> None:
-        """New trajectories of the puzzle under the present settings, at iteration 0."""
-        settings = self.controls.settings
-        self.runs = [Trajectory(m, self.inputs, settings) for m in self.models.values()]
-        self.engine.pose(self.runs)
-
-    @held
-    def _restart(self) -> None:
-        self._pose()
-        self.engine.aim(self.controls.depth.value)
-        self.paint()
-
-    @held
-    def _deepen(self) -> None:
-        self.engine.aim(self.controls.depth.value)
-        self.paint()
-
-    @held
-    def _play(self) -> None:
-        if self.engine.playing:
-            self.engine.pause()
-        else:
-            if self.engine.done >= self.controls.depth.value or self.engine.fault:
-                self._pose()
-            self.engine.aim(self.controls.depth.value)
-        self.paint()
-
-    @held
-    def _step(self) -> None:
-        depth = self.controls.depth
-        wanted = min(min(self.engine.done, depth.value) + 1, depth.max)
-        self._quietly(depth, max(wanted, depth.value))
-        self.engine.aim(wanted)
-        self.paint()
-
-    @held
-    def _reset(self) -> None:
-        self._pose()
-        self.paint()
-
-    @held
-    def _choose(self) -> None:
-        if self.controls.puzzle.value != OWN:
-            self._use(np.asarray(self.problems[self.controls.puzzle.value]))
-            self._quietly(self.controls.text, self.controls.rows_of(self.inputs))
-
-    @held
-    def _edit(self) -> None:
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The reply to one message of the viewer; its calls are described at its ``Channel``."""
+        reply = {name: message[name] for name in ("id", "view")}
         try:
-            inputs = self.task.parse(self.controls.text.value)
-        except ProblemError as error:
-            self._say(f"Not used: {error}. The board keeps the puzzle before.")
-            return
-        if (inputs != self.inputs).any():
-            self._quietly(self.controls.puzzle, OWN)
-            self._use(inputs)
-        self._say("")
+            with self._lock:
+                return reply | {"result": self._compute(**message)}
+        except Exception as error:  # a message has no caller to raise to: the viewer shows it
+            return reply | {"error": f"{error}" or type(error).__name__}
 
-    @held
-    def _put(self) -> None:
-        c, task = self.controls, self.task
-        rows = c.text.value.strip("\r\n").splitlines()
-        if [len(row) for row in rows] != [task.width] * task.height:
-            rows = c.rows_of(self.inputs).splitlines()
-        old, at = rows[c.row.value - 1], c.column.value
-        rows[c.row.value - 1] = old[: at - 1] + c.symbol.value + old[at:]
-        self._quietly(c.text, "\n".join(rows))
-        self._edit()
-
-    def _use(self, inputs: np.ndarray) -> None:
-        """Pose another puzzle and play it."""
-        self.inputs = inputs
-        self._say("")
-        self._restart()
-
-    def _quietly(self, control: Any, value: Any) -> None:
-        """Move a control without its callback."""
-        self._busy, control.value = True, value
-        self._busy = False
-
-    def _say(self, words: str) -> None:
-        """A line beside the board."""
-        mark = '<b style="color:#b3261e">!</b> ' if words else ""
-        self.controls.message.value = f'<div role="alert">{mark}{html.escape(words)}</div>'
-
-    # --- what is shown ----------------------------------------------------------------------------
-
-    def frames(self) -> list[Frame | None]:
-        """The frame of each model at the depth of the slider, or the last one on the way there."""
-        depth = self.controls.depth.value
-        return [(run.frames[:depth] or [None])[-1] for run in self.runs]
-
-    def views(self) -> list[View]:
-        """What the picture shows of each model."""
-        common, limit = (self.task, self.inputs), self.controls.depth.value
-        return [
-            View(t, *common, frame, limit, self._verdict(frame), self.origins.get(t, ""))
-            for t, frame in zip(self.models, self.frames(), strict=True)
+    def _compute(self, call: str, view: str, **words: Any) -> Any:
+        if call == "read":
+            try:
+                return {"inputs": self.task.parse(words["text"]).tolist(), "note": ""}
+            except ProblemError as error:
+                return {"fault": str(error)}
+        if call == "begin":
+            self._runs[view] = [self._begin(**run) for run in words["runs"]]
+            return True
+        frames = [
+            run.advance().packed() | {"depth": len(run.frames), "plane": run.plane.packed()}
+            for run in self._runs[view]
         ]
+        return frames
 
-    def _verdict(self, frame: Frame | None) -> str:
-        """The rule checker's word on the answers, in ours."""
-        if frame is None:
-            return ""
-        inputs = np.repeat(self.inputs[None], len(frame.answer), 0)
-        valid = self.task.check(inputs, frame.answer)
-        chosen = "valid" if valid[frame.selected] else "not valid"
-        return f"{chosen}; {int(valid.sum())} of {len(valid)} restarts valid"
+    def _begin(self, model: int, inputs: list[int], **settings: Any) -> Trajectory:
+        tokens = np.array(inputs, np.uint8)
+        return Trajectory(self.models[model], self.task, tokens, Settings(**settings))
 
-    def paint(self) -> None:
-        """Show what there is. Called by the engine every 50 ms while anything is under way, and by
-        each control; takes some milliseconds, since only the pulse changes every time."""
-        now = [*self.frames(), self.inputs, self.controls.depth.value]
-        if len(now) != len(self._painted) or any(map(is_not, now, self._painted)):
-            self._painted, self.controls.figure.value = now, pictures(self.views())
-        self.controls.status.value, self.controls.pulse.value = self._state(), self._pulse()
-        word = "Pause" if self.engine.playing else "Play"
-        self.controls.play.description, self.controls.play.icon = word, word.lower()
+    def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
+        """The widget; for readers without a kernel the picture."""
+        data, about = super()._repr_mimebundle_(**more)
+        return {**data, "text/plain": self.describe(), "image/png": self.picture()}, about
 
-    def _state(self) -> str:
-        """How far the trajectories are: a region that screen readers follow, so it is only written
-        when the words change."""
-        done, depth = self.engine.done, self.controls.depth.value
-        if self.engine.fault:
-            words = f"stopped by an error: {self.engine.fault}"
-        elif self.engine.playing:
-            words = f"iteration {done} of {depth}"
-        else:
-            words = "finished" if done >= depth else "paused" if done else "ready"
-            words += f" at iteration {min(done, depth)} of {depth}"
-        return f'<span role="status">{html.escape(words)}</span>'
-
-    def _pulse(self) -> str:
-        """A sign that something is under way, another one each time; nothing at rest."""
-        if not self.engine.busy:
-            return ""
-        self._beats += 1
-        waiting = self.engine.waiting
-        words = BEAT[self._beats % len(BEAT)] + (f" {waiting:.1f} s" if waiting >= 0.2 else "")
-        return f'<span aria-hidden="true" style="font-variant-numeric:tabular-nums">{words}</span>'
-
-    def close(self) -> None:
-        """End the threads, and take the controls from the page."""
-        self.engine.close()
-        self.widget.close()
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """The widget; for readers without a kernel the picture, computed here and now."""
-        with self.engine.quiet:
-            if not self.engine.busy:  # or the worker would be at the same trajectories
-                for run in self.runs:
-                    run.record(self.controls.depth.value, PATIENCE)
-            self.paint()
-            data = dict(self.widget._repr_mimebundle_())
-            return {**data, "text/plain": self._plain(), "image/svg+xml": pictures(self.views())}
-
-    def _plain(self) -> str:
+    def describe(self) -> str:
         """The answers for a terminal."""
         parts = []
-        for view in self.views():
-            tokens = view.frame.answer[view.frame.selected] if view.frame else view.inputs
-            parts.append(f"{view.title}\n{self.task.render(tokens)}\nby the rules: {view.verdict}")
+        for fact, run in zip(self.stored["models"], self.opened, strict=True):
+            frame, best = run.frames[-1], run.selected
+            verdict = "valid" if frame.right[best] else "not valid"
+            count = f"{int(frame.right.sum())} of {len(frame.right)} restarts valid"
+            board = self.task.render(frame.answer[best])
+            parts.append(f"{fact['title']}\n{board}\nby the rules: {verdict}; {count}")
         return "\n\n".join(parts)
+
+    def picture(self) -> bytes:
+        """Board, residuals and plane of each model in a row, as PNG; black is the restart that the
+        board shows, the one with the smallest residual."""
+        from matplotlib.figure import Figure
+
+        from eqr.analysis import figures
+
+        figure = Figure(figsize=(10, 3.6 * len(self.opened)), layout="constrained")
+        rows = figure.subplots(len(self.opened), 3, squeeze=False)
+        for (board, traces, plane), run, fact in zip(
+            rows, self.opened, self.stored["models"], strict=True
+        ):
+            frame, best = run.frames[-1], run.selected
+            given = np.array(list(self.task.format(run.inputs))) != "."
+            sure = np.where(given, 1.0, frame.confidence[best])
+            self.task.draw(board, run.inputs, frame.answer[best], settled=sure)
+            count = f"{int(frame.right.sum())} of {len(frame.right)} restarts right by the rules"
+            board.set_title(f"{fact['title']}, D = {len(run.frames)}: {count}", fontsize=9)
+            board.set_xlabel(fact["run"], fontsize=7)
+            points, selected = np.array(run.plane.packed()), {"color": INK, "linewidth": 2.4}
+            figures.residual_traces(traces, run.residuals, frame.right)
+            traces.plot(range(1, len(points) + 1), run.residuals[:, best], **selected)
+            figures.latent_paths(plane, points, frame.right)
+            plane.plot(*points[:, best].T, **selected)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()

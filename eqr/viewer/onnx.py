@@ -28,7 +28,8 @@ from eqr.layers import start_vectors
 from eqr.model import Reasoner, State, parameter_count, residual
 from eqr.store import replace_file
 from eqr.streams import stream
-from eqr.task import Task, task_to_dict
+from eqr.task import Task
+from eqr.viewer.frames import board_of
 
 INPUTS = ("z_high", "z_low", "x", "noise", "beta", "damping")
 OUTPUTS = ("next_high", "next_low", "logits", "halt", "residual")
@@ -170,11 +171,6 @@ def disagreement(model: Reasoner, graph: Any) -> float:
         pairs = zip(found, wanted, strict=True)
         gaps += [np.abs(a - b.numpy()).max() for a, b in pairs if a.size]
     return float(np.max(gaps))
-
-
-def board_of(task: Task) -> dict[str, Any]:
-    """The task's fields with its height and width."""
-    return task_to_dict(task) | {"height": task.height, "width": task.width}
 
 
 def describe(model: Reasoner, task: Task) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-// The rules of the problems: reading a problem from text, and judging an answer. The model knows
-// nothing of them. Messages agree with those of eqr/tasks/sudoku.py and eqr/tasks/maze.py, except that problems
+// The rules of the problems, for the worker: reading a problem from text, and judging an answer. The
+// model knows nothing of them. Messages agree with those of eqr/tasks/sudoku.py and eqr/tasks/maze.py, except that problems
 // with several answers, which those refuse, get a note here.
 
 export class ProblemError extends Error {}
 
-const { SYMBOLS } = window.EqrPlay;
+const SYMBOLS = "123456789ABCDEFG"; // as eqr.tasks.sudoku
 
 function units({ height: side, box_height, box_width }) {
   const made = [];
@@ -61,13 +61,11 @@ const sudoku = {
   verdict(inputs, task) {
     const all = units(task);
     return (answer) => {
-      const kept = inputs.every((token, i) => token < 2 || token === answer[i]);
+      const unmoved = inputs.every((token, i) => token < 2 || token === answer[i]);
       const sound = all.every(([, cells]) => new Set(cells.map((c) => answer[c]).filter((t) => t > 1)).size === task.height);
-      return kept && sound ? "by the rules, the answer is right" : "by the rules, the answer is not right";
+      return unmoved && sound;
     };
   },
-
-  format: (tokens) => tokens.map((t) => (t > 1 ? SYMBOLS[t - 2] : ".")).join(""),
 };
 
 // The number of solutions, counted up to `most`; boards up to 6x6 take milliseconds.
@@ -82,8 +80,8 @@ function solutions(tokens, task, most) {
     let at = -1, choices = null;
     for (let i = 0; i < cells.length; i++) {
       if (cells[i] > 1) continue;
-      const found = open(i);
-      if (!choices || found.length < choices.length) [at, choices] = [i, found];
+      const left = open(i);
+      if (!choices || left.length < choices.length) [at, choices] = [i, left];
     }
     if (at < 0) return 1;
     let sum = 0;
@@ -142,16 +140,12 @@ const maze = {
   verdict(inputs, task) {
     const wanted = shortest(inputs, task).steps;
     return (answer) => {
-      const kept = inputs.every((token, i) => token === 2 || token === answer[i]);
+      const unmoved = inputs.every((token, i) => token === 2 || token === answer[i]);
       const only = answer.map((t) => (t === PATH || t === START || t === GOAL ? t : WALL));
       const marked = answer.filter((t) => t === PATH).length;
-      const right = kept && marked === wanted - 1 && shortest(only, task).steps === wanted;
-      return right ? "by the rules, the answer is right" : "by the rules, the answer is not right";
+      return unmoved && marked === wanted - 1 && shortest(only, task).steps === wanted;
     };
   },
-
-  format: (tokens, task) =>
-    tokens.map((t, i) => (i && i % task.width === 0 ? "/" : "") + "?#.SGo"[t]).join(""),
 };
 
 // Steps of a shortest path from S to G over all that is no wall, 0 where there is none; and how many
@@ -164,9 +158,9 @@ function shortest(tokens, { height, width }) {
     for (const [r, c] of [[row - 1, column], [row + 1, column], [row, column - 1], [row, column + 1]]) {
       const next = r * width + c;
       if (r < 0 || c < 0 || r >= height || c >= width || tokens[next] === WALL) continue;
-      const found = reached.get(next);
-      if (!found) reached.set(next, { steps: own.steps + 1, paths: own.paths });
-      else if (found.steps === own.steps + 1) found.paths += own.paths;
+      const before = reached.get(next);
+      if (!before) reached.set(next, { steps: own.steps + 1, paths: own.paths });
+      else if (before.steps === own.steps + 1) before.paths += own.paths;
     }
   }
   return { steps: 0, paths: 0 };

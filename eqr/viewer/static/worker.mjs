@@ -1,27 +1,38 @@
-// Runs one exported outer iteration after the other, off the page's thread.
-//
-// Messages in: {call, id, ...}; out: {id, result} or {id, error}. Calls: `load` a model, `start`
-// trajectories, `advance` them by one iteration, `iterate` on given tensors (what a test compares
-// with torch).
-import * as ort from "../vendor/onnxruntime/ort.wasm.bundle.min.mjs";
+// Runs one exported outer iteration after the other, off the page's thread: the other side of the
+// viewer's Channel (viewer.mjs), whose calls it answers. The runtime, of 14 MB, is fetched with the
+// first trajectories.
 import { Plane, normal, truncated, uniform } from "./numbers.mjs";
+import { ProblemError, RULES } from "./rules.mjs";
 
-ort.env.wasm.numThreads = 1; // more would need headers that a static site does not send
-ort.env.wasm.wasmPaths = {
-  wasm: new URL("../vendor/onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href,
-};
-
-const models = new Map(); // address -> {session, facts}
-const runs = new Map(); // name of a run -> its state
+let models = []; // as the page describes them; each gets its session with its first trajectories
+let runs = []; // the trajectories under way
+let ort = null;
 
 const tensor = (values, dims) => new ort.Tensor("float32", values, dims);
 
-async function load({ model, facts }) {
-  if (!models.has(model)) {
-    const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
-    models.set(model, { session, facts });
+async function load(model) {
+  if (!ort) {
+    ort = await import("../vendor/onnxruntime/ort.wasm.bundle.min.mjs");
+    ort.env.wasm.numThreads = 1; // more would need headers that a static site does not send
+    ort.env.wasm.wasmPaths = {
+      wasm: new URL("../vendor/onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href,
+    };
   }
-  return true;
+  const address = new URL(model.file, import.meta.url).href;
+  model.session ??= await ort.InferenceSession.create(address, { executionProviders: ["wasm"] });
+  return model.session;
+}
+
+// A problem from text, with a remark; or what is wrong with it.
+function read({ model, text }) {
+  const { task } = models[model], rules = RULES[task.kind];
+  try {
+    const inputs = rules.parse(text, task), fault = rules.fault(inputs, task);
+    return fault ? { fault } : { inputs, note: rules.note(inputs, task) };
+  } catch (error) {
+    if (error instanceof ProblemError) return { fault: error.message };
+    throw error;
+  }
 }
 
 // Latents of every restart before the first iteration; restart b has a stream of its own.
@@ -45,21 +56,25 @@ function starts(facts, breadth, seed) {
   return made;
 }
 
-function start({ run, first, model, inputs, breadth, noise, damping, seed }) {
-  if (first) runs.clear(); // those of other settings, which nobody asks for again
-  const { session, facts } = models.get(model);
-  const tokens = inputs.length, { hidden, tokens_low: low } = facts;
-  const latents = starts(facts, breadth, seed);
-  const x = new BigInt64Array(breadth * tokens);
-  for (let i = 0; i < x.length; i++) x[i] = BigInt(inputs[i % tokens]);
-  runs.set(run, {
-    session, facts, breadth, noise, damping,
-    high: tensor(latents.high, [breadth, tokens, hidden]),
-    low: tensor(latents.low, [breadth, low, hidden]),
-    x: new ort.Tensor("int64", x, [breadth, tokens]),
-    draws: Array.from({ length: breadth }, (_, b) => normal(uniform(seed, b, 1))),
-    plane: new Plane((tokens + low) * hidden),
-  });
+async function begin({ runs: wanted }) {
+  runs = []; // those of other settings, which nobody asks for again
+  for (const { model, inputs, breadth, noise, damping, seed } of wanted) {
+    const facts = models[model], session = await load(facts);
+    const tokens = inputs.length, { hidden, tokens_low: low } = facts;
+    const latents = starts(facts, breadth, seed);
+    const x = new BigInt64Array(breadth * tokens);
+    for (let i = 0; i < x.length; i++) x[i] = BigInt(inputs[i % tokens]);
+    runs.push({
+      session, facts, breadth, noise, depth: 0,
+      damping: damping ?? facts.damping,
+      right: RULES[facts.task.kind].verdict(inputs, facts.task),
+      high: tensor(latents.high, [breadth, tokens, hidden]),
+      low: tensor(latents.low, [breadth, low, hidden]),
+      x: new ort.Tensor("int64", x, [breadth, tokens]),
+      draws: Array.from({ length: breadth }, (_, b) => normal(uniform(seed, b, 1))),
+      plane: new Plane((tokens + low) * hidden),
+    });
+  }
   return true;
 }
 
@@ -77,16 +92,27 @@ function noiseOf({ facts, breadth, noise, draws, x }) {
   return tensor(values, [facts.updates, breadth, x.dims[1], facts.hidden]);
 }
 
-async function advance({ run }) {
-  const now = runs.get(run);
-  if (!now) throw new Error("these trajectories are gone");
-  const out = await now.session.run({
-    z_high: now.high, z_low: now.low, x: now.x, noise: noiseOf(now),
-    beta: tensor([now.noise], []), damping: tensor([now.damping], []),
-  });
-  now.high = out.next_high;
-  now.low = out.next_low;
-  return { ...read(out.logits), residual: Array.from(out.residual.data), plane: now.plane.add(states(now)) };
+async function advance() {
+  const frames = [];
+  for (const now of runs) {
+    const out = await now.session.run({
+      z_high: now.high, z_low: now.low, x: now.x, noise: noiseOf(now),
+      beta: tensor([now.noise], []), damping: tensor([now.damping], []),
+    });
+    now.high = out.next_high;
+    now.low = out.next_low;
+    now.depth += 1;
+    const decoded = decode(out.logits);
+    frames.push({
+      ...decoded,
+      depth: now.depth,
+      residual: Array.from(out.residual.data),
+      halt: Array.from(out.halt.data),
+      right: decoded.answers.map(now.right),
+      plane: now.plane.add(states(now)),
+    });
+  }
+  return frames;
 }
 
 // Both latents of each restart as one vector.
@@ -100,42 +126,53 @@ function states({ high, low, breadth }) {
   });
 }
 
-// The likeliest token of each cell and its probability, by restart.
-function read(logits) {
+// The likeliest token of each cell, its probability, and the smallest gap between the best logit of a
+// cell and its second, by restart.
+function decode(logits) {
   const [breadth, tokens, words] = logits.dims;
-  const answers = [], confidence = [];
+  const answers = [], confidence = [], margin = [];
   for (let b = 0; b < breadth; b++) {
     const answer = new Array(tokens), sure = new Array(tokens);
+    let gap = Infinity;
     for (let s = 0; s < tokens; s++) {
       const own = logits.data.subarray((b * tokens + s) * words, (b * tokens + s + 1) * words);
       let best = 0, total = 0;
       for (let v = 1; v < words; v++) if (own[v] > own[best]) best = v;
-      for (let v = 0; v < words; v++) total += Math.exp(own[v] - own[best]);
+      for (let v = 0; v < words; v++) {
+        total += Math.exp(own[v] - own[best]);
+        if (v !== best) gap = Math.min(gap, own[best] - own[v]);
+      }
       answer[s] = best;
       sure[s] = 1 / total;
     }
     answers.push(answer);
     confidence.push(sure);
+    margin.push(gap);
   }
-  return { answers, confidence };
+  return { answers, confidence, margin };
 }
 
-// One iteration on tensors given as {name: {values, dims}}; all outputs in the same form.
+// One iteration on tensors given as {name: {values, dims}}; all outputs in the same form. What a test
+// compares with torch.
 async function iterate({ model, inputs }) {
-  const feeds = {};
+  const session = await load(models[model]), feeds = {};
   for (const [name, { values, dims }] of Object.entries(inputs)) {
     feeds[name] =
       name === "x"
         ? new ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims)
         : tensor(Float32Array.from(values), dims);
   }
-  const out = await models.get(model).session.run(feeds);
+  const out = await session.run(feeds);
   return Object.fromEntries(
     Object.entries(out).map(([name, { data, dims }]) => [name, { values: Array.from(data), dims }]),
   );
 }
 
-const CALLS = { load, start, advance, iterate };
+function know({ models: described }) {
+  models = described;
+}
+
+const CALLS = { know, read, begin, advance, iterate };
 
 async function answer({ call, id, ...rest }) {
   try {
