@@ -134,7 +134,8 @@ def test_a_bad_puzzle_is_refused_beside_the_board_which_stays(tab):
     good = text.input_value()
     text.fill("11.. .... .... ....")
     viewer(tab).get_by_role("button", name="Use this problem").click()
-    alert = viewer(tab).get_by_role("alert")
+    alert = viewer(tab).locator(".eqr-message")
+    assert alert.get_attribute("role") == "alert"
     alert.filter(has_text="row 1 holds 1 twice, at r1c1 and r1c2").wait_for()
     assert "keeps the problem before" in alert.inner_text() and board(tab) == before
     text.fill(good)

@@ -449,7 +449,7 @@ def test_a_seed_out_of_range_is_written_back(tab):
 
 
 def test_doubt_and_change_are_shown_without_colour(tab, solved, problems):
-    """A doubtful cell has a smaller token; one that has just changed a corner; both are in words."""
+    """A doubtful cell has a smaller token, one that has just changed a corner; both in words."""
     model, index, _ = solved
     made = play.record(model, problems.test.inputs[index], depth=3, breadth=1)
     script = f"""async ([stored, sure]) => {{

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from eqr import checkpoint
-from eqr.pages import EXTRA
 from eqr.rollout import rollout
 from eqr.solve import solve
 from eqr.viewer import page as play
+from eqr.viewer.frames import LEVELS
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def read(text: str) -> list[int]:
 
 def stored(html: play.Html) -> dict:
     """The JSON inside a piece of a page."""
-    (found,) = re.findall(r'<script type="application/json">(.*?)</script>', html.text, re.DOTALL)
-    return json.loads(found)
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', html.text, re.DOTALL)
+    return json.loads(text)
 
 
 def test_recording_is_the_rollout(page_model, problems):
@@ -46,8 +46,8 @@ def test_recording_is_the_rollout(page_model, problems):
     for frame, it in zip(made["frames"], steps, strict=True):
         assert [read(row) for row in frame["answers"]] == it.answer.tolist()
         sure = it.step.logits.softmax(-1).amax(-1)
-        levels = np.array([read(row) for row in frame["confidence"]]) / play.LEVELS
-        np.testing.assert_allclose(levels, sure, atol=0.5 / play.LEVELS + 1e-6)
+        levels = np.array([read(row) for row in frame["confidence"]]) / LEVELS
+        np.testing.assert_allclose(levels, sure, atol=0.5 / LEVELS + 1e-6)
         np.testing.assert_allclose(frame["residual"], it.residual, rtol=6e-3)
 
 
@@ -66,13 +66,16 @@ def test_text_cannot_end_the_script(page_model, problems):
     assert html.text.count("</script>") == 2  # the data's own end and the player's
 
 
-def test_models_with_the_same_board_share_their_problems(page_model):
-    other = play.PageModel("rival", page_model.model, page_model.task, "train-f", "smoke")
-    puzzles = [{"title": "one", "text": "1" + "." * 15, "model": "rival"}]
-    found = stored(play.solver([page_model, other], puzzles))
-    assert [model["board"] for model in found["models"]] == [0, 0]
-    assert found["puzzles"][0]["board"] == 0
-    assert found["models"][0]["file"] == "train-0123456789abcdef.onnx"
+def test_examples_carry_their_model_and_settings(page_model, problems):
+    rival = play.PageModel("rival", page_model.model, page_model.task, "train-f", "smoke")
+    inputs = problems.test.inputs[0]
+    puzzle = {"title": "one", "text": page_model.task.format(inputs), "model": "rival"}
+    data = stored(play.solver([page_model, rival], [puzzle | {"breadth": 4}]))
+    assert [model["board"] for model in data["models"]] == [0, 0]
+    (listed,) = data["puzzles"]
+    assert (listed["model"], listed["breadth"]) == (1, 4)
+    assert read(listed["inputs"]) == inputs.tolist()
+    assert data["models"][0]["file"] == "train-0123456789abcdef.onnx"
 
 
 @dataclass
@@ -89,11 +92,11 @@ def test_install_puts_modules_models_and_the_board_in_place(
     page_model, learned, problems, tmp_path
 ):
     run = SimpleNamespace(id="train-0123456789abcdef")
-    found = FakeTrained(page_model.model, learned.recipe, run, problems)
-    play.install(tmp_path, {"sudoku6": found}, "smoke")
-    place = tmp_path / EXTRA / play.PLACE
+    trained = FakeTrained(page_model.model, learned.recipe, run, problems)
+    place, home = tmp_path / "play", tmp_path / "new/home.html"
+    play.install(place, home, {"sudoku6": trained}, "smoke")
     assert {p.name for p in place.iterdir()} == {*play.MODULES, "train-0123456789abcdef.onnx"}
-    (made,) = stored(play.Html((tmp_path / play.HOME).read_text()))["items"][0]["recordings"]
+    (made,) = stored(play.Html(home.read_text()))["items"][0]["recordings"]
     solution = solve(
         page_model.model, page_model.task, problems.test.inputs[0], depth=16, breadth=8
     )

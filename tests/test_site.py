@@ -238,7 +238,8 @@ def test_the_home_board_plays_and_the_live_solver_runs(chromium, origin):
             page = visit(tab, f"{origin}/chapters/play.html")
             solver = page.locator(".eqr-solver")
             solver.get_by_role("button", name="Play").click()
-            page.wait_for_function("document.querySelector('.eqr-solver').explorer.player.depth > 3")
+            deep = "document.querySelector('.eqr-solver').explorer.player.depth > 3"
+            page.wait_for_function(deep)
             assert "residual" in solver.locator(".eqr-facts").inner_text()
     tab.check()
 

@@ -143,6 +143,16 @@ def residual_traces(ax: Axes, residuals: np.ndarray, right: np.ndarray | None = 
     ax.set(xlabel="outer iteration", ylabel="residual (RMS change of a latent)", yscale="log")
 
 
+def latent_paths(ax: Axes, plane: np.ndarray, right: np.ndarray) -> None:
+    """Paths of restarts in a plane, (D, B, 2), with a dot at the end of each; ``right`` (B,)."""
+    colors = sns.color_palette(PALETTE)
+    for path, ok in zip(plane.transpose(1, 0, 2), right, strict=True):
+        style = {"color": colors[0 if ok else 3], "linestyle": "-" if ok else "--"}
+        ax.plot(*path.T, alpha=0.6, linewidth=1.2, **style)
+        ax.plot(*path[-1], "o" if ok else "s", color=style["color"], markersize=7, mec="white")
+    ax.set(xlabel="first main axis (thousandths)", ylabel="second main axis", aspect="equal")
+
+
 def answer_colours(answer: np.ndarray, right: np.ndarray) -> list:
     """A colour for each of (n,) answers: blue where ``right``, else darker the more frequent."""
     wrong, counts = np.unique(answer[~right], return_counts=True)

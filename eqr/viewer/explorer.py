@@ -2,11 +2,11 @@
 
 :func:`explore` takes a model or two, on any task. The interface is the viewer's script
 (``static/viewer.mjs``, by anywidget), which lives in the browser and therefore never waits; it asks
-the kernel for one iteration at a time (:meth:`Explorer.answer`), so that a change takes effect after
-the iteration in flight.
+the kernel for one iteration at a time (:meth:`Explorer.answer`), so that a change takes effect
+after the iteration in flight.
 
-Where no kernel answers, in a page of the book or a notebook on a web site, the explorer is a picture
-of its trajectories at the depth it was opened with.
+Where no kernel answers, in a page of the book or a notebook on a web site, the explorer is a
+picture of its trajectories at the depth it was opened with.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import traitlets
 
 from eqr.checkpoint import Checkpoint, load_model
 from eqr.experiments import Trained
-from eqr.tasks.drawing import INK
 from eqr.settings import ProblemError
 from eqr.task import Task
+from eqr.tasks.drawing import INK
 from eqr.viewer.frames import Settings, Trajectory, board_of, in_base_36
 from eqr.viewer.page import SCRIPTS, numbered, recording
 
