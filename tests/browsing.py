@@ -18,20 +18,23 @@ import pytest
 import torch
 import yaml
 
-from eqr import book, pages, runner, vendor
-from eqr.browser import NAMES, SANDBOX
+from book.tools import BOOK, NOTEBOOKS, build, pages
+from book.tools.pdf import NAMES
+from eqr import store
 from eqr.model import Reasoner
+from eqr.notebook import provenance
 from eqr.recipes import load_recipe
-from eqr.site import Site
-from eqr.viewer import page as play
+from eqr.viewer import page as viewer
 
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+
+VENDORED = (BOOK / "_vendor/.complete").is_file()
 
 #: For a test module's ``pytestmark``.
 NEEDS_BROWSER = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
-    pytest.mark.skipif(not vendor.is_current(), reason="page scripts not fetched: make vendor"),
+    pytest.mark.skipif(not VENDORED, reason="page scripts not fetched: make vendor"),
 ]
 
 
@@ -41,7 +44,9 @@ PIXEL = (  # a PNG
 )
 
 #: A repository that only stands for one.
-ELSEWHERE = Site("https://github.com/owner/name", "https://book.example/", "0" * 40, "0000000000")
+ELSEWHERE = pages.Site(
+    "https://github.com/owner/name", "https://book.example/", "0" * 40, "0000000000"
+)
 
 TEXT = """# Chapter {name}
 
@@ -93,23 +98,25 @@ def chapter(path: Path, name: str) -> Path:
         figure,
         picture,
         v4.new_markdown_cell("## What we learned\n\n1. Little.\n\n### A part of it\n\nText."),
+        v4.new_code_cell(
+            f'provenance("{name}")',
+            execution_count=3,
+            outputs=[v4.new_output("display_data", data={"text/html": made_how(name)})],
+        ),
     ]
     found = v4.new_notebook(cells=cells)
     found.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    found.metadata["papermill"] = {
-        "parameters": {"profile": "smoke", "seed": 0},
-        "start_time": "2026-01-02T03:04:05.6+00:00",
-        "duration": 7.0,
-    }
-    found.metadata["eqr"] = {
-        "commit": "0000000000",
-        "versions": {"python": "3.11.0", "torch": "2.9", "numpy": "2.0", "eqr-book": "0.1.0"},
-        "hardware": "a processor",
-        "threads": 1,
-        "runs": [{"id": "train-0123456789abcdef", "data": "fedcba9876543210"}],
-    }
     nbformat.write(found, path)
     return path
+
+
+def made_how(name: str) -> str:
+    """The last output of a chapter that has read one run."""
+    store.USED["train-0123456789abcdef"] = "fedcba9876543210"
+    try:
+        return provenance(name, profile="smoke", seed=0).data
+    finally:
+        store.USED.clear()
 
 
 WIDE = (
@@ -132,16 +139,15 @@ def untrained() -> SimpleNamespace:
 
 def stand_in_book(work: Path) -> Path:
     """The real book's pages around chapters that stand in for executed ones; the built folder."""
-    toc = yaml.safe_load((runner.BOOK / "_toc.yml").read_text())
+    toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
     files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
     names = [file.removeprefix("chapters/") for file in files if file.startswith("chapters/")]
     chapters = {name: chapter(work / f"{name}.ipynb", name) for name in names}
-    source = book.assemble(runner.BOOK, chapters, work / "source", "Only a rehearsal.")
-    place = source / pages.EXTRA / play.PLACE
-    play.install(place, source / play.HOME, {"sudoku6": untrained()}, "smoke")
-    pages.dress(source, {name: runner.NOTEBOOKS / f"{name}.ipynb" for name in names}, ELSEWHERE)
-    book.build_html(source, work / "html")
-    return work / "html"
+    source = build.assemble(chapters, work / "source", ELSEWHERE, "Only a rehearsal.")
+    extra = source / build.EXTRA
+    viewer.install(extra / viewer.PLACE, source / viewer.HOME, {"sudoku6": untrained()}, "smoke")
+    pages.write_notebooks({name: NOTEBOOKS / f"{name}.ipynb" for name in names}, extra, ELSEWHERE)
+    return build.build_pages(source, work / "html")
 
 
 @dataclass
@@ -162,7 +168,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=SANDBOX)
+        found = playwright.chromium.launch(executable_path=CHROMIUM)
         yield found
         found.close()
 
@@ -177,6 +183,7 @@ def opened(found: Any, origin: str, **options: Any) -> Iterator[Tab]:
         options: of Playwright's ``new_context``: viewport, color_scheme, reduced_motion.
     """
     context = found.new_context(**options)
+    context.set_default_timeout(120_000)  # a busy machine is slow, not wrong
     tab = Tab(context.new_page())
 
     def route(route: Any) -> None:

@@ -25,8 +25,8 @@ from eqr.recipes import recipe_names
 from eqr.streams import stream
 from eqr.tasks.sudoku import Sudoku
 
-COMMANDS = ["train", "eval", "export", "solve", "bench", "run", "recipes", "notebook", "book"]
-COMMANDS += ["import-checkpoint", "plan", "serve"]
+COMMANDS = ["train", "eval", "export", "solve", "bench", "run", "recipes", "notebook"]
+COMMANDS += ["import-checkpoint", "plan"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,6 @@ BAD = {
     "an unknown run": ("results show train-1", "holds no runs"),
     "an unknown run to verify": ("results verify train-1", "holds no runs"),
     "runs to compare": ("results diff a b", "run 'a' is not known"),
-    "an unknown book": ("book --profile smok", "did you mean 'smoke'"),
 }  # fmt: skip
 
 

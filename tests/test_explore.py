@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import book, evaluate, runner, select
+from book.tools import build, pages
+from eqr import evaluate, select
 from eqr.checkpoint import Checkpoint, load_model
 from eqr.config import EvalConfig
-from eqr.graph import BOOK
 from eqr.model import Reasoner
+from eqr.notebook import execute
 from eqr.rollout import rollout
 from eqr.settings import ProblemError
 from eqr.tasks.maze import Maze
@@ -195,12 +196,12 @@ def test_a_page_shows_the_picture_and_no_widget(learned, tmp_path):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=[text, cell], metadata=kernel)
     nbformat.write(notebook, tmp_path / "a.ipynb")
-    runner.execute(tmp_path / "a.ipynb", tmp_path / "done/a.ipynb", {})
-    source = book.assemble(BOOK, {"a": tmp_path / "done/a.ipynb"}, tmp_path / "source")
+    execute(tmp_path / "a.ipynb", tmp_path / "done/a.ipynb", {})
+    source = build.assemble({"a": tmp_path / "done/a.ipynb"}, tmp_path / "source", pages.Site())
     for path in source.glob("*.md"):
         path.unlink()
     (source / "_toc.yml").write_text("format: jb-book\nroot: chapters/a\n")
-    page = book.build_html(source, tmp_path / "html").parent / "chapters/a.html"
+    page = build.build_pages(source, tmp_path / "html") / "chapters/a.html"
     html = page.read_text()
     assert 'alt="A board."' in html and ".png" in html
     assert "widget-view" not in html and "widget-state" not in html

@@ -7,22 +7,21 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import tomllib
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-from eqr import __version__, pages, serve, site
+from book.tools import pages
+from eqr import __version__
 from eqr.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / ".github/workflows/book.yml"
 NOTEBOOK = ROOT / "notebooks/attractor.ipynb"
-SITE = site.Site("https://github.com/owner/name", "https://book.example/", "1" * 40, "1" * 10)
+SITE = pages.Site("https://github.com/owner/name", "https://book.example/", "1" * 40, "1" * 10)
 
 
 def steps() -> list[dict]:
@@ -49,7 +48,7 @@ def test_workflow_runs_only_targets_and_files_that_exist():
     asked = {name for text in commands for name in re.findall(r"\bmake ([a-z]+)", text)}
     assert asked and asked <= targets
     assert any(".ci/run" in text for text in commands) and (ROOT / ".ci/run").is_file()
-    assert any("git push --quiet --force" in text and site.BRANCH in text for text in commands)
+    assert any("git push --quiet --force" in text and pages.BRANCH in text for text in commands)
     for pattern in re.findall(r"'([^' ]+[*.a-z]+)'", " ".join(hashed())):
         assert list(ROOT.glob(pattern)), f"hashFiles names {pattern}"
 
@@ -103,35 +102,34 @@ def project(path: Path, urls: str = "") -> Path:
 
 
 def test_without_an_address_only_the_download_is_linked(tmp_path):
-    found = site.of_project({}, project(tmp_path / "p.toml"))
+    found = pages.of_project({}, project(tmp_path / "p.toml"))
     assert (found.repository, found.address, found.slug) == ("", "", "")
-    text = pages.links("plan", found)
-    assert text.count("<a ") == 1 and 'href="../notebooks/plan.ipynb"' in text
+    assert found.launchers("plan") == {}
 
 
 def test_the_address_stands_in_one_place_and_builders_replace_it(tmp_path):
     urls = "[project.urls]\nRepository = 'https://github.com/a/b.git'\nHomepage = 'https://a.b/c'\n"
     path = project(tmp_path / "p.toml", urls)
-    found = site.of_project({}, path)
+    found = pages.of_project({}, path)
     assert (found.slug, found.address) == ("a/b", "https://a.b/c/")
-    found = site.of_project({"GITHUB_REPOSITORY": "me/fork", "EQR_SITE_URL": "https://x.y/"}, path)
+    found = pages.of_project({"GITHUB_REPOSITORY": "me/fork", "EQR_SITE_URL": "https://x.y/"}, path)
     assert (found.slug, found.address) == ("me/fork", "https://x.y/")
-    text = pages.links("plan", found)
+    text = " ".join(found.launchers("plan").values())
     assert "github/me/fork/blob/gh-pages/colab/plan.ipynb" in text
     assert re.search(r"mybinder.org/v2/gh/me/fork/\w+\?urlpath=lab/tree/notebooks%2Fplan", text)
 
 
 def test_a_repository_elsewhere_is_shown_but_not_opened_in_colab(tmp_path):
     urls = "[project.urls]\nRepository = 'https://codeberg.org/a/b'\n"
-    found = site.of_project({}, project(tmp_path / "p.toml", urls))
-    assert found.colab("plan") == found.binder("plan") == ""
-    assert 'href="https://codeberg.org/a/b"' in pages.stamp(found, pdf=False)
+    found = pages.of_project({}, project(tmp_path / "p.toml", urls))
+    assert found.launchers("plan") == {}
+    assert found.repository == "https://codeberg.org/a/b"
 
 
 def test_what_is_no_address_is_refused_with_its_place(tmp_path):
     path = project(tmp_path / "p.toml", "[project.urls]\nRepository = 'github.com/a/b'\n")
     with pytest.raises(ConfigError, match=r"Repository: 'github.com/a/b' is no address; write"):
-        site.of_project({}, path)
+        pages.of_project({}, path)
 
 
 # ------------------------------------------------------------------------------- notebooks
@@ -139,7 +137,7 @@ def test_what_is_no_address_is_refused_with_its_place(tmp_path):
 
 def test_every_notebook_has_a_sound_copy_for_colab(tmp_path):
     found = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
-    site.write_notebooks(found, tmp_path, SITE)
+    pages.write_notebooks(found, tmp_path, SITE)
     for name, path in found.items():
         copy = nbformat.read(tmp_path / f"colab/{name}.ipynb", as_version=4)
         nbformat.validate(copy)
@@ -152,11 +150,11 @@ def test_every_notebook_has_a_sound_copy_for_colab(tmp_path):
 
 
 def test_without_a_repository_no_copy_for_colab_is_made(tmp_path):
-    site.write_notebooks({"attractor": NOTEBOOK}, tmp_path, site.Site())
+    pages.write_notebooks({"attractor": NOTEBOOK}, tmp_path, pages.Site())
     assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
 
 
-def test_the_install_cell_fetches_the_revision_and_makes_the_package_importable(tmp_path):
+def test_the_install_cell_fetches_the_revision_of_the_page(tmp_path, monkeypatch):
     """With a local repository in GitHub's place, and pip replaced by a note of its words."""
 
     def git(*words: str) -> str:
@@ -180,88 +178,14 @@ def test_the_install_cell_fetches_the_revision_and_makes_the_package_importable(
     (package / "__init__.py").write_text("mark = 'new'")
     git("commit", "--quiet", "-am", "second")
 
-    where = site.Site(f"file://{tmp_path}/origin", "", revision)
+    where = pages.Site(f"file://{tmp_path}/origin", "", revision)
     (tmp_path / "pip.py").write_text("import sys; open('pip.txt', 'w').write(repr(sys.argv[1:]))")
-    copy = site.colab_copy(json.loads(NOTEBOOK.read_text()), where)
+    monkeypatch.setattr(pages.Site, "slug", "owner/name")
+    pages.write_notebooks({"attractor": NOTEBOOK}, tmp_path, where)
+    copy = json.loads((tmp_path / "colab/attractor.ipynb").read_text())
     code = "".join(copy["cells"][0]["source"])
     code += "\nimport eqr_stub\nassert eqr_stub.mark == 'old'"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     for _ in range(2):  # a second run of the cell finds the folder there
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment)
     assert str(tmp_path / "eqr-book") in (tmp_path / "pip.txt").read_text()
-
-
-# ------------------------------------------------------------------------------- chapters
-
-
-def test_a_chapter_says_how_it_was_made_and_nothing_that_it_does_not_know():
-    metadata = {
-        "papermill": {
-            "parameters": {"profile": "laptop", "seed": 3},
-            "start_time": "2026-01-02T03:04:05+00:00",
-            "duration": 61.4,
-        },
-        "eqr": {
-            "commit": "abc",
-            "versions": {"python": "3.11.7", "torch": "2.9.0"},
-            "hardware": "a processor",
-            "threads": 1,
-            "runs": [{"id": f"eval-{k}", "data": "d"} for k in range(20)],
-        },
-    }
-    text = pages.origin("plan", metadata)
-    assert "build/plan.ipynb -p profile=laptop -p seed=3" in text
-    assert "2026-01-02 03:04 UTC, in 61 s" in text and "`eval-11` and 8 more" in text
-    assert "torch 2.9.0" in text and "NumPy" not in text and "Package" not in text
-    assert pages.origin("plan", {"papermill": metadata["papermill"]}) == ""
-
-
-def test_links_stand_under_the_title_and_the_notebook_is_not_changed():
-    notebook = {
-        "cells": [{"cell_type": "markdown", "source": ["# Title\n", "\n", "Text."]}],
-        "metadata": {},
-    }
-    before = json.dumps(notebook)
-    source = "".join(pages.dressed(notebook, "plan", SITE)["cells"][0]["source"])
-    assert source.startswith("# Title\n\n<ul") and source.endswith("</ul>\n\nText.")
-    assert json.dumps(notebook) == before
-
-
-# ------------------------------------------------------------------------------- serving
-
-
-def test_serving_needs_a_book(eqr, tmp_path):
-    done = eqr("serve", "--out", tmp_path, "--profile", "laptop")
-    assert done.code == 1
-    assert "no book is built there yet; run `make book PROFILE=laptop`" in done.err
-
-
-def test_a_taken_port_is_one_clear_line(tmp_path):
-    with serve.server(tmp_path, 0) as taken:
-        port = taken.server_address[1]
-        with pytest.raises(ConfigError, match=rf"port {port}: .* with --port"):
-            serve.server(tmp_path, port)
-
-
-def test_the_newest_book_is_served_unless_one_is_named(tmp_path):
-    for age, profile in enumerate(("laptop", "smoke")):
-        page = tmp_path / profile / "html/index.html"
-        page.parent.mkdir(parents=True)
-        page.write_text("")
-        os.utime(page, (1000 + age, 1000 + age))
-    assert serve.built(None, tmp_path) == tmp_path / "smoke/html"
-    assert serve.built("laptop", tmp_path) == tmp_path / "laptop/html"
-
-
-def test_modules_and_webassembly_get_their_types(tmp_path):
-    for name in ("a.mjs", "a.js", "a.wasm", "a.html"):
-        (tmp_path / name).write_text("")
-    found = {}
-    with serve.server(tmp_path, 0) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        for name in ("a.mjs", "a.js", "a.wasm", "a.html"):
-            with urllib.request.urlopen(serve.address(running) + name) as answer:
-                found[name] = answer.headers["Content-Type"]
-        running.shutdown()
-    assert found["a.mjs"] == found["a.js"] == "text/javascript"
-    assert found["a.wasm"] == "application/wasm" and found["a.html"] == "text/html"

@@ -20,7 +20,6 @@ from eqr.cli import (
     export as cli_export,
     plan as cli_plan,
     runs as cli_results,
-    serve as cli_serve,
     study as cli_run,
     weights as cli_import,
 )
@@ -41,12 +40,11 @@ from eqr.cli.console import (
 from eqr.config import EvalConfig, recipe_from_dict
 from eqr.imports.hub import HubError
 from eqr.parallel import WorldError, joined
-from eqr.recipes import PROFILES, load_recipe, parse_overrides, recipe_names
-from eqr.settings import ConfigError, ProblemError, nearest
+from eqr.recipes import load_recipe, parse_overrides, recipe_names
+from eqr.settings import ConfigError, ProblemError
 from eqr.store import Store, StoreError
 from eqr.task import task_to_dict
 from eqr.train import Event, TrainingError
-from eqr.vendor import VendorError
 from eqr.viewer.onnx import ExportError
 
 app = typer.Typer(
@@ -54,7 +52,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Equilibrium Reasoners: build data, train, evaluate, solve, and make the book.",
+    help="Equilibrium Reasoners: build data, train, evaluate, solve, and run studies.",
 )
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_results.app, name="results")
@@ -62,7 +60,6 @@ app.command("run")(cli_run.run_command)
 app.command("import-checkpoint")(cli_import.import_command)
 app.command("export")(cli_export.export_command)
 app.command("plan")(cli_plan.plan_command)
-app.command("serve")(cli_serve.serve_command)
 
 ERRORS = (
     ConfigError,
@@ -73,7 +70,6 @@ ERRORS = (
     checkpoint.CheckpointError,
     ExportError,
     HubError,
-    VendorError,
     WorldError,
     OSError,
 )
@@ -409,53 +405,16 @@ def notebook_command(
 
     Example: eqr notebook notebooks/depth_breadth.ipynb out.ipynb -p profile=smoke -p noise=0.5
     """
-    from eqr.book import BookError
-    from eqr.runner import execute
+    from eqr.notebook import NotebookError, execute
 
     try:
         execute(notebook, out, parse_overrides(parameter or ()))
-    except BookError as error:
+    except NotebookError as error:
         fail(error)
     if as_json:
         emit({"notebook": str(out)})
     else:
         print(out)
-
-
-@app.command("book")
-def book_command(
-    profile: Profile = "laptop",
-    seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Where the book goes.")] = Path("build"),
-    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
-    only: Annotated[
-        str | None, typer.Option(help="Execute one chapter, as in tasks, and build no pages.")
-    ] = None,
-    pdf: Annotated[
-        bool, typer.Option("--pdf", help="Print the whole book as one PDF too.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Train the profile's models, execute the chapters, build the book; prints its path.
-
-    Example: eqr book --profile smoke
-    """
-    from eqr.book import BookError
-    from eqr.runner import make_book, only_chapter
-
-    if profile not in PROFILES:
-        raise ConfigError(f"--profile {profile!r} is not known; {nearest(profile, PROFILES)}")
-    try:
-        if only is not None:
-            made = only_chapter(only, profile, seed)
-        else:
-            made = make_book(profile, seed=seed, out=out, jobs=jobs, say=say, pdf=pdf)
-    except BookError as error:
-        fail(error)
-    if as_json:
-        emit({"page" if only is None else "chapter": str(made)})
-    else:
-        print(made)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from eqr.config import SEMANTICS
 from eqr.data import PROJECT, file_sha256
 from eqr.settings import ConfigError, nearest
 from eqr.stats import Difference, mean_interval, paired_difference
-from eqr.store import note_use
+from eqr.store import USED
 from eqr.studies.rows import PROFILES, Study, study
 
 FORMAT = "eqr-study-1"
@@ -242,5 +242,5 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
         for kind in ("csv", "curves.csv")
     )
     found = Results(wanted, rows, curves, bits, meta)
-    note_use(found.id)
+    USED[found.id] = ""
     return found

@@ -1,13 +1,12 @@
-"""Each check of `eqr.book` must be seen to fail on bad input, and to pass on good."""
+"""Each check of the built pages must be seen to fail on bad input, and to pass on good."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from eqr import book
+from book.tools import check
 
 GOOD = """<!doctype html><html><head>
 <link rel="stylesheet" href="_static/a.css?v=1"><link rel="canonical" href="https://eqr.org/">
@@ -35,14 +34,14 @@ def site(root: Path, extra: str = "", css: str = "") -> Path:
 
 def faults(root: Path) -> str:
     """The message of `check_html` on a bad book."""
-    with pytest.raises(book.BookError) as caught:
-        book.check_html(root)
+    with pytest.raises(check.BookError) as caught:
+        check.check_html(root)
     assert len(caught.value.problems) == 1, "one fault was planted"
     return caught.value.problems[0]
 
 
 def test_sound_pages_pass(tmp_path: Path) -> None:
-    book.check_html(site(tmp_path / "html"))
+    check.check_html(site(tmp_path / "html"))
 
 
 @pytest.mark.parametrize(
@@ -95,11 +94,11 @@ def test_missing_alt_text_is_found(tmp_path: Path, image: str) -> None:
     ],
 )
 def test_error_output_is_found(tmp_path: Path, output: str) -> None:
-    assert faults(site(tmp_path / "html", output)) == "index.html: error output: 1 in all"
+    assert faults(site(tmp_path / "html", output)) == "index.html: error output"
 
 
 def test_prose_may_speak_of_tracebacks(tmp_path: Path) -> None:
-    book.check_html(site(tmp_path / "html", "<p>It says Traceback (most recent call last).</p>"))
+    check.check_html(site(tmp_path / "html", "<p>It says Traceback (most recent call last).</p>"))
 
 
 @pytest.mark.parametrize(
@@ -124,73 +123,11 @@ def test_missing_local_script_is_found(tmp_path: Path) -> None:
 
 
 def test_empty_folder_is_not_a_book(tmp_path: Path) -> None:
-    with pytest.raises(book.BookError, match="no page"):
-        book.check_html(tmp_path)
-
-
-def notebook(path: Path, *cells: dict) -> Path:
-    """Write a notebook of `cells`."""
-    path.write_text(json.dumps({"cells": list(cells), "metadata": {}, "nbformat": 4}))
-    return path
-
-
-def code(source: str, count: int | None, *outputs: dict) -> dict:
-    """A code cell."""
-    return {
-        "cell_type": "code",
-        "source": [source],
-        "execution_count": count,
-        "outputs": list(outputs),
-    }
-
-
-TEXT = {"cell_type": "markdown", "source": "# Title"}
-
-
-def test_executed_notebook_passes(tmp_path: Path) -> None:
-    book.check_notebook(notebook(tmp_path / "a.ipynb", TEXT, code("1", 1), code(" \n", None)))
-
-
-def test_unexecuted_cell_is_found(tmp_path: Path) -> None:
-    path = notebook(tmp_path / "a.ipynb", TEXT, code("1", 1), code("2", None))
-    with pytest.raises(book.BookError, match=r"a\.ipynb did not run through") as caught:
-        book.check_notebook(path)
-    assert caught.value.problems == ("cell 3: not executed",)
-
-
-def test_error_in_notebook_is_found(tmp_path: Path) -> None:
-    error = {"output_type": "error", "ename": "ValueError", "evalue": "bad", "traceback": []}
-    with pytest.raises(book.BookError, match="cell 1: ValueError: bad"):
-        book.check_notebook(notebook(tmp_path / "a.ipynb", code("1", 1, error)))
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}"])
-def test_what_is_no_notebook_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.ipynb").write_text(text)
-    with pytest.raises(book.BookError, match="is not a notebook"):
-        book.check_notebook(tmp_path / "a.ipynb")
-
-
-def test_assemble_makes_a_fresh_tree(tmp_path: Path) -> None:
-    source, out = tmp_path / "book", tmp_path / "build/smoke/book"
-    (source / "node_modules").mkdir(parents=True)
-    (source / "index.md").write_text("# Home")
-    out.mkdir(parents=True)
-    (out / "stale.md").write_text("old")
-    chapter = notebook(tmp_path / "a.ipynb", code("1", 1))
-
-    assert book.assemble(source, {"attractor": chapter}, out) == out
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert found == {"index.md", "chapters/attractor.ipynb"}
-
-
-def test_assemble_names_a_missing_chapter(tmp_path: Path) -> None:
-    (tmp_path / "book").mkdir()
-    with pytest.raises(book.BookError, match="tasks: no file"):
-        book.assemble(tmp_path / "book", {"tasks": tmp_path / "gone.ipynb"}, tmp_path / "out")
+    with pytest.raises(check.BookError, match="no page"):
+        check.check_html(tmp_path)
 
 
 def test_long_lists_of_problems_are_cut() -> None:
-    error = book.BookError("Bad:", [f"p{i}" for i in range(100)])
+    error = check.BookError("Bad:", [f"p{i}" for i in range(100)])
     assert len(error.problems) == 100
     assert str(error).count("\n") < 40 and str(error).endswith("... and 70 more")
