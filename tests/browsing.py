@@ -38,6 +38,9 @@ NEEDS_BROWSER = [
 ]
 
 
+#: Milliseconds after which what a test waits for has failed, on however busy a machine.
+PATIENCE = 120_000
+
 PIXEL = (  # a PNG
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJ"
     "RU5ErkJggg=="
@@ -183,7 +186,7 @@ def opened(found: Any, origin: str, **options: Any) -> Iterator[Tab]:
         options: of Playwright's ``new_context``: viewport, color_scheme, reduced_motion.
     """
     context = found.new_context(**options)
-    context.set_default_timeout(120_000)  # a busy machine is slow, not wrong
+    context.set_default_timeout(PATIENCE)
     tab = Tab(context.new_page())
 
     def route(route: Any) -> None:

@@ -1,6 +1,10 @@
-"""The explorer without a front end: its frames, what it answers, its picture."""
+"""Trajectories, recordings and explorer without a browser: they hold what the rollout did."""
 
 from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -15,10 +19,17 @@ from eqr.model import Reasoner
 from eqr.notebook import execute
 from eqr.rollout import rollout
 from eqr.settings import ProblemError
+from eqr.solve import solve
 from eqr.tasks.maze import Maze
 from eqr.tasks.miniarc import MiniArc
+from eqr.viewer import explorer, page
 from eqr.viewer.explorer import Explorer, explore
-from eqr.viewer.frames import Plane, Settings, Trajectory, turning
+from eqr.viewer.frames import LEVELS, Plane, Settings, Trajectory, turning
+
+
+def read(text: str) -> list[int]:
+    """The inverse of `in_base_36`."""
+    return [int(char, 36) for char in text]
 
 
 def trajectory(learned, inputs: np.ndarray, *settings) -> Trajectory:
@@ -30,7 +41,7 @@ def trajectory(learned, inputs: np.ndarray, *settings) -> Trajectory:
 
 
 class TestFrames:
-    @pytest.mark.parametrize("settings", [(5, 3), (4, 2, 0.1, 0.3, 7), (3, 1, 0.0, 0.0, 1)])
+    @pytest.mark.parametrize("settings", [(4, 2, 0.1, 0.3, 7), (3, 1, 0.0, 0.0, 1)])
     def test_are_those_of_a_rollout_with_the_same_seed(self, learned, problems, settings):
         inputs, task = problems.test.inputs[0], learned.recipe.task
         run = trajectory(learned, inputs, *settings)
@@ -38,11 +49,17 @@ class TestFrames:
         model, x = load_model(learned.path).model, torch.as_tensor(inputs)[None]
         expected = rollout(model, x, **more)
         for frame, it in zip(run.frames, expected, strict=True):
+            sure = it.step.logits.softmax(-1).amax(-1).numpy()
             assert (frame.answer == it.answer.numpy()).all()
             assert (frame.residual == it.residual.numpy()).all()
-            assert (frame.confidence == it.step.logits.softmax(-1).amax(-1).numpy()).all()
+            assert (frame.confidence == sure).all()
             valid = task.check(np.repeat(inputs[None], len(frame.right), 0), frame.answer)
             assert (frame.right == valid).all()
+            packed = frame.packed()
+            assert [read(row) for row in packed["answers"]] == it.answer.tolist()
+            levels = np.array([read(row) for row in packed["confidence"]]) / LEVELS
+            np.testing.assert_allclose(levels, sure, atol=0.5 / LEVELS + 1e-6)
+            np.testing.assert_allclose(packed["residual"], it.residual, rtol=6e-3)
 
     def test_selected_restart_is_that_of_the_books_rule(self, learned, problems):
         test = problems.test
@@ -59,7 +76,18 @@ class TestFrames:
         model = load_model(learned.path).model
         run = Trajectory(model, learned.recipe.task, problems.test.inputs[0], Settings())
         run.record(10**6, 0.2)
-        assert 1 <= len(run.frames) < 10**6
+        assert len(run.frames) < 10**6
+
+    def test_the_model_sees_the_puzzle_only(self, learned, problems, monkeypatch):
+        """A checker that calls everything valid changes the verdict and nothing else."""
+        frames = []
+        for verdict in (True, False):
+            checked = lambda self, x, y, v=verdict: np.full(len(y), v)  # noqa: E731
+            monkeypatch.setattr(type(learned.recipe.task), "check", checked)
+            frames.append(trajectory(learned, problems.test.inputs[0], 3, 4).packed())
+        for one, other in zip(*frames, strict=True):
+            assert one.pop("right") == [1] * 4 and other.pop("right") == [0] * 4
+            assert one == other
 
 
 class TestPlane:
@@ -91,6 +119,9 @@ class TestPlane:
         cloud = np.concatenate(states)
         size = np.linalg.svd(cloud - cloud.mean(0), compute_uv=False) ** 2
         assert plane.explained == pytest.approx(size[:2].sum() / size.sum(), abs=1e-3)
+        points = np.array(plane.packed())  # in thousandths of the largest coordinate
+        assert points.shape == (32, 3, 2) and np.abs(points).max() == 1000
+        assert (points.std((0, 1)) > 0).all()
 
     def test_equal_states_are_one_point(self):
         plane = Plane()
@@ -100,8 +131,9 @@ class TestPlane:
 
 
 @pytest.fixture
-def small(learned, problems) -> Explorer:
+def small(learned, problems, monkeypatch) -> Explorer:
     """An explorer of the tiny model, closed at the end."""
+    monkeypatch.setattr(explorer, "PATIENCE", float("inf"))  # however slow the machine
     made = explore(learned.path, problems=problems.test.inputs, settings=Settings(6, 4))
     yield made
     made.close()
@@ -133,13 +165,13 @@ class TestAnswers:
             assert why in fault and "\n" not in fault
 
     @pytest.mark.parametrize(
-        "changed", [{}, {"breadth": 2}, {"noise": 0.1}, {"damping": 0.5}, {"seed": 3}]
+        "changed", [{}, {"breadth": 2, "noise": 0.1, "damping": 0.5, "seed": 3}]
     )
     def test_frames_are_those_of_the_settings_asked_for(self, small, learned, problems, changed):
         inputs = problems.test.inputs[2]
         begin(small, inputs, **changed)
-        run = trajectory(learned, inputs, *({"depth": 3, "breadth": 3, "noise": 0.0,
-                         "damping": None, "seed": 0} | changed).values())  # fmt: skip
+        settings = {"breadth": 3, "noise": 0.0, "damping": None, "seed": 0} | changed
+        run = trajectory(learned, inputs, 3, *settings.values())
         for depth, expected in enumerate(run.frames, 1):
             (frame,) = ask(small, "advance")
             assert frame["depth"] == depth == len(frame["plane"])
@@ -168,17 +200,6 @@ class TestAnswers:
         assert opened["frames"] == run.packed() and opened["breadth"] == 4
         assert [puzzle["title"][:2] for puzzle in small.stored["puzzles"][:2]] == ["0:", "1:"]
 
-    def test_the_model_sees_the_puzzle_only(self, learned, problems, monkeypatch):
-        """A checker that calls everything valid changes the verdict and nothing else."""
-        frames = []
-        for verdict in (True, False):
-            checked = lambda self, x, y, v=verdict: np.full(len(y), v)  # noqa: E731
-            monkeypatch.setattr(type(learned.recipe.task), "check", checked)
-            frames.append(trajectory(learned, problems.test.inputs[0], 3, 4).packed())
-        for one, other in zip(*frames, strict=True):
-            assert one.pop("right") == [1] * 4 and other.pop("right") == [0] * 4
-            assert one == other
-
     def test_readers_without_a_kernel_get_the_picture(self, small):
         data, _ = small._repr_mimebundle_()
         assert data["image/png"].startswith(b"\x89PNG")
@@ -201,36 +222,70 @@ def test_a_page_shows_the_picture_and_no_widget(learned, tmp_path):
     for path in source.glob("*.md"):
         path.unlink()
     (source / "_toc.yml").write_text("format: jb-book\nroot: chapters/a\n")
-    page = build.build_pages(source, tmp_path / "html") / "chapters/a.html"
-    html = page.read_text()
+    built = build.build_pages(source, tmp_path / "html") / "chapters/a.html"
+    html = built.read_text()
     assert 'alt="A board."' in html and ".png" in html
     assert "widget-view" not in html and "widget-state" not in html
 
 
+def untrained(task, config) -> Checkpoint:
+    """A model of the task that has learned nothing."""
+    model = Reasoner.for_task(task, config, torch.Generator().manual_seed(0))
+    return Checkpoint(model, task, {}, "0" * 64)
+
+
 def test_what_cannot_be_shown_is_refused(learned, problems, make_recipe):
+    config = make_recipe().model
     with pytest.raises(ProblemError, match="no puzzle 99: there are 0 to 23"):
         explore(learned.path, problems=problems.test.inputs, puzzle=99)
     with pytest.raises(ProblemError, match="give each model one of its own"):
         explore(learned.path, learned.path, titles=("A", "A"))
-
-    def untrained(task) -> Checkpoint:
-        generator = torch.Generator().manual_seed(0)
-        model = Reasoner.for_task(task, make_recipe().model, generator)
-        return Checkpoint(model, task, {}, "0" * 64)
-
     with pytest.raises(ProblemError, match="boards differ"):
-        explore(learned.path, untrained(Maze(5, 5)))
+        explore(learned.path, untrained(Maze(5, 5), config))
     # Mini-ARC's answer takes the cells of its problem, and its text has words in front.
     with pytest.raises(ProblemError, match="one character a cell, which miniarc has not"):
-        explore(untrained(MiniArc(demonstrations=1)))
+        explore(untrained(MiniArc(demonstrations=1), config))
 
 
 def test_a_maze_and_two_models_are_drawn(make_recipe):
-    task = Maze(5, 5, path_min=2)
-    model = Reasoner.for_task(task, make_recipe().model, torch.Generator().manual_seed(0))
-    loaded = Checkpoint(model, task, {}, "0" * 64)
+    loaded = untrained(Maze(5, 5, path_min=2), make_recipe().model)
     made = explore(loaded, loaded, titles=("A", "B"), settings=Settings(2, 2))
     assert [fact["title"] for fact in made.stored["models"]] == ["A", "B"]
     assert {fact["task"]["symbols"] for fact in made.stored["models"]} == {"?#.SGo"}
     assert len(made.picture()) > 10_000 and made.describe().count("by the rules") == 2
     made.close()
+
+
+@pytest.fixture(scope="module")
+def model(learned) -> page.PageModel:
+    """The tiny learned model as the page speaks of it."""
+    loaded = load_model(learned.path)
+    run = "train-0123456789abcdef"
+    return page.PageModel("tiny", loaded.model, loaded.task, run, "smoke")
+
+
+def stored(html: str) -> dict:
+    """The JSON inside a piece of a page."""
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
+    return json.loads(text)
+
+
+def test_text_cannot_end_the_script(model, problems):
+    made = page.record(model, problems.test.inputs[0], depth=2, breadth=1)
+    made["model"]["name"] = "</script><b>"
+    html = page.replay([("</script>", [made])]).text
+    assert stored(html)["items"][0]["title"] == "</script>"
+    assert html.count("</script>") == 2  # the data's own end and the player's
+
+
+def test_install_puts_modules_models_and_the_board_in_place(model, learned, problems, tmp_path):
+    run = SimpleNamespace(id=model.run)
+    trained = SimpleNamespace(model=model.model, recipe=learned.recipe, run=run, data=problems)
+    place, home = tmp_path / "play", tmp_path / "new/home.html"
+    page.install(place, home, {"sudoku6": trained}, "smoke")
+    assert {p.name for p in place.iterdir()} == {*page.MODULES, model.file}
+    (made,) = stored(home.read_text())["items"][0]["recordings"]
+    inputs, label = problems.test.inputs[0], problems.test.labels[0]
+    assert read(made["inputs"]) == inputs.tolist() and read(made["label"]) == label.tolist()
+    solution = solve(model.model, model.task, inputs, depth=16, breadth=8)
+    assert read(made["frames"][-1]["answers"][solution.restart]) == solution.answer.tolist()

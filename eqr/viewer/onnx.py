@@ -84,8 +84,8 @@ def example(model: Reasoner, rows: int, seed: int = 0) -> dict[str, np.ndarray]:
     state = model.initial_state(rows, own)
     noise = torch.randn((model.config.updates, *state.z_high.shape), generator=own)
     x = torch.randint(1, model.vocab_size, (rows, model.tokens), generator=own)
-    found = (state.z_high, state.z_low, x, noise, torch.tensor(0.1), torch.tensor(0.3))
-    return {name: value.detach().numpy() for name, value in zip(INPUTS, found, strict=True)}
+    values = (state.z_high, state.z_low, x, noise, torch.tensor(0.1), torch.tensor(0.3))
+    return {name: value.detach().numpy() for name, value in zip(INPUTS, values, strict=True)}
 
 
 def export(model: Reasoner, path: Path, meta: Mapping[str, Any] | None = None) -> Exported:
@@ -166,9 +166,9 @@ def disagreement(model: Reasoner, graph: Any) -> float:
         inputs = example(model, 3, seed=1)
         if quiet:
             inputs |= {"beta": np.zeros((), np.float32), "damping": np.zeros((), np.float32)}
-        found = evaluator.run(None, inputs)
-        wanted = OneIteration(model)(*(torch.from_numpy(value) for value in inputs.values()))
-        pairs = zip(found, wanted, strict=True)
+        outputs = evaluator.run(None, inputs)
+        expected = OneIteration(model)(*(torch.from_numpy(value) for value in inputs.values()))
+        pairs = zip(outputs, expected, strict=True)
         gaps += [np.abs(a - b.numpy()).max() for a, b in pairs if a.size]
     return float(np.max(gaps))
 

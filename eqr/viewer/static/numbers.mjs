@@ -31,9 +31,9 @@ export function normal(draw) {
   let spare = null;
   return () => {
     if (spare !== null) {
-      const kept = spare;
+      const value = spare;
       spare = null;
-      return kept;
+      return value;
     }
     const radius = Math.sqrt(-2 * Math.log(1 - draw())), angle = 2 * Math.PI * draw();
     spare = radius * Math.sin(angle);
@@ -55,11 +55,11 @@ export function truncated(draw, std) {
   };
 }
 
-const SKETCH = 64; // numbers kept of each state
+const SKETCH = 64; // numbers stored of each state
 
 // The plane that shows most of the states seen so far. Each state is first reduced to SKETCH random
 // combinations of its elements, which keeps distances up to some ten per cent; the two main axes of
-// these are found by orthogonal iteration from the axes before, so that the picture does not flip.
+// these come by orthogonal iteration from the axes before, so that the picture does not flip.
 export class Plane {
   constructor(size) {
     const draw = uniform(size, 1);
