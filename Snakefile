@@ -128,7 +128,7 @@ rule cell:
         gpu=lambda wildcards: int(on_gpu(wildcards)),
     shell:
         f"{RUN} eqr run {{wildcards.study}} --profile {PROFILE} --rows {{wildcards.row}} "
-        f"--seeds {{wildcards.seed}} --no-files {{params.device}} {ENDS}"
+        f"--seeds {{wildcards.seed}} --out {OUT}/{PROFILE}/studies {{params.device}} {ENDS}"
 
 
 rule study:

@@ -21,7 +21,7 @@ import torch
 
 from eqr import checkpoint, evaluate, experiments, select, stats, tables
 from eqr.config import SEMANTICS, EvalConfig, recipe_from_dict, to_dict
-from eqr.data import PROJECT, file_sha256
+from eqr.data import PROJECT
 from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.settings import ConfigError, from_dict
 from eqr.store import (
@@ -34,6 +34,7 @@ from eqr.store import (
     inspect_manifest,
     provenance,
 )
+from eqr.studies.cells import CellFile, StudyError
 from eqr.tasks.shift import Level
 
 SHIPPED = PROJECT / "data" / "results"
@@ -217,38 +218,18 @@ def evaluation_of(run: Run) -> EvalConfig:
 
 
 def shipped(folder: Path = SHIPPED) -> dict[str, list[str]]:
-    """The published results below a folder: path of each ``.json`` -> what is wrong with it.
-
-    A result is ``<name>.json`` beside ``<name>.csv`` and ``<name>.npz``; its field ``files`` gives
-    the sha256 of each (:mod:`eqr.studies.files` writes it), as a hex string or under ``sha256``.
-    """
-    found: dict[str, list[str]] = {}
-    mend = "restore it with `git checkout`"
-    named: set[Path] = set()
-    for path in sorted(folder.rglob("*.json")):
+    """The published results below a folder: path of each file -> what is wrong with it."""
+    checks = {".npz": CellFile.read, ".safetensors": checkpoint.load_tensors}
+    faults: dict[str, list[str]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        faults[str(path)] = []
         try:
-            files = json.loads(path.read_text())["files"]
-            hashes = {k: v if isinstance(v, str) else v["sha256"] for k, v in files.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            found[str(path)] = [f"{path}: damaged ({reason}); {mend}"]
-            continue
-        faults = []
-        for name, sha256 in hashes.items():
-            file = path.parent / name
-            named.add(file)
-            if not file.is_file():
-                faults.append(f"{file}: missing; {mend}")
-            elif file_sha256(file) != sha256:
-                faults.append(f"{file}: altered, its sha256 differs; {mend}")
-        found[str(path)] = faults
-    kinds = ("*.csv", "*.npz", "*.safetensors")
-    for file in sorted(path for kind in kinds for path in folder.rglob(kind)):
-        if file not in named:
-            json_file = file.with_suffix(".json")
-            fault = f"{file}: field files of {json_file.name} does not name it; {mend}"
-            found.setdefault(str(json_file), []).append(fault)
-    return found
+            if path.suffix not in checks:
+                raise StudyError(f"{path}: is no result of a study; move it elsewhere")
+            checks[path.suffix](path)
+        except (StudyError, checkpoint.CheckpointError) as error:
+            faults[str(path)].append(str(error))
+    return faults
 
 
 # -------------------------------------------------------------------------------------- repeating

@@ -82,10 +82,10 @@ def test_absent_records_are_left_out_and_altered_ones_are_not(monkeypatch, tmp_p
     monkeypatch.setattr(paper, "shipped", lambda *a: folders.setdefault(a, studies.shipped(*a)))
     assert paper.available("laptop") == {}
     assert folders.keys() == {(name, one.profiles[-1]) for name, one in STUDIES.items()}
-    (tmp_path / "paper").mkdir()
-    (tmp_path / "paper" / "paper-scale.json").write_text("{}")
+    (tmp_path / "paper" / "paper-scale").mkdir(parents=True)
+    (tmp_path / "paper" / "paper-scale" / "maze30-0.npz").write_text("{}")
     folders.clear()
-    with pytest.raises(StudyError, match=r"paper-scale\.json: damaged"):
+    with pytest.raises(StudyError, match=r"paper-scale/maze30-0\.npz: damaged"):
         paper.available("laptop")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eqr import checkpoint, experiments, runs as results
 from eqr.config import EvalConfig
+from eqr.data import PROJECT
 from eqr.store import Store, StoreError, sealed
 
 
@@ -141,22 +143,22 @@ def test_verify_names_every_fault_and_goes_on(eqr, store, tmp_path):
     assert eqr("results", "show", trains[0]).code == 1
 
 
-def test_shipped_results_are_checked_against_their_json(eqr, store, tmp_path):
-    folder = tmp_path / "results" / "laptop"
+def test_shipped_results_are_checked_against_their_own_hashes(eqr, store, tmp_path):
+    folder = tmp_path / "results" / "laptop" / "shaping"
     folder.mkdir(parents=True)
-    (folder / "study.csv").write_text("a,b\n1,2\n")
-    np.savez(folder / "study.npz", a=np.ones(3))
-    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-    (folder / "study.json").write_text(json.dumps({"files": hashes}))
+    whole = sorted((PROJECT / "data/results/laptop/shaping").glob("trm-*.npz"))[:3]
+    files = [Path(shutil.copy(path, folder)) for path in whole]
     words = ("results", "verify", "--shipped", tmp_path / "results")
     done = eqr(*words)
-    assert done.code == 0 and "study.json: sound" in done.out
-    (folder / "study.csv").write_text("a,b\n1,3\n")
-    (folder / "study.npz").unlink()
+    assert done.code == 0 and f"{files[0]}: sound" in done.out
+    with np.load(files[0]) as members:
+        values = dict(members)
+    values["table/exact"] = values["table/exact"] + 0.1
+    np.savez_compressed(files[0], **values)
+    files[1].write_bytes(files[1].read_bytes()[:-100])
     (folder / "other.csv").write_text("")
-    (folder / "cut.json").write_text("{")
     done = eqr(*words)
-    said = ("study.csv: altered", "study.npz: missing", "other.csv: field files", "cut.json: damag")
+    said = (f"{files[0]}: altered", f"{files[1]}: damaged", "other.csv: is no result of a study")
     assert done.code == 1 and all(word in done.out for word in said)
 
 

@@ -21,20 +21,20 @@ from eqr import experiments
 from eqr.config import EvalConfig, recipe_from_dict, to_dict
 from eqr.cost import cost
 from eqr.model import Reasoner
+from eqr.recipes import PROFILES
 from eqr.settings import ConfigError
 from eqr.stats import mean_interval, paired_difference
 from eqr.store import Store
-from eqr.studies import files as study_files, results as studies, run as study_run
-from eqr.studies.cells import Cell, Done, stored_cost
+from eqr.studies import results as studies, run as study_run
+from eqr.studies.cells import Cell, CellFile, finished
 from eqr.studies.results import Pick, StudyError
-from eqr.studies.rows import PROFILES, STUDIES, Evaluation, Row, Study, studies_of, study
+from eqr.studies.rows import STUDIES, Evaluation, Row, Study, studies_of, study
 from eqr.train import Trainer
 
 ROWS = [
     (p, name, row.name) for name, one in STUDIES.items() for row in one.rows for p in one.profiles
 ]
 CHOSEN = ["act", "late-12"]
-KINDS = ("csv", "curves.csv", "npz")
 
 
 @pytest.fixture(scope="module")
@@ -160,42 +160,54 @@ def test_the_table_is_tidy_and_traces_to_its_runs(results, store):
     assert summary.loc["late-12", "paper"] == "57.5 (Table 7)"
 
 
-def test_running_again_makes_nothing_and_writes_the_same(written, store, monkeypatch):
-    def refuse(*_):
-        pytest.fail("nothing is to be trained")
-
-    monkeypatch.setattr(study_run, "ProcessPoolExecutor", refuse)
-    before = {k: (written / f"construction.{k}").read_bytes() for k in KINDS}
-    study_run.run("construction", "smoke", rows=["act"], store=store, out=written, tell=str)
-    for kind, content in before.items():
-        assert (written / f"construction.{kind}").read_bytes() == content, kind
+def copied(written: Path, place: Path) -> Path:
+    """A copy of the results, as on another machine."""
+    return Path(shutil.copytree(written, place))
 
 
-def test_an_evaluation_added_later_leaves_finished_cells_where_they_are(
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*.npz")}
+
+
+def test_cells_with_a_file_are_done_and_a_study_is_extended_by_copying(
+    written, tmp_path, monkeypatch
+):
+    """Without a store that has their runs, and without being touched."""
+    out = copied(written, tmp_path / "out")
+    given = {"profile": "smoke", "store": Store(tmp_path / "store"), "out": out}
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(study_run, "ProcessPoolExecutor", lambda *_: pytest.fail("a cell was run"))
+        meta = study_run.run("construction", rows=CHOSEN, **given, tell=lines.append)
+    assert lines == ["construction (smoke): 4 of 4 cells are done"]
+    assert len(meta["cells"]) == 4 and len(meta["missing"]) == 26
+    meta = study_run.run("construction", rows=["weight-tied"], seeds=[0], **given, tell=str)
+    assert len(meta["cells"]) == 5 and meta["cells"][0] == ["weight-tied", 0]
+    assert content(written).items() <= content(out).items()
+    new, old = (studies.load("construction", "smoke", place) for place in (out, written))
+    assert new.id != old.id
+    kept = new.rows[new.rows.row != "weight-tied"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, old.rows, check_exact=True)
+    for key in old.bits:
+        assert np.array_equal(new.unpack(key), old.unpack(key)), key
+
+
+def test_an_evaluation_that_a_study_gets_later_is_missing_until_it_is_run(
     written, store, tmp_path, monkeypatch
 ):
-    """They stay in the files without it, and the next run makes it and nothing else."""
+    """Results can be read without it; the next run of a cell makes it and nothing else."""
     old = study("construction")
-    more = Evaluation("symmetry", EvalConfig((2,), breadth=2, symmetry=True), (1, 2), added=True)
+    more = Evaluation("symmetry", EvalConfig((2,), breadth=2, symmetry=True), (1, 2))
     rows = tuple(replace(row, evaluate=(*row.evaluate, more)) for row in old.rows)
     monkeypatch.setitem(STUDIES, "construction", replace(old, rows=rows))
-    out = tmp_path / "out"
-    shutil.copytree(written, out)
-    given = {"profile": "smoke", "store": store, "out": out, "tell": str}
-    meta = study_run.run("construction", rows=[], **given)
-    assert (
-        meta["cells"] == meta["partial"] == [["late-12", 0], ["late-12", 1], ["act", 0], ["act", 1]]
-    )
-    before = pd.read_csv(written / "construction.csv")
-    pd.testing.assert_frame_equal(pd.read_csv(out / "construction.csv"), before)
+    out, cell = copied(written, tmp_path / "out"), Cell("construction", "smoke", "act", 0)
+    assert not finished(cell, out, store)
+    before = studies.load("construction", "smoke", written).rows
+    pd.testing.assert_frame_equal(studies.load("construction", "smoke", out).rows, before)
     # Worked by this process, since another one would not know the new evaluation.
     made = len(list(store.root.iterdir()))
-    assert "act seed 0" in study_run.work(Cell("construction", "smoke", "act", 0), store.root)
-    assert len(list(store.root.iterdir())) == made + 1
-    meta = study_run.run("construction", rows=[], **given)
-    assert (
-        meta["partial"] == [["late-12", 0], ["late-12", 1], ["act", 1]] and len(meta["cells"]) == 4
-    )
+    assert "act seed 0" in study_run.work(cell, store.root, out)
+    assert len(list(store.root.iterdir())) == made + 1 and finished(cell, out, store)
     results = studies.load("construction", "smoke", out)
     assert results.seeds("act", "symmetry") == [0] and results.seeds("act") == [0, 1]
     ours, plain = Pick("act", 2, 2, evaluation="symmetry"), Pick("act", 2)
@@ -204,83 +216,30 @@ def test_an_evaluation_added_later_leaves_finished_cells_where_they_are(
         results.compare(ours, Pick("late-12", 2, 2, evaluation="symmetry"))
 
 
-def test_cells_that_the_store_has_not_got_are_carried_over(written, tmp_path, monkeypatch):
-    """Bit for bit, and without being run again; the files can so be extended anywhere."""
-    out = tmp_path / "out"
-    shutil.copytree(written, out)
-    given = {"profile": "smoke", "store": Store(tmp_path / "store"), "out": out}
-    files = {k: (out / f"construction.{k}").read_bytes() for k in KINDS}
-    lines: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(study_run, "ProcessPoolExecutor", lambda *_: pytest.fail("a cell was run"))
-        meta = study_run.run("construction", rows=CHOSEN, **given, tell=lines.append)
-    assert lines == ["construction (smoke): 4 of 4 cells are done"]
-    assert len(meta["cells"]) == 4
-    for kind, content in files.items():
-        assert (out / f"construction.{kind}").read_bytes() == content, kind
-    meta = study_run.run("construction", rows=["weight-tied"], seeds=[0], **given, tell=str)
-    assert len(meta["cells"]) == 5 and meta["cells"][0] == ["weight-tied", 0]
-    new, old = (studies.load("construction", "smoke", p) for p in (out, written))
-    kept = new.rows[new.rows.row != "weight-tied"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(kept, old.rows, check_exact=True)
-    for key in old.bits:
-        assert np.array_equal(new.unpack(key), old.unpack(key)), key
-    assert set(new.meta["runs"]["hardware"]) >= set(old.meta["runs"]["hardware"])
-    meta = study_run.run("construction", rows=[], **given, overwrite=True, tell=str)
-    assert meta["cells"] == [["weight-tied", 0]] and len(meta["missing"]) == 29
-
-
-def test_a_store_with_fewer_evaluations_takes_none_from_the_files(
-    written, store, tmp_path, monkeypatch
-):
-    old = study("construction")
-    extra = [
-        Evaluation(name, EvalConfig((2,), breadth=2, seed=seed), (1, 2), added=True)
-        for seed, name in enumerate(("one", "two"))
-    ]
-    rows = tuple(replace(row, evaluate=(*row.evaluate, *extra)) for row in old.rows)
-    monkeypatch.setitem(STUDIES, "construction", replace(old, rows=rows))
-    full, cell = Store(tmp_path / "store"), Cell("construction", "smoke", "act", 0)
-    shutil.copytree(store.root, full.root)
-    model = experiments.of_run(full.get(cell.train_id(full)), cell.recipe(), full)
-    experiments.evaluated(model, extra[0].config, full)
-    given = {"profile": "smoke", "rows": [], "out": tmp_path / "out", "tell": str}
-    study_run.run("construction", store=full, **given)
-    for runs in (store, full):  # the store without "one", then with it again
-        study_run.run("construction", store=runs, **given)
-        found = studies.load("construction", "smoke", tmp_path / "out")
-        assert found.seeds("act", "one") == [0], runs.root
-    assert found.meta["partial"].count(["act", 0]) == 1, '"two" has not been run'
-
-
-def test_files_that_this_version_would_make_otherwise_are_neither_kept_nor_lost(
+def test_files_that_this_version_would_make_otherwise_are_neither_used_nor_lost(
     written, tmp_path, monkeypatch
 ):
-    out = tmp_path / "out"
-    shutil.copytree(written, out)
-    given = {"profile": "smoke", "rows": [], "store": Store(tmp_path / "store"), "out": out}
+    out, old = copied(written, tmp_path / "out"), study("construction")
+    given = {"profile": "smoke", "rows": ["late-12"], "store": Store(tmp_path / "store")}
 
     def refused(match: str) -> None:
-        files = sorted(p.read_bytes() for p in out.iterdir())
+        before = content(out)
         with pytest.raises(ConfigError, match=match):
-            study_run.run("construction", **given)
-        assert sorted(p.read_bytes() for p in out.iterdir()) == files
+            study_run.run("construction", **given, out=out, tell=str)
+        assert content(out) == before
 
-    old = study("construction")
     with monkeypatch.context() as patch:
         rows = tuple(replace(row, overrides={**row.overrides, "train.lr": 0.5}) for row in old.rows)
         patch.setitem(STUDIES, "construction", replace(old, rows=rows))
-        refused(r"construction\.json: cells holds late-12 seed 0, .* --overwrite")
+        refused(r"late-12-0\.npz: .* would train late-12 seed 0 otherwise; .* --overwrite")
     with monkeypatch.context() as patch:
-        other = Evaluation("depth", EvalConfig((1, 2)))
-        rows = tuple(replace(row, evaluate=(other,)) for row in old.rows)
+        rows = tuple(
+            replace(r, evaluate=(Evaluation("depth", EvalConfig((1, 2))),)) for r in old.rows
+        )
         patch.setitem(STUDIES, "construction", replace(old, rows=rows))
-        refused(r"construction\.json: evaluations\.depth .* --overwrite")
-    (out / "construction.csv").write_text("row\n")
-    refused(r"construction\.csv: altered.* --overwrite")
-    meta = study_run.run("construction", **given, overwrite=True, tell=str)
-    assert meta["cells"] == [] and len(meta["missing"]) == 30
-    assert len(studies.load("construction", "smoke", out).rows) == 0
+        refused(r"late-12-0\.npz: evaluation depth .* --overwrite")
+    (out / "construction/late-12-0.npz").write_text("row\n")
+    refused(r"late-12-0\.npz: damaged.* --overwrite")
 
 
 def test_outcomes_are_those_of_the_records_and_agree_with_the_table(results, store):
@@ -316,11 +275,10 @@ def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
     run = Run("train-0", learned.path.parent, {"files": names, "provenance": origin})
     model = experiments.Trained(run, learned.recipe, problems, checkpoint.load_model(learned.path))
     cell = Cell("tiny", "smoke", "tiny", 0)
-    found = ((row.evaluate[0], experiments.evaluated(model, config, store)),)
-    price = stored_cost(learned.recipe, store)
-    done = Done(cell, model, found, price)
-    monkeypatch.setattr(study_files, "finished", lambda *_: done)
-    study_files.write(study("tiny"), "smoke", [cell], store, tmp_path / "out", {})
+    found = [(row.evaluate[0], experiments.evaluated(model, config, store))]
+    made = CellFile.of(cell, model, found, cost(learned.recipe, problems))
+    made.write(cell.path(tmp_path / "out"))
+    assert CellFile.read(cell.path(tmp_path / "out")).sha256 == made.sha256
     results = studies.load("tiny", "smoke", tmp_path / "out")
     assert len(results.rows) == 3 * 2 * 4 and 0 < results.rows.exact.max() < 1
     for line in results.rows.itertuples():
@@ -328,32 +286,18 @@ def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
         assert results.outcomes(pick, 0).mean() == pytest.approx(line.exact, abs=1e-12), pick
 
 
-@pytest.mark.parametrize("kind", ["csv", "curves.csv", "npz", "json"])
-def test_an_altered_or_absent_file_is_named(written, tmp_path, kind):
-    for path in written.iterdir():
-        shutil.copy(path, tmp_path / path.name)
-    bad = tmp_path / f"construction.{kind}"
+def test_an_altered_or_absent_file_is_named(written, tmp_path):
+    out = copied(written, tmp_path / "out")
+    bad = out / "construction/act-0.npz"
     bad.write_bytes(bad.read_bytes()[:-20] + b"x" * 20)
-    with pytest.raises(StudyError, match=rf"construction\.{kind}: (altered|damaged).*eqr run"):
-        studies.load("construction", "smoke", tmp_path)
-    bad.unlink()
-    with pytest.raises(StudyError, match=rf"construction\.{kind}: absent.*eqr run constr"):
-        studies.load("construction", "smoke", tmp_path)
+    with pytest.raises(StudyError, match=r"act-0\.npz: damaged.*delete it and run its study"):
+        studies.load("construction", "smoke", out)
+    for path in (out / "construction").iterdir():
+        path.unlink()
+    with pytest.raises(StudyError, match=r"construction: no results there; run `eqr run constr"):
+        studies.load("construction", "smoke", out)
     with pytest.raises(ConfigError, match="profile 'lapdog' has no studies; did you mean"):
         studies.load("construction", "lapdog")
-
-
-def test_cells_can_be_run_without_touching_the_files(written, store, tmp_path):
-    before = {path.name: path.read_bytes() for path in written.iterdir()}
-    meta = study_run.run(
-        "construction", "smoke", rows=["act"], store=store, out=written, files=False, tell=str
-    )
-    assert meta == {"cells": [["act", 0], ["act", 1]], "missing": [], "failed": {}}
-    assert {path.name: path.read_bytes() for path in written.iterdir()} == before
-    study_run.run(
-        "construction", "smoke", rows=[], store=store, out=tmp_path / "new", files=False, tell=str
-    )
-    assert not (tmp_path / "new").exists()
 
 
 def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_path):
@@ -362,7 +306,7 @@ def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_
     words += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-m", "eqr", *words]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list((tmp_path / "store").glob("partial/train-*/log.jsonl")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
@@ -378,7 +322,7 @@ def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_
     assert np.array_equal(new.outcomes(Pick("act"), 0), old.outcomes(Pick("act"), 0))
     columns = [c for c in new.rows if not c.endswith("seconds")]
     same = old.rows.query("row == 'act' and seed == 0").reset_index(drop=True)
-    assert new.rows[columns].equals(same[columns])
+    pd.testing.assert_frame_equal(new.rows[columns], same[columns], check_exact=True)
 
 
 def alive(pid: int) -> bool:
@@ -412,7 +356,7 @@ def test_workers_end_with_their_parent(tmp_path):
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if not alive(worker):
             return
@@ -440,7 +384,7 @@ def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatc
 
 
 def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
-    done = eqr("run", "--list", "--profile", "smoke", "--store", store.root)
+    done = eqr("run", "--list", "--profile", "smoke", "--out", written)
     assert done.code == 0 and "  act                      2/2 seeds" in done.out
     assert "shaping: " in done.out and "depth-breadth: " in done.out
     listed = json.loads(eqr("run", "shaping", "--list", "--profile", "smoke", "--json").out)
@@ -457,10 +401,12 @@ def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
         done = eqr(*words.split())
         assert done.code == 1 and said in done.err and done.out == "", words
     words = ["run", "construction", "--profile", "smoke", "--rows", "act", "--store", store.root]
-    done = eqr(*words, "--out", tmp_path / "out", "--json")
+    csv = tmp_path / "all.csv"
+    done = eqr(*words, "--out", tmp_path / "out", "--table", csv, "--json")
     values = json.loads(done.out)
-    assert done.code == 0 and Path(values["table"]).is_file() and len(values["cells"]) == 4
-    assert "oracle 0 1" in done.err, "what is missing is said"
+    assert done.code == 0 and values["cells"] == [["act", 0], ["act", 1]]
+    assert len(list(Path(values["folder"]).glob("act-*.npz"))) == 2
+    assert len(pd.read_csv(csv)) == 2 * 7 and "oracle 0 1" in done.err, "what is missing is said"
 
 
 def test_a_training_that_diverges_is_told_and_does_not_stop_the_others(

@@ -9,7 +9,7 @@ import typer
 
 from eqr.cli.console import Device, Json, Profile, StoreDir, emit, pick_device, say
 from eqr.settings import ConfigError
-from eqr.store import Store
+from eqr.store import Store, replace_file
 
 
 def seed_list(text: str | None) -> list[int] | None:
@@ -41,14 +41,14 @@ def run_command(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of one thread side by side.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the files (default: data/results/PROFILE).")
+        Path | None, typer.Option(help="Folder of the results (default: data/results/PROFILE).")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option(help="Pay no attention to what the files hold: run it anew.")
+        bool, typer.Option(help="Run cells again that have a file, and replace it.")
     ] = False,
-    files: Annotated[
-        bool, typer.Option(help="Write the study's files; without them only the store is filled.")
-    ] = True,
+    table: Annotated[
+        Path | None, typer.Option(help="Write all lines of the study as CSV too.")
+    ] = None,
     device: Device = "cpu",
     stop_after: Annotated[
         float | None, typer.Option(min=0, help="Leave a cell after so many seconds, to go on.")
@@ -60,26 +60,23 @@ def run_command(
     store: StoreDir = None,
     as_json: Json = False,
 ) -> None:
-    """Train and evaluate what is missing of a study, then write its table; prints its path.
+    """Train and evaluate what is missing of a study; prints the folder of its results.
 
-    What the files in the folder hold already is not run again: name another folder with --out to
-    redo a study beside the shipped one, or take --overwrite to put it in its place. Killed, it goes
-    on where it was when run again. A study of which only some rows or seeds are complete is written
-    too, and says which are missing. With --no-files, for cells on several machines, the path is the
-    store's.
+    Each row and seed is a file there, written when it is complete: copy files to extend a study on
+    another machine. What has a file is not run again: name another folder with --out to redo a
+    study beside the shipped one, or take --overwrite to put it in its place. Killed, it goes on
+    where it was when run again.
 
     Example: eqr run construction --rows feedforward,act --seeds 0-2 --jobs 2
 
     Example: eqr run paper-scale --profile paper --rows maze30-fast --device cuda --stop-after 500
     """
-    from eqr.studies import run as study_run
-    from eqr.studies.results import results_folder
+    from eqr.studies import results as study_results, run as study_run
     from eqr.studies.rows import STUDIES, studies_of, study
 
+    out = out or study_results.results_folder(profile)  # refuses a profile that there is not
     if show_list:
-        results_folder(profile)  # refuses a profile that there is not
-        names = [name] if name else [one.name for one in studies_of(profile)]
-        show(names, profile, Store(store), as_json)
+        show([name] if name else [s.name for s in studies_of(profile)], profile, out, as_json)
         return
     if name is None:
         raise ConfigError(f"which study? One of {', '.join(STUDIES)}; see eqr run --list")
@@ -87,7 +84,6 @@ def run_command(
     chosen = [row.strip() for row in rows.split(",")] if rows is not None else None
     for row in chosen or ():
         wanted.row(row)
-    out, runs = out or results_folder(profile), Store(store)
     try:
         meta = study_run.run(
             name,
@@ -95,10 +91,9 @@ def run_command(
             rows=chosen,
             seeds=seed_list(seeds),
             jobs=jobs,
-            store=runs,
+            store=Store(store),
             out=out,
             overwrite=overwrite,
-            files=files,
             device=pick_device(device),
             stop_after_s=stop_after,
             weights=weights,
@@ -106,7 +101,9 @@ def run_command(
     except KeyboardInterrupt:
         say("stopped; run the same command again to go on")
         raise typer.Exit(130) from None
-    path = out / f"{name}.csv" if files else runs.root
+    if table and meta["cells"]:
+        content = study_results.load(name, profile, out).rows.to_csv(index=False)
+        replace_file(table, content.encode())
     missing: dict[str, list[str]] = {}
     for row, seed in meta["missing"]:
         missing.setdefault(row, []).append(str(seed))
@@ -114,36 +111,30 @@ def run_command(
         text = "; ".join(f"{row} {' '.join(numbers)}" for row, numbers in missing.items())
         say(f"{len(meta['cells'])} cells complete; missing (row and seeds): {text}")
     if as_json:
-        kept = {k: meta[k] for k in ("cells", "missing", "failed")}
-        emit({"table" if files else "store": str(path), **kept})
+        emit({"folder": str(out / name), **meta})
     else:
-        print(path)
+        print(out / name)
     if meta["failed"]:
         raise typer.Exit(1)
 
 
-def show(names: list[str], profile: str, store: Store, as_json: bool) -> None:
-    """List studies and their rows with the seeds that the store or the shipped files have."""
-    from eqr.studies.cells import cells_of, finished
-    from eqr.studies.files import carried
-    from eqr.studies.results import results_folder
+def show(names: list[str], profile: str, folder: Path, as_json: bool) -> None:
+    """List studies and their rows with the seeds that have a file in ``folder``."""
+    from eqr.studies.cells import CellFile, cells_of
     from eqr.studies.rows import study
 
-    folder, listed = results_folder(profile), []
+    listed = []
     for one in map(study, names):
-        written, rows = carried(one.name, profile, folder, store), []
+        rows = []
         for row in one.rows:
-            done, partial = [], []
-            for cell in cells_of(one, profile, [row.name], None):
-                kept = [k for k in (written.get(cell), finished(cell, store)) if k]
-                if kept:
-                    done.append(cell.seed)
-                if kept and not any(k.complete for k in kept):
-                    partial.append(cell.seed)
+            cells = cells_of(one, profile, [row.name], None)
+            there = {c.seed: c.path(folder) for c in cells if c.path(folder).exists()}
+            kinds = {kind.name for kind in row.evaluations(profile)}
+            have = {s: set(CellFile.read(p).about["evaluations"]) for s, p in there.items()}
             about = {"row": row.name, "title": row.title, "recipe": row.recipe}
             about["paper"] = {p.table: p.value for p in row.paper}
-            seeds = len(row.seed_range(profile))
-            rows.append(about | {"seeds": seeds, "done": done, "partial": partial})
+            partial = [seed for seed, names in have.items() if not kinds <= names]
+            rows.append(about | {"seeds": len(cells), "done": list(there), "partial": partial})
         listed.append({"study": one.name, "title": one.title, "tables": one.tables, "rows": rows})
     if as_json:
         emit(listed)

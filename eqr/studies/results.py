@@ -1,21 +1,16 @@
 """Results of the many-seed studies: read, verified, and compared (chapters *From
 feedforward to iterative*, *Shaping the landscape*).
 
-    results = studies.load("construction", "laptop")
+    results = load("construction", "laptop")
     results.summary()
     results.compare(Pick("act"), Pick("head"))
 
-A study lies in four files: ``<study>.csv`` (a tidy row for each row, seed and way to evaluate),
-``<study>.curves.csv`` (held-out accuracy during training; absent from older results),
-``<study>.npz`` (which problems were solved, as bits) and ``<study>.json`` (where it comes from, and
-the hashes of the others). :mod:`eqr.studies.files` writes them; :mod:`eqr.studies.rows` says what
-the rows are.
+A study is the files of its cells (:mod:`eqr.studies.cells`); :mod:`eqr.studies.rows` says what the
+rows are.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr.config import SEMANTICS
-from eqr.data import PROJECT, file_sha256
+from eqr.config import SEMANTICS, digest
+from eqr.data import PROJECT
+from eqr.recipes import PROFILES
 from eqr.settings import ConfigError, nearest
 from eqr.stats import Difference, mean_interval, paired_difference
 from eqr.store import USED
-from eqr.studies.rows import PROFILES, Study, study
-
-FORMAT = "eqr-study-1"
-
-
-class StudyError(ValueError):
-    """Results of a study that cannot be used; the message names the file and the mend."""
+from eqr.studies.cells import Cell, CellFile, StudyError, cells_of
+from eqr.studies.rows import Study, study
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +56,8 @@ class Results:
     rows: pd.DataFrame
     curves: pd.DataFrame  # accuracy during training: row, seed, step, exact_1, exact_2, …
     bits: dict[str, np.ndarray]  # packed outcomes by "row/seed/evaluation[/select]", and the rest
-    meta: dict[str, Any]
-
-    @property
-    def id(self) -> str:
-        """Name and the beginning of the table's hash: what figures and claims are traced to."""
-        return f"{self.study.name}-{self.meta['files'][f'{self.study.name}.csv'][:12]}"
+    meta: dict[str, Any]  # cells, missing, evaluations, shapes and hardware
+    id: str = ""  # name and a hash of all cells: what figures and claims are traced to
 
     def problems(self, evaluation: str = "depth") -> int:
         """How many test problems an evaluation has."""
@@ -113,7 +100,7 @@ class Results:
         return self.unpack(f"{key}/{pick.select}")[k, kind["breadths"].index(pick.breadth)] * 1.0
 
     def kept(self, name: str, row: str, seed: int, evaluation: str) -> np.ndarray:
-        """What an evaluation kept of every trajectory: see :func:`eqr.studies.files.outcomes`.
+        """What an evaluation kept of every trajectory: see :func:`eqr.studies.cells.outcomes_of`.
 
         Raises:
             StudyError: it did not keep that.
@@ -196,51 +183,55 @@ def shipped(name: str, profile: str = "laptop") -> Results | None:
     Raises:
         StudyError: they are there and altered.
     """
-    there = (results_folder(profile) / f"{study(name).name}.json").is_file()
-    return load(name, profile) if there else None
+    return load(name, profile) if (results_folder(profile) / study(name).name).is_dir() else None
 
 
 def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Results:
-    """Read a study and verify it.
+    """Read all cells of a study that there are, and verify them.
 
     Args:
         name: of the study.
         profile: ``smoke``, ``laptop`` or ``paper``, of those that the study is run in.
-        folder: where its files lie; None takes the shipped ones.
+        folder: where its results lie; None takes the shipped ones.
 
     Raises:
-        StudyError: a file is absent, altered, or of another study; the message names it.
+        StudyError: there are none, or a file is altered or of another study; the message names it.
     """
     wanted, folder = study(name), Path(folder or results_folder(profile))
-    mend = f"run `eqr run {name} --profile {profile} --overwrite` to make it anew"
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise StudyError(f"{path}: absent; {mend}")
-    try:
-        meta = json.loads(path.read_text())
-        hashes = {kind: meta["files"][f"{name}.{kind}"] for kind in ("csv", "npz")}
-        if curves := meta["files"].get(f"{name}.curves.csv"):
-            hashes["curves.csv"] = curves
-        told = (meta["format"], meta["study"], meta["profile"], meta["semantics"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{path}: damaged ({error}); {mend}") from error
-    if told != (FORMAT, name, profile, SEMANTICS):
-        raise StudyError(f"{path}: is of {told}, not {(FORMAT, name, profile, SEMANTICS)}; {mend}")
-    content = {}
-    for kind, sha256 in hashes.items():
-        part = folder / f"{name}.{kind}"
-        if not part.is_file():
-            raise StudyError(f"{part}: absent; {mend}")
-        if file_sha256(part) != sha256:
-            raise StudyError(f"{part}: altered, its sha256 is not that of {path.name}; {mend}")
-        content[kind] = part.read_bytes()
-    with np.load(io.BytesIO(content["npz"]), allow_pickle=False) as arrays:
-        bits = dict(arrays)
-    # This engine reads numbers as Python does: as they were written, to the last bit.
-    rows, curves = (
-        pd.read_csv(io.BytesIO(content.get(kind, b"row,seed\n")), engine="python")
-        for kind in ("csv", "curves.csv")
-    )
-    found = Results(wanted, rows, curves, bits, meta)
-    USED[found.id] = ""
-    return found
+    remedy = f"run `eqr run {name} --profile {profile}` to make it"
+    order = {row.name: k for k, row in enumerate(wanted.rows)}
+    read: dict[Cell, CellFile] = {}
+    for path in (folder / name).glob("*.npz"):
+        cell = CellFile.read(path)
+        expected, about = (name, profile, SEMANTICS), cell.about
+        if (about["study"], about["profile"], about["semantics"]) != expected:
+            raise StudyError(f"{path}: is not of {expected}; {remedy}")
+        if about["row"] in order:
+            read[Cell(name, profile, about["row"], about["seed"])] = cell
+    if not read:
+        raise StudyError(f"{folder / name}: no results there; {remedy}")
+    cells = sorted(read, key=lambda cell: (order[cell.row], cell.seed))
+    files = [read[cell] for cell in cells]
+    own = [f"{cell.row}/{cell.seed}" for cell in cells]
+    planned = cells_of(wanted, profile, None, None)
+    meta = {
+        "cells": [[cell.row, cell.seed] for cell in cells],
+        "missing": [[cell.row, cell.seed] for cell in planned if cell not in read],
+        "evaluations": {k: v for file in files for k, v in file.about["evaluations"].items()},
+        "shapes": {
+            f"{place}/{key}": shape
+            for place, file in zip(own, files, strict=True)
+            for key, shape in file.about["shapes"].items()
+        },
+        "hardware": sorted({name for file in files for name in file.about["runs"]["hardware"]}),
+    }
+    bits = {
+        f"{place}/{key}": values
+        for place, file in zip(own, files, strict=True)
+        for key, values in file.outcomes.items()
+    }
+    rows = pd.concat([file.table for file in files], ignore_index=True)
+    curves = pd.concat([file.curve for file in files], ignore_index=True)
+    results_id = f"{name}-{digest([file.sha256 for file in files])[:12]}"
+    USED[results_id] = ""
+    return Results(wanted, rows, curves, bits, meta, results_id)

@@ -26,8 +26,6 @@ from eqr.studies.study import (
     Study,
 )
 
-PROFILES = ("smoke", "laptop", "paper")  # whose recipes the rows build on
-
 
 def study(name: str) -> Study:
     """A study by name; ConfigError with the near miss where there is none."""
@@ -218,7 +216,7 @@ GRIDS = (*_grid(0.0, ""), *_grid(0.1, "-noisy"))
 def _restarts(name: str, **settings: Any) -> Evaluation:
     """One kind of restart on all test problems, to be compared at equal NFE."""
     config, rules = EvalConfig((16,), breadth=32, **settings), (*RULES, "halt")
-    return Evaluation(name, config, (1, 2, 4, 8, 16, 32), rules, added=True)
+    return Evaluation(name, config, (1, 2, 4, 8, 16, 32), rules)
 
 
 SYMMETRY = (_restarts("symmetry", symmetry=True), _restarts("restarts-noisy", noise=0.1))

@@ -1,8 +1,7 @@
-"""Run a study: train and evaluate its rows through the store, then write its files.
+"""Run a study: train and evaluate what is missing of its cells, each of which becomes a file.
 
 Cells run in processes of one thread each; whatever is killed goes on where it was when the study
-is run again, since training resumes and the store keeps what is complete. The files hold every
-complete cell and say which are missing.
+is run again, since training resumes and the store keeps what is complete.
 """
 
 from __future__ import annotations
@@ -21,34 +20,38 @@ import torch
 
 from eqr import experiments
 from eqr.cli.console import say
+from eqr.cost import cost
 from eqr.data import NoDataSet
-from eqr.settings import ConfigError
 from eqr.store import Store
-from eqr.studies.cells import Cell, cells_of, finished, stored_cost
-from eqr.studies.files import carried, ship_weights, write
+from eqr.studies.cells import Cell, CellFile, cells_of, finished, ship_weights
 from eqr.studies.results import results_folder
 from eqr.studies.rows import study
 from eqr.train import Event, TrainingError
 
-#: Seconds between two lines about one training run, and between two writings of the files.
-PAUSE_S = 30.0
+PAUSE_S = 30.0  # seconds between two lines about one training run
 
 
 def work(
-    cell: Cell, root: Path, device: str = "cpu", stop_after_s: float | None = None
+    cell: Cell,
+    root: Path,
+    out: Path,
+    device: str = "cpu",
+    stop_after_s: float | None = None,
+    weights: bool = False,
 ) -> str | None:
-    """Train and evaluate a cell; returns a line about it, or None if it was stopped early.
+    """Train and evaluate a cell and write its file; returns a line about it, or None if it was
+    stopped early.
 
     Raises:
         TrainingError: the training diverged.
     """
-    began = time.monotonic()
-    store, recipe, told = Store(root), cell.recipe(), time.monotonic()
+    began = shown = time.monotonic()
+    store, recipe = Store(root), cell.recipe()
 
     def show(event: Event) -> None:
-        nonlocal told
-        if event.kind == "eval" and time.monotonic() - told > PAUSE_S:
-            told = time.monotonic()
+        nonlocal shown
+        if event.kind == "eval" and time.monotonic() - shown > PAUSE_S:
+            shown = time.monotonic()
             exact = event.metrics[f"exact_{recipe.train.eval_depth}"]
             say(f"  {cell}: step {event.step} of {recipe.train.steps}, exact {exact:.1%}")
 
@@ -58,18 +61,21 @@ def work(
     if run is None:
         return None
     model, trained = experiments.of_run(run, recipe, store, device), time.monotonic()
-    stored_cost(recipe, store)
     found = []
     for kind in cell.evaluations():
-        found.append(experiments.evaluated(model, kind.config, store, level=kind.level))
-        if stop_after_s is not None and time.monotonic() - began > stop_after_s:
-            break  # what there is, is stored; the rest another time
-    if len(found) < len(cell.evaluations()):
-        return None
+        if found and stop_after_s is not None and time.monotonic() - began > stop_after_s:
+            return None  # what there is, is stored; the rest another time
+        found.append((kind, experiments.evaluated(model, kind.config, store, level=kind.level)))
+    path = cell.path(out)
+    shipped = ""
+    if weights:
+        source = run.file("model.safetensors")
+        shipped = "; " + ship_weights(source, path.with_suffix(".safetensors"))
+    CellFile.of(cell, model, found, cost(recipe, model.data)).write(path)
     row = study(cell.study).row(cell.row)
-    exact = found[0].records.at(row.depth).exact[:, 0].mean()
+    exact = found[0][1].records.at(row.depth).exact[:, 0].mean()
     seconds = f"trained {model.seconds:.0f} s, evaluated {time.monotonic() - trained:.0f} s"
-    return f"{cell}: exact {exact:.1%} at D = {row.depth}; {seconds}"
+    return f"{cell}: exact {exact:.1%} at D = {row.depth}; {seconds}{shipped}"
 
 
 def begin() -> None:
@@ -94,60 +100,47 @@ def run(
     store: Store | None = None,
     out: Path | None = None,
     overwrite: bool = False,
-    files: bool = True,
     device: str = "cpu",
     stop_after_s: float | None = None,
     weights: bool = False,
     tell: Callable[[str], None] = say,
 ) -> dict[str, Any]:
-    """Run what is missing of a study and write its files; returns the content of its JSON.
+    """Run what is missing of a study; returns its ``cells``, those ``missing``, and ``failed``.
 
     Args:
         name, profile: of the study.
-        rows, seeds: which cells to run; the files hold the others too where there are any.
+        rows, seeds: which cells to run.
         jobs: processes of one thread side by side.
-        out: folder of the files; None takes the shipped results' place. Cells that its files hold
-            are done, whether this store has them or not, and stay there.
-        overwrite: pay no attention to those files: their cells are run anew where they are asked
-            for, and lost where this store lacks them.
-        files: False leaves the files alone, for one of several machines that run cells side by
-            side; of the JSON's content there is then only what concerns the cells asked for.
+        out: folder of the results; None takes the shipped results' place. Cells whose files lie
+            there are done, whether this store has them or not.
+        overwrite: run the cells again that have a file, and replace it.
         device: of trainings and evaluations.
         stop_after_s: leave a cell after about so many seconds, to go on when run again.
         weights: put the models' weights beside the files, as float16.
         tell: gets a line of progress at a time.
 
     Raises:
-        ConfigError: an unknown study, profile or row, or files that would be lost.
+        ConfigError: an unknown study, profile or row, or a file that would be lost.
     """
-    if weights and not files:
-        raise ConfigError("weights are shipped with a study's files: leave out --no-files")
     wanted, store = study(name), store or Store()
     out = Path(out or results_folder(profile))
     asked = cells_of(wanted, profile, rows, seeds)
-    before = carried(name, profile, out, store) if files and not overwrite else {}
-    every = list(dict.fromkeys([*cells_of(wanted, profile, None, None), *asked, *before]))
-    order = [row.name for row in wanted.rows]
-    every.sort(key=lambda c: (order.index(c.row), c.seed))
 
     def done(cell: Cell) -> bool:
-        kept = before.get(cell)
-        if not (kept and kept.complete):
-            kept = finished(cell, store)
-        return bool(kept and kept.complete)
+        lacks = weights and not cell.path(out).with_suffix(".safetensors").exists()
+        return not overwrite and finished(cell, out, store) and not lacks
 
     todo = [cell for cell in asked if not done(cell)]
     tell(f"{name} ({profile}): {len(asked) - len(todo)} of {len(asked)} cells are done")
     failed: dict[str, str] = {}
-    wrote = time.monotonic()
     if todo:
         # Two processes with two threads each on two cores are ten times slower than with one.
         os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
-        context = multiprocessing.get_context("spawn")
+        context, order = multiprocessing.get_context("spawn"), [row.name for row in wanted.rows]
         with ProcessPoolExecutor(jobs, context, begin) as pool:
             # Seed by seed, so that a study that is stopped early has every row.
             futures = {
-                pool.submit(work, cell, store.root, device, stop_after_s): cell
+                pool.submit(work, cell, store.root, out, device, stop_after_s, weights): cell
                 for cell in sorted(todo, key=lambda c: (c.seed, order.index(c.row)))
             }
             try:
@@ -160,20 +153,11 @@ def run(
                     if line is None:
                         line = f"{futures[future]}: stopped; run the same command again to go on"
                     tell(f"[{number}/{len(todo)}] {line}")
-                    if files and time.monotonic() - wrote > PAUSE_S:
-                        write(wanted, profile, every, store, out, failed, before)
-                        wrote = time.monotonic()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    if not files:
-        have = [cell for cell in asked if finished(cell, store)]
-        return {
-            "cells": [[c.row, c.seed] for c in have],
-            "missing": [[c.row, c.seed] for c in asked if c not in have],
-            "failed": failed,
-        }
-    if weights:
-        for line in ship_weights(asked, store, out).values():
-            tell(line)
-    return write(wanted, profile, every, store, out, failed, before)
+    every = dict.fromkeys([*cells_of(wanted, profile, None, None), *asked])
+    status: dict[str, Any] = {"cells": [], "missing": [], "failed": failed}
+    for cell in every:
+        status["cells" if cell.path(out).exists() else "missing"].append([cell.row, cell.seed])
+    return status

@@ -39,7 +39,6 @@ class Evaluation:
     config: EvalConfig
     breadths: tuple[int, ...] = (1,)
     select: tuple[str, ...] = ("average",)
-    added: bool = False  # after the study's first results: cells made before count without it
     level: Level | None = None  # problems of a shift; None: the recipe's test problems
     keep: tuple[str, ...] = ()  # of KEPT, beside which problems were solved
 
