@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from eqr import checkpoint, experiments, train as training
+from eqr.config import to_dict
 from eqr.data import Dataset
 from eqr.optim import stablemax_loss, token_loss
 from eqr.store import Store
@@ -105,76 +105,64 @@ def test_stopping_and_going_on_changes_no_bit(make_recipe, problems, tmp_path):
     assert same_result(folder, tmp_path / "whole"), "a stop at the last step is the end"
 
 
+KILLED = """
+import json, os, signal, sys
+from eqr import experiments
+from eqr.config import recipe_from_dict
+from eqr.store import Store
+
+calls, fsync = 0, os.fsync
+
+def kill(file):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(file)
+
+os.fsync = kill
+experiments.train_run(recipe_from_dict(json.loads(sys.argv[1])), Store(sys.argv[3]))
+"""
+
+
 def test_a_killed_run_ends_as_if_nothing_had_happened(make_recipe, problems, tmp_path):
-    """SIGKILL as soon as there is a checkpoint, and at a random moment; then run to the end."""
-    recipe = make_recipe(train={"steps": 120, "checkpoint_every": 5, "eval_every": 40})
+    """SIGKILL in the midst of writing, soon, and again later; then run to the end."""
+    recipe = make_recipe()
+    store, environment = Store(tmp_path / "store"), os.environ | {"OMP_NUM_THREADS": "1"}
+    for calls in ("2", "5"):
+        command = [sys.executable, "-c", KILLED, json.dumps(to_dict(recipe)), calls, store.root]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(store.root.glob("partial/*/resume.safetensors"))
+    run = experiments.train_run(recipe, store)
     list(train(recipe, problems, tmp_path / "whole"))
-    moment = random.uniform(0.0, 1.0)
-    print(f"the second process is killed {moment:.3f} s after its log appears")
-    file = tmp_path / "tiny.toml"
-    file.write_text(toml(recipe))
-    stores = [Store(tmp_path / name) for name in ("checkpointed", "random")]
-    command = [sys.executable, "-m", "eqr", "train", str(file), "--store"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(store.root)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for store in stores
-    ]
-    signs = ("partial/*/resume.safetensors", "partial/*/log.jsonl")
-    waits, due = [0.0, moment], {}
-    deadline = time.monotonic() + 60
-    try:
-        while len(due) < 2 or max(due.values()) > time.monotonic():
-            now = time.monotonic()
-            assert now < deadline, "no sign of training"
-            for k in (0, 1):  # waiting for one must not keep the other from being killed in time
-                ended = processes[k].poll() is not None
-                if k not in due and (ended or any(stores[k].root.glob(signs[k]))):
-                    due[k] = now + waits[k]
-                if due.get(k, deadline) <= now:
-                    processes[k].kill()
-            time.sleep(0.005)
-    finally:
-        for process in processes:
-            process.kill()
-            message = process.communicate()[1].decode()
-    assert processes[0].returncode == -signal.SIGKILL, message
-    for store in stores:
-        run = experiments.train_run(recipe, store)
-        assert same_result(tmp_path / "whole", run.path), store.root
-
-
-def toml(recipe) -> str:
-    """The recipe as a TOML file."""
-    from eqr.config import to_dict
-
-    values = to_dict(recipe)
-    lines = [f"{key} = {json.dumps(values.pop(key))}" for key in ("name", "seed")]
-    for section, settings in values.items():
-        lines.append(f"[{section}]")
-        lines += [f"{k} = {json.dumps(v)}" for k, v in settings.items() if v is not None]
-    return "\n".join(lines)
+    assert same_result(tmp_path / "whole", run.path)
 
 
 def test_a_run_folder_of_another_recipe_or_with_a_cut_log_is_refused(
     make_recipe, problems, tmp_path
 ):
-    for _ in train(make_recipe(), problems, tmp_path, stop_after_s=0.0):
-        pass
-    with pytest.raises(checkpoint.CheckpointError, match="another recipe"):
-        next(train(make_recipe(train={"lr": 0.1}), problems, tmp_path))
+    def go_on(recipe=None, problems=problems) -> None:
+        list(train(recipe or make_recipe(), problems, tmp_path, stop_after_s=0.0))
+
+    go_on()
+    for recipe in (make_recipe(train={"lr": 0.1}), make_recipe(seed=1)):
+        with pytest.raises(checkpoint.CheckpointError, match="another recipe"):
+            go_on(recipe)
     with pytest.raises(checkpoint.CheckpointError, match="another data"):
-        other = Dataset(problems.task, problems.test, problems.train, {})
-        next(train(make_recipe(), other, tmp_path))
+        go_on(problems=Dataset(problems.task, problems.test, problems.train, {}))
+    resume = tmp_path / "resume.safetensors"
+    with pytest.raises(checkpoint.CheckpointError, match=r"another kind .*model\.safetensors"):
+        checkpoint.load_model(resume)
     for _ in range(4):
-        list(train(make_recipe(), problems, tmp_path, stop_after_s=0.0))
+        go_on()
     (tmp_path / "log.jsonl").write_text("")
     with pytest.raises(checkpoint.CheckpointError, match=r"log\.jsonl.*shorter"):
-        next(train(make_recipe(), problems, tmp_path))
+        go_on()
+    trainer = Trainer(make_recipe(), problems)
+    checkpoint.save_model(resume, trainer.ema, problems.task, {})
+    with pytest.raises(checkpoint.CheckpointError, match="another kind"):
+        go_on()
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
@@ -184,43 +172,41 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_updated(
     """The weights stay, and the last checkpoint still leads to the uninterrupted result."""
     recipe = make_recipe()
     real = training.token_loss
-    states = []
+    losses = []
 
     def spoiled(logits, labels, kind):
-        loss = real(logits, labels, kind)
-        states.append(None)
-        return loss * bad if len(states) == 9 else loss
+        losses.append(real(logits, labels, kind))
+        return losses[-1] * bad if len(losses) == 9 else losses[-1]
 
     list(train(recipe, problems, tmp_path / "whole"))
-    monkeypatch.setattr(training, "token_loss", spoiled)
-    with pytest.raises(TrainingError, match=r"step 8: lower train\.lr"):
-        list(train(recipe, problems, tmp_path / "broken"))
-    monkeypatch.setattr(training, "token_loss", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "token_loss", spoiled)
+        with pytest.raises(TrainingError, match=r"step 8: lower train\.lr"):
+            list(train(recipe, problems, tmp_path / "broken"))
     events = list(train(recipe, problems, tmp_path / "broken"))
     assert events[0].step == 8, "goes on from the checkpoint of step 6"
     assert same_result(tmp_path / "whole", tmp_path / "broken")
-    trainer = Trainer(recipe, problems)
-    trainer.advance()
-    with torch.no_grad():
-        trainer.model.lm_head.weight[0, 0] = bad
-    before = {k: v.clone() for k, v in trainer.state_dict().items() if not k.startswith("carry")}
-    with pytest.raises(TrainingError):
-        trainer.advance()
-    after = trainer.state_dict()
-    assert all(torch.equal(v.nan_to_num(), after[k].nan_to_num()) for k, v in before.items())
 
 
-def test_a_gradient_that_is_not_finite_does_not_reach_the_weights_or_a_checkpoint(
-    make_recipe, problems
-):
-    """The loss can still be finite when its gradient is not (bfloat16 overflows backwards)."""
+@pytest.mark.parametrize("spoiled", ["weight", "gradient", "sums"])
+def test_what_is_not_finite_reaches_neither_weights_nor_log(make_recipe, problems, spoiled):
+    """A gradient can overflow where its loss does not (bfloat16), and on a GPU no step waits to be
+    asked: there the sums are, before anything is stored."""
     trainer = Trainer(make_recipe(), problems)
     trainer.advance()
-    trainer.model.lm_head.weight.register_hook(lambda grad: grad * math.inf)
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    with pytest.raises(TrainingError):
-        trainer.advance()
-    assert equal(before, trainer.model.state_dict())
+    trainer.require_finite(trainer.sums)
+    weight = trainer.model.lm_head.weight
+    if spoiled == "weight":
+        weight.data[0, 0] = math.nan
+    elif spoiled == "gradient":
+        weight.register_hook(lambda grad: grad * math.inf)
+    else:
+        trainer.sums[1] += math.nan
+    before = {k: v.clone() for k, v in trainer.state_dict().items() if not k.startswith("carry")}
+    with pytest.raises(TrainingError, match="not finite at step 1: lower"):
+        trainer.require_finite(trainer.sums) if spoiled == "sums" else trainer.advance()
+    after = trainer.state_dict()
+    assert all(torch.equal(v.nan_to_num(), after[k].nan_to_num()) for k, v in before.items())
 
 
 # ----------------------------------------------------------------------------------------- halting
@@ -243,8 +229,8 @@ def test_halted_samples_are_replaced_and_others_stay(make_recipe, problems):
 def test_halting_follows_the_head_the_limit_and_exploration(make_recipe, problems):
     """With halt_max 4: exploration (30 %) demands 2, 3 or 4 iterations, each as likely."""
     recipe = make_recipe(train={"halt_max": 4, "halt_explore": 0.3, "batch": 30_000})
-    small = Dataset(problems.task, *(Problems(*_first(p, 2)) for p in _splits(problems)), {})
-    trainer = Trainer(recipe, small)
+    two = Problems(problems.test.inputs[:2], problems.test.labels[:2], np.zeros(2, np.int32))
+    trainer = Trainer(recipe, Dataset(problems.task, two, two, {}))
     wants, waits = torch.ones(30_000), -torch.ones(30_000)
     shares = []
     for steps in range(1, 5):
@@ -256,14 +242,6 @@ def test_halting_follows_the_head_the_limit_and_exploration(make_recipe, problem
     trainer.recipe = replace(recipe, train=replace(recipe.train, halt_max=1))
     trainer.carry.steps = torch.ones(30_000)
     assert trainer.choose_halted(waits, stream(0, "halt")).all(), "one iteration is the limit"
-
-
-def _splits(dataset: Dataset) -> tuple[Problems, Problems]:
-    return dataset.train, dataset.test
-
-
-def _first(rows: Problems, n: int) -> tuple:
-    return rows.inputs[:n], rows.labels[:n], rows.rating[:n]
 
 
 # ---------------------------------------------------------------------------------------- learning
@@ -292,13 +270,3 @@ def test_training_in_bfloat16_keeps_float32_weights_and_lowers_the_loss(make_rec
     assert {v.dtype for v in trainer.model.state_dict().values()} == {torch.float32}
     assert trainer.carry.state.z_high.dtype == torch.float32
     assert losses[0] != exact.read_sums()["loss"]
-
-
-def test_a_loss_that_is_not_finite_is_noticed_before_anything_is_kept(make_recipe, problems):
-    """As on a GPU, where no step waits to be asked."""
-    trainer = Trainer(make_recipe(), problems)
-    trainer.advance()
-    trainer.require_finite(trainer.sums)
-    trainer.sums[1] += float("nan")
-    with pytest.raises(TrainingError, match="not finite at step 1: lower"):
-        trainer.require_finite(trainer.sums)
