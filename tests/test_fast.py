@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from eqr import checkpoint, experiments
 from eqr.config import ModelConfig
 from eqr.cost import cost, step_flops
 from eqr.layers import SwiGLU, swiglu_width
-from eqr.model import Reasoner, State
+from eqr.model import Reasoner
 from eqr.optim import operator_at, short_steps, token_loss
 from eqr.optimizers import orthogonalized
 from eqr.recipes import load_recipe
@@ -38,67 +37,6 @@ def equal(one: dict, other: dict) -> bool:
 
 
 # --------------------------------------------------------------------------------- winner takes all
-
-
-def winners_by_hand(trainer: Trainer) -> tuple[dict[str, torch.Tensor], State, torch.Tensor]:
-    """Gradients of the winners run alone, all last states, and who wins, at the step to come.
-
-    Noise is off, so that a trajectory does not depend on which others are run beside it.
-    """
-    recipe, model = trainer.recipe, copy.deepcopy(trainer.model).double()
-    config, carry, starts = recipe.train, trainer.carry, recipe.train.starts
-    x, y = trainer.sample_batch()
-    start = model.initial_state(starts * len(x), stream(recipe.seed, "noise", trainer.step))
-    halted = [h for h in carry.halted.tolist() for _ in range(starts)]
-    before = carry.state.replace_rows(torch.tensor(halted), start)
-    x = torch.where(carry.halted[:, None], x, carry.x)
-    y = torch.where(carry.halted[:, None], y, carry.y).long()
-    after, best, chosen = [], [], []
-    for k in range(len(x)):
-        rows, losses = slice(k * starts, (k + 1) * starts), 0.0
-        state = State(before.z_high[rows].double(), before.z_low[rows].double())
-        chosen.append(state)
-        for j in range(1, config.unroll + 1):
-            with torch.no_grad():
-                step = model.step(state, x[k : k + 1].expand(starts, -1), noise=0.0)
-            state = step.state
-            if j >= config.supervise_from:
-                losses += token_loss(step.logits, y[k].expand(starts, -1), config.loss).mean(1)
-        best.append(int(losses.argmin()))
-        after.append(state)
-    alone = [State(s.z_high[[b]], s.z_low[[b]]) for s, b in zip(chosen, best, strict=True)]
-    state = State(*(torch.cat([getattr(s, z) for s in alone]) for z in ("z_high", "z_low")))
-    loss = 0.0
-    for j in range(1, config.unroll + 1):
-        step = model.step(state, x, noise=0.0)
-        state = step.state
-        if j >= config.supervise_from:
-            exact = (step.answer == y).all(1).double()
-            halt = F.binary_cross_entropy_with_logits(step.halt, exact)
-            loss = loss + token_loss(step.logits, y, config.loss).mean() + config.halt_weight * halt
-    (loss / (config.unroll - config.supervise_from + 1)).backward()
-    ends = State(*(torch.cat([getattr(s, z) for s in after]) for z in ("z_high", "z_low")))
-    return {n: p.grad for n, p in model.named_parameters()}, ends, torch.tensor(best)
-
-
-@pytest.mark.parametrize("settings", [{}, {"unroll": 4, "supervise_from": 3}], ids=str)
-def test_the_gradient_is_that_of_the_winners_alone(make_recipe, problems, settings):
-    model = {"noise": 0.0, "grad_cycles": 2 if settings else 1}
-    trainer = Trainer(make_recipe(model=model, train={"starts": 3} | settings), problems)
-    trainer.model.double()
-    trainer.ema.double()
-    state = trainer.carry.state
-    trainer.carry.state = State(state.z_high.double(), state.z_low.double())
-    won = []
-    for _ in range(3):
-        gradients, ends, best = winners_by_hand(trainer)
-        trainer.advance()
-        won.append(best)
-        for name, p in trainer.model.named_parameters():
-            torch.testing.assert_close(p.grad, gradients[name], rtol=1e-5, atol=1e-9, msg=name)
-        torch.testing.assert_close(trainer.carry.state.z_high, ends.z_high, msg="losers go on too")
-        torch.testing.assert_close(trainer.carry.state.z_low, ends.z_low)
-    assert len(torch.cat(won).unique()) == 3, "everyone wins somewhere"
 
 
 def test_a_sample_leaves_when_its_winner_is_right(make_recipe, problems, learned):

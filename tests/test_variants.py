@@ -17,32 +17,52 @@ from eqr.train import Trainer
 FULL = {"grad_cycles": 2}  # all cycles of the tiny recipe
 
 
-def by_hand(trainer: Trainer) -> tuple[dict[str, torch.Tensor | None], State]:
-    """Gradients and last state of the step ``trainer`` is about to take, written out plainly."""
-    config, model = trainer.recipe.train, copy.deepcopy(trainer.model)
-    carry, x, y = trainer.carry, *trainer.sample_batch()
-    draw = stream(trainer.recipe.seed, "noise", trainer.step)
-    start = model.initial_state(len(x), draw)
-    state = carry.state.replace_rows(carry.halted, start)
+def by_hand(trainer: Trainer) -> tuple[dict[str, torch.Tensor], State, list[int]]:
+    """Gradients, last states of all starts and the winners of the step that ``trainer`` is about
+    to take, written out plainly, in the type of its weights.
+
+    With several starts, noise must be off, so that a trajectory does not depend on the others.
+    """
+    recipe, model = trainer.recipe, copy.deepcopy(trainer.model)
+    config, carry, starts = recipe.train, trainer.carry, recipe.train.starts
+    x, y = trainer.sample_batch()
+    draw = stream(recipe.seed, "noise", trainer.step)
+    start = model.initial_state(starts * len(x), draw)
     x = torch.where(carry.halted[:, None], x, carry.x)
     y = torch.where(carry.halted[:, None], y, carry.y).long()
-    total, terms = 0.0, config.unroll - config.supervise_from + 1
-    for k in range(1, config.unroll + 1):
-        step = model.step(state, x, noise=trainer.recipe.model.noise, generator=draw)
-        state = step.state
-        exact = (step.answer == y).all(1).float()
-        if k >= config.supervise_from:
-            halt = F.binary_cross_entropy_with_logits(step.halt, exact)
-            tokens = token_loss(step.logits, y, config.loss).mean()
-            total = total + (tokens + config.halt_weight * halt)
-    model.zero_grad(set_to_none=True)
-    (total / terms).backward()
-    return {name: p.grad for name, p in model.named_parameters()}, state.detach()
+    state = carry.state.replace_rows(carry.halted.repeat_interleave(starts), start)
+    state = State(*(z.to(model.embed.weight.dtype) for z in (state.z_high, state.z_low)))
+
+    def unroll(state: State, copies: int) -> tuple[State, torch.Tensor, torch.Tensor]:
+        """Last state, the loss of each row's tokens, and the whole loss, over supervised steps."""
+        rows, wanted = x.repeat_interleave(copies, 0), y.repeat_interleave(copies, 0)
+        by_row, total = torch.zeros(len(rows)), 0.0
+        for k in range(1, config.unroll + 1):
+            step = model.step(state, rows, noise=recipe.model.noise, generator=draw)
+            state = step.state
+            if k >= config.supervise_from:
+                tokens = token_loss(step.logits, wanted, config.loss)
+                exact = (step.answer == wanted).all(1).to(step.halt.dtype)
+                halt = F.binary_cross_entropy_with_logits(step.halt, exact)
+                by_row = by_row + tokens.detach().mean(1)
+                total = total + tokens.mean() + config.halt_weight * halt
+        return state, by_row, total
+
+    ends, best = None, [0] * len(x)
+    if starts > 1:
+        with torch.no_grad():
+            ends, losses, _ = unroll(state, starts)
+        best = losses.view(-1, starts).argmin(1).tolist()
+        rows = [k * starts + b for k, b in enumerate(best)]
+        state = State(state.z_high[rows], state.z_low[rows])
+    last, _, loss = unroll(state, 1)
+    (loss / (config.unroll - config.supervise_from + 1)).backward()
+    return {n: p.grad for n, p in model.named_parameters()}, (ends or last).detach(), best
 
 
 @pytest.mark.parametrize(
     ("unroll", "supervise_from", "model"),
-    [(1, 1, {}), (1, 1, FULL), (4, 1, FULL), (4, 3, FULL), (4, 4, FULL), (4, 4, {})],
+    [(1, 1, {}), (1, 1, FULL), (4, 1, FULL), (4, 3, FULL), (4, 4, {})],
 )
 def test_a_step_is_the_loop_written_out(make_recipe, problems, unroll, supervise_from, model):
     recipe = make_recipe(
@@ -50,13 +70,35 @@ def test_a_step_is_the_loop_written_out(make_recipe, problems, unroll, supervise
     )
     trainer = Trainer(recipe, problems)
     for done in range(1, 4):
-        gradients, state = by_hand(trainer)
+        gradients, state, _ = by_hand(trainer)
         trainer.advance()
         assert torch.equal(trainer.carry.state.z_high, state.z_high)
         for name, p in trainer.model.named_parameters():
             assert torch.equal(p.grad, gradients[name]), name
         assert trainer.carry.steps.max() <= done * unroll
         assert not trainer.carry.state.z_high.requires_grad, "the carry is detached"
+
+
+@pytest.mark.parametrize("settings", [{}, {"unroll": 4, "supervise_from": 3}], ids=str)
+def test_of_several_starts_the_gradient_is_that_of_the_winners_alone(
+    make_recipe, problems, settings
+):
+    model = {"noise": 0.0, "grad_cycles": 2 if settings else 1}
+    trainer = Trainer(make_recipe(model=model, train={"starts": 3} | settings), problems)
+    trainer.model.double()
+    trainer.ema.double()
+    state = trainer.carry.state
+    trainer.carry.state = State(state.z_high.double(), state.z_low.double())
+    won = set()
+    for _ in range(3):
+        gradients, ends, best = by_hand(trainer)
+        trainer.advance()
+        won |= set(best)
+        for name, p in trainer.model.named_parameters():
+            torch.testing.assert_close(p.grad, gradients[name], rtol=1e-5, atol=1e-9, msg=name)
+        torch.testing.assert_close(trainer.carry.state.z_high, ends.z_high, msg="losers go on too")
+        torch.testing.assert_close(trainer.carry.state.z_low, ends.z_low)
+    assert won == {0, 1, 2}, "everyone wins somewhere"
 
 
 def test_an_unrolled_gradient_reaches_back_only_through_untruncated_cycles(make_recipe, problems):
