@@ -220,30 +220,3 @@ def test_learned_noise_scales_each_channel_and_is_trained(make_recipe, problems)
     draw = gaussian(0.2, stream(0, "n"))
     spread = (model(z, z, 0.0, draw(z), gain) - model(z, z, 0.0)).std((0, 1))
     torch.testing.assert_close(spread, 0.2 * gain.exp(), rtol=0.05, atol=0)
-
-
-# --------------------------------------------------------------------------------------- baselines
-
-
-BASELINES = {
-    "feedforward": {"hierarchical": False, "high_cycles": 1, "low_cycles": 1, "blocks": 4},
-    "weight-tied": {"hierarchical": False, "high_cycles": 1, "low_cycles": 4},
-}
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_feedforward_and_weight_tied_baselines_train(make_recipe, problems, name):
-    """One pass and no halting, as the first rows of the paper's Table 2."""
-    recipe = make_recipe(
-        model=BASELINES[name] | {"init": "fixed", "noise": 0.0, "damping": 0.0},
-        train={"halt_max": 1, "halting": "limit", "halt_weight": 0.0, "batch": 32},
-    )
-    trainer = Trainer(recipe, problems)
-    losses = []
-    for _ in range(2):
-        for _ in range(30):
-            trainer.advance()
-            assert trainer.carry.halted.all()
-        losses.append(trainer.read_sums()["loss"])
-    assert losses[1] < 0.9 * losses[0]
-    assert all(p.grad is not None for p in trainer.model.parameters())
