@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,31 +120,10 @@ def built_book(request) -> Path:
     return request.getfixturevalue("stand_in")
 
 
-class InThisProcess:
-    """An executor that works at once, in this process, where a test has changed something."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __enter__(self) -> InThisProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def submit(self, function: Callable, *words: object) -> Future:
-        done = Future()
-        try:
-            done.set_result(function(*words))
-        except (train.TrainingError, data.DataError) as error:
-            done.set_exception(error)
-        return done
-
-
 @pytest.fixture
-def in_this_process() -> type[InThisProcess]:
-    """What stands for the pool of a study's workers."""
-    return InThisProcess
+def in_this_process() -> Callable[..., ThreadPoolExecutor]:
+    """What stands for the pool of a study's workers where a test has changed something."""
+    return lambda *_: ThreadPoolExecutor(1)
 
 
 @dataclass(frozen=True)
@@ -174,7 +153,7 @@ def eqr(monkeypatch, capsys, tmp_path) -> Callable[..., Done]:
             cli.main()
         except SystemExit as end:
             code = end.code or 0
-        found = capsys.readouterr()
-        return Done(code, found.out, found.err)
+        written = capsys.readouterr()
+        return Done(code, written.out, written.err)
 
     return run

@@ -27,16 +27,8 @@ SHORT = {"short_until": 0.5}
 FAST = {**MUON, **SHORT, "starts": 3, "schedule": "cosine", "final_lr": 0.01}
 
 
-def results(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Its state, apart from what it does next."""
-    return {name: value.clone() for name, value in trainer.state_dict().items()}
-
-
 def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-# --------------------------------------------------------------------------------- winner takes all
 
 
 def test_a_sample_leaves_when_its_winner_is_right(make_recipe, problems, learned):
@@ -76,7 +68,7 @@ def test_short_steps_are_those_of_a_short_operator_and_the_others_of_the_full_on
         first.advance()
     assert equal(trainer.state_dict(), first.state_dict())
     then = Trainer(make_recipe(model=full, train={"steps": 6}), problems)
-    then.load_state_dict(results(trainer))
+    then.load_state_dict({k: v.clone() for k, v in trainer.state_dict().items()})
     for _ in range(3):
         trainer.advance()
         then.advance()
@@ -158,9 +150,6 @@ def test_every_way_resumes_bitwise(make_recipe, problems, tmp_path, model, setti
     for name in ("log.jsonl", "model.safetensors"):
         files = [(tmp_path / folder / name).read_bytes() for folder in ("broken", "whole")]
         assert files[0] == files[1], name
-
-
-# ----------------------------------------------------------------------------------------- learning
 
 
 def test_a_tiny_model_learns_with_all_of_it(make_recipe, problems):

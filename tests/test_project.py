@@ -114,37 +114,19 @@ def test_chapters_of_the_book_are_the_notebooks() -> None:
         assert name.startswith("chapters/") or (ROOT / f"book/{name}.md").is_file(), name
 
 
-def source(cell: dict) -> str:
-    """A cell's source as one string."""
-    return "".join(cell["source"])
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-class TestNotebook:
-    """The rules for every notebook (shared style: thin, and kept without outputs)."""
-
-    def cells(self, path: Path) -> list[dict]:
-        """The code cells."""
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return [cell for cell in cells if cell["cell_type"] == "code"]
-
-    def test_is_kept_without_outputs(self, path: Path) -> None:
-        for cell in self.cells(path):
-            assert cell["outputs"] == [] and cell["execution_count"] is None, source(cell)[:80]
-
-    def test_has_one_parameters_cell(self, path: Path) -> None:
-        tags = [cell["metadata"].get("tags", []) for cell in self.cells(path)]
-        assert sum("parameters" in names for names in tags) == 1
-
-    def test_is_thin(self, path: Path) -> None:
-        imports = 0
-        for cell in self.cells(path):
-            text = source(cell)
-            assert len(text.splitlines()) <= 40, f"{text[:60]!r}... is too long"
-            code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
-            tree = ast.walk(ast.parse(code))
-            imports += sum(isinstance(node, ast.Import | ast.ImportFrom) for node in tree)
-        assert imports <= 14
+def test_a_notebook_is_thin_and_stored_without_outputs(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    imports = tagged = 0
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        text = "".join(cell["source"])
+        assert cell["outputs"] == [] and cell["execution_count"] is None, text[:80]
+        assert len(text.splitlines()) <= 40, f"{text[:60]!r}... is too long"
+        code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+        tree = ast.walk(ast.parse(code))
+        imports += sum(isinstance(node, ast.Import | ast.ImportFrom) for node in tree)
+        tagged += "parameters" in cell["metadata"].get("tags", [])
+    assert imports <= 14 and tagged == 1
 
 
 # ![alt](file), and the image and figure directives with their :alt: line.
