@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)  # the project, installed or not
 
-from book.tools import BOOK, NOTEBOOKS, build
-from eqr.config import digest, to_dict
+from book.tools import BOOK, NOTEBOOKS, ROOT, build
+from eqr.config import SEMANTICS, digest, to_dict
 from eqr.recipes import load_recipe, recipe_names
 from eqr.studies.cells import cells_of
 from eqr.studies.rows import studies_of
@@ -36,6 +36,8 @@ CELLS = {
 }
 MODELS = recipe_names(PROFILE) if PROFILE == "paper" else build.models(PROFILE)
 CHAPTERS = [] if PROFILE == "paper" else [path.stem for path in build.chapters()]
+
+DATA = build.state(*sorted(ROOT.glob("data/*/manifest.json")))
 
 # Of a training or cell of the paper: eight cores, a GPU and a day. One thread does for the rest.
 HOURS = {"smoke": 1, "laptop": 4, "paper": 24}[PROFILE]
@@ -64,8 +66,8 @@ def device(wildcards):
 
 
 def changed(wildcards):
-    """A job is due again when this changes."""
-    return digest(to_dict(recipe_of(wildcards)))
+    """A training or cell is due again when this changes: its recipe, or what any run depends on."""
+    return digest([to_dict(recipe_of(wildcards)), SEMANTICS, DATA])
 
 
 localrules: all, models, chapters, studies

@@ -44,82 +44,51 @@ def test_sound_pages_pass(tmp_path: Path) -> None:
     check.check_html(site(tmp_path / "html"))
 
 
+CDN, ALT = "external request: ", "image without alt text: _static/b.png"
+
+
 @pytest.mark.parametrize(
-    "extra",
+    ("extra", "fault"),
     [
-        '<script src="https://cdn.x/a.js"></script>',
-        '<script src="//cdn.x/a.js"></script>',
-        '<link rel="stylesheet" href="https://cdn.x/a.css">',
-        '<link rel="preload" as="font" href="https://cdn.x/a.woff2">',
-        '<link rel="preconnect" href="https://cdn.x">',
-        '<img src="https://cdn.x/a.png" alt="A curve">',
-        '<img src="_static/b.png" srcset="https://cdn.x/a.png 2x" alt="A curve">',
-        '<iframe src="https://cdn.x/"></iframe>',
-        '<div style="background: url(https://cdn.x/a.png)"></div>',
-        "<style>@import 'https://cdn.x/a.css';</style>",
-        "<style>@font-face { src: url( 'https://cdn.x/a.woff' ) }</style>",
-        '<script type="module">import x from "https://cdn.x/a.js"</script>',
-        '<script>s.src = "https://cdn.x/a.js"</script>',
+        ('<script src="https://cdn.x/a.js"></script>', CDN + "https://cdn.x/a.js"),
+        ('<script src="//cdn.x/a.js"></script>', CDN + "//cdn.x/a.js"),
+        ('<link rel="stylesheet" href="https://cdn.x/a.css">', CDN + "https://cdn.x/a.css"),
+        ('<link rel="preload" as="font" href="https://cdn.x/a">', CDN + "https://cdn.x/a"),
+        ('<link rel="preconnect" href="https://cdn.x">', CDN + "https://cdn.x"),
+        ('<img src="https://cdn.x/a.png" alt="A curve">', CDN + "https://cdn.x/a.png"),
+        ('<img src="_static/b.png" srcset="//cdn.x/a 2x" alt="A curve">', CDN + "//cdn.x/a"),
+        ('<iframe src="https://cdn.x/"></iframe>', CDN + "https://cdn.x/"),
+        ('<div style="background: url(https://cdn.x/a.png)"></div>', CDN + "https://cdn.x/a.png"),
+        ("<style>@import 'https://cdn.x/a.css';</style>", CDN + "https://cdn.x/a.css"),
+        ("<style>@font-face { src: url( 'https://cdn.x/a' ) }</style>", CDN + "https://cdn.x/a"),
+        ('<script type="module">import x from "//cdn.x/a.js"</script>', CDN + "//cdn.x/a.js"),
+        ('<script>s.src = "https://cdn.x/a.js"</script>', CDN + "https://cdn.x/a.js"),
+        ('<img src="_static/b.png">', ALT),
+        ('<img src="_static/b.png" alt=" ">', ALT),
+        ('<img src="_static/b.png" alt="_static/b.png">', ALT),  # docutils' stopgap
+        ('<img src="_static/b.png" alt="b.png">', ALT),
+        ('<div class="output traceback highlight-ipythontb">ValueError</div>', "error output"),
+        ('<div class="cell_output">Traceback (most recent call last)</div>', "error output"),
+        ('<script src="_static/gone.js"></script>', "broken link: _static/gone.js"),
+        ('<a href="gone.html">x</a>', "broken link: gone.html"),
+        ('<a href="../outside.html">x</a>', "broken link: ../outside.html"),
+        ('<a href="sub/">x</a>', "broken link: sub/"),  # no index.html there
+        ('<a href="/a">x</a>', "link from the server's root, which breaks below a folder: /a"),
+        ('<a href="#gone">x</a>', "no such anchor: #gone"),
+        ('<a href="sub/other.html#gone">x</a>', "no such anchor: sub/other.html#gone"),
     ],
 )
-def test_external_request_is_found(tmp_path: Path, extra: str) -> None:
-    fault = faults(site(tmp_path / "html", extra))
-    assert fault.startswith("index.html: external request: ") and "//cdn.x" in fault
+def test_each_kind_of_fault_is_seen(tmp_path: Path, extra: str, fault: str) -> None:
+    assert faults(site(tmp_path / "html", extra)) == f"index.html: {fault}"
 
 
-def test_external_request_of_a_style_sheet_is_found(tmp_path: Path) -> None:
+def test_external_request_of_a_style_sheet_is_seen(tmp_path: Path) -> None:
     root = site(tmp_path / "html", css="@import url(https://fonts.x/css);")
     assert faults(root) == "_static/a.css: external request: https://fonts.x/css"
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        '<img src="_static/b.png">',
-        '<img src="_static/b.png" alt=" ">',
-        '<img src="_static/b.png" alt="_static/b.png">',
-        '<img src="_static/b.png" alt="b.png">',
-    ],
-)
-def test_missing_alt_text_is_found(tmp_path: Path, image: str) -> None:
-    fault = faults(site(tmp_path / "html", image))
-    assert fault == "index.html: image without alt text: _static/b.png"
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        '<div class="output traceback highlight-ipythontb">ValueError</div>',
-        '<div class="cell_output"><pre>Traceback (most recent call last)\n</pre></div>',
-    ],
-)
-def test_error_output_is_found(tmp_path: Path, output: str) -> None:
-    assert faults(site(tmp_path / "html", output)) == "index.html: error output"
-
-
 def test_prose_may_speak_of_tracebacks(tmp_path: Path) -> None:
     check.check_html(site(tmp_path / "html", "<p>It says Traceback (most recent call last).</p>"))
-
-
-@pytest.mark.parametrize(
-    ("link", "fault"),
-    [
-        ("gone.html", "broken link"),
-        ("../outside.html", "broken link"),
-        ("sub/", "broken link"),  # no index.html there
-        ("/sub/other.html", "link from the server's root, which breaks below a folder"),
-        ("#gone", "no such anchor"),
-        ("sub/other.html#gone", "no such anchor"),
-    ],
-)
-def test_broken_link_is_found(tmp_path: Path, link: str, fault: str) -> None:
-    root = site(tmp_path / "html", f'<a href="{link}">x</a>')
-    assert faults(root) == f"index.html: {fault}: {link}"
-
-
-def test_missing_local_script_is_found(tmp_path: Path) -> None:
-    root = site(tmp_path / "html", '<script src="_static/gone.js"></script>')
-    assert faults(root) == "index.html: broken link: _static/gone.js"
 
 
 def test_empty_folder_is_not_a_book(tmp_path: Path) -> None:

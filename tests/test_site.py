@@ -36,6 +36,10 @@ SETTLED = """async () => {
 HEADINGS = """() => [...document.querySelectorAll("main h1, main h2, main h3, main h4, main h5")]
   .filter((node) => node.offsetParent !== null).map((node) => Number(node.tagName[1]))"""
 
+IDS = "() => [...document.querySelectorAll('[id]')].map((node) => node.id)"
+LINKS = """() => [...document.querySelectorAll("article a[href^='#']")]
+  .map((node) => decodeURIComponent(node.hash.slice(1))).filter((name) => name !== "")"""
+
 FINDINGS = """async () => {
   const found = await axe.run(document, {preload: false, resultTypes: ["violations"]});
   return found.violations.filter((v) => ["serious", "critical"].includes(v.impact)).map(
@@ -189,6 +193,7 @@ def test_keyboard_reaches_content_search_and_the_colours(chromium, origin):
 def test_a_term_shows_its_definition_by_pointer_and_by_keyboard(chromium, built_book):
     """WCAG 1.4.13: it stays under the pointer, Escape puts it away and leaves the focus."""
     with opened(chromium, "file://", viewport={"width": 1280, "height": 900}) as tab:
+        tab.page.clock.install()
         page = visit(tab, (built_book / "index.html").as_uri())
         term = page.locator('a[href*="#term-residual"]').first
         tip = page.locator("#eqr-term")
@@ -205,7 +210,7 @@ def test_a_term_shows_its_definition_by_pointer_and_by_keyboard(chromium, built_
         term.hover()
         tip.wait_for(state="visible")
         tip.hover()
-        page.wait_for_timeout(600)
+        page.clock.run_for(600)  # longer than it stays without a pointer
         assert tip.is_visible(), "it can be pointed at"
         page.locator("article h1").hover()
         tip.wait_for(state="hidden")
@@ -247,12 +252,20 @@ def test_the_home_board_plays_and_the_live_solver_runs(chromium, origin):
     tab.check()
 
 
-def test_the_book_prints_as_one_pdf_with_links_inside(stand_in, tmp_path):
+def test_the_book_prints_as_one_pdf_with_links_inside(chromium, stand_in, tmp_path):
     """Every page of the table of contents is in it; what only works on a screen is not."""
     if REAL:
         pytest.skip("slow for a real book; `make pdf` prints it")
     source = stand_in.parent / "source"
     single = build.sphinx(source, tmp_path / "work", "singlehtml")
+    with opened(chromium, "file://") as tab:
+        tab.page.emulate_media(media="print")
+        page = visit(tab, (single / "index.html").as_uri())
+        assert not page.get_by_text("Only on a screen.").first.is_visible()
+        assert not page.get_by_text("Download this notebook").first.is_visible()
+        assert page.get_by_text("In its place.").first.is_visible()
+        inside = set(page.evaluate(LINKS))
+        assert len(inside) > 50 and not inside - set(page.evaluate(IDS))
     # In a process of its own: Playwright runs once in each.
     code = "import sys; from pathlib import Path; from book.tools.pdf import print_book; "
     code += "print_book(*map(Path, sys.argv[1:]))"
