@@ -129,7 +129,7 @@ rule cell:
         runtime=60 * HOURS,
         gpu=lambda wildcards: int(on_gpu(wildcards)),
     shell:
-        f"{RUN} eqr run {{wildcards.study}} --profile {PROFILE} --rows {{wildcards.row}} "
+        f"{RUN} eqr study run {{wildcards.study}} --profile {PROFILE} --rows {{wildcards.row}} "
         f"--seeds {{wildcards.seed}} --out {OUT}/{PROFILE}/studies {{params.device}} {ENDS}"
 
 
@@ -142,4 +142,4 @@ rule study:
         ]
     output: f"{FLOW}/study/{{study}}.txt"
     resources: mem_mb=4000, runtime=60
-    shell: f"{RUN} eqr run {{wildcards.study}} --profile {PROFILE} --out {OUT}/{PROFILE}/studies {ENDS}"
+    shell: f"{RUN} eqr study run {{wildcards.study}} --profile {PROFILE} --out {OUT}/{PROFILE}/studies {ENDS}"

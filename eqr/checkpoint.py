@@ -21,14 +21,14 @@ from torch import Tensor
 
 from eqr.config import ModelConfig, to_dict
 from eqr.model import Reasoner
-from eqr.settings import from_dict
+from eqr.settings import UserError, from_dict
 from eqr.task import Task, task_from_dict, task_to_dict
 
 FORMAT = "eqr-1"
 MODEL = {"kind": "model"}  # what marks a file of weights, as opposed to a run to be resumed
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the file and suggests a fix."""
 
 

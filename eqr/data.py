@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from eqr.config import SEMANTICS, DataConfig, Recipe, digest
+from eqr.settings import UserError
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
 
@@ -32,7 +33,7 @@ FORMAT = "eqr-data-1"
 Progress = Callable[[int, int], None]  # (done, of)
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used; the message names the file, the field and the mend."""
 
 

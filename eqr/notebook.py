@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from eqr import store
 from eqr.data import PROJECT
-from eqr.settings import ConfigError, nearest
+from eqr.settings import ConfigError, UserError, nearest
 
 # One thread: results then do not depend on the machine's cores, nor do two kernels side by side
 # wait for each other. With the backend that tests set, a chapter would have no pictures.
@@ -27,7 +27,7 @@ KERNEL = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 KERNEL |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
-class NotebookError(RuntimeError):
+class NotebookError(UserError):
     """A notebook did not run through; the message names the cell and where to read on."""
 
 

@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, UserError
 
 
-class WorldError(RuntimeError):
+class WorldError(UserError):
     """The processes have lost each other."""
 
 

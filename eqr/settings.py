@@ -18,8 +18,12 @@ from pydantic import ConfigDict, ValidationError
 T = TypeVar("T")
 
 
-class ProblemError(ValueError):
-    """Bad input or an impossible request, in one line that suggests a fix."""
+class UserError(ValueError):
+    """Something that the user can put right; one line that names file, field and a remedy."""
+
+
+class ProblemError(UserError):
+    """A bad problem or an impossible request for one."""
 
 
 class ConfigError(ProblemError):

@@ -28,6 +28,7 @@ import torch.distributed as dist
 
 from eqr.config import SEMANTICS, digest
 from eqr.data import PROJECT, file_sha256
+from eqr.settings import UserError
 
 MANIFEST = "manifest.json"
 PENDING = ".pending.json"  # kind and configuration of a run that is not complete
@@ -35,7 +36,7 @@ RUN_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 OTHER = ("data", "downloads", "locks", "partial")  # folders of a store that are not runs
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A stored run that cannot be used; the message names the file and the mend."""
 
 

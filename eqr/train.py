@@ -33,10 +33,11 @@ from eqr.model import Reasoner, State, Step
 from eqr.optim import build_optimizers, learning_rate, operator_at, token_loss, update_ema, widest
 from eqr.parallel import ALONE, World
 from eqr.run_folder import RunFolder
+from eqr.settings import UserError
 from eqr.streams import Slots, stream
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training cannot go on; the last checkpoint is intact."""
 
 

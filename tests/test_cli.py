@@ -25,7 +25,7 @@ from eqr.recipes import recipe_names
 from eqr.streams import stream
 from eqr.tasks.sudoku import Sudoku
 
-COMMANDS = ["train", "eval", "export", "solve", "bench", "run", "recipes", "notebook"]
+COMMANDS = ["train", "eval", "export", "solve", "bench", "recipes", "notebook", "halt"]
 COMMANDS += ["import-checkpoint", "plan"]
 
 
@@ -42,6 +42,7 @@ def files(folder: Path) -> list[str]:
 GROUPS = {
     "data": {"build", "import", "verify"},
     "results": {"list", "show", "verify", "diff"},
+    "study": {"run", "list"},
 }
 GROUPED = [f"{group} {name}" for group, names in GROUPS.items() for name in sorted(names)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eqr.data import DataError
-from eqr.imports.datasets import read_npy, read_sudoku_csv
+from eqr.imports.datasets import read
 from eqr.task import Problems
 from eqr.tasks.sudoku import Sudoku
 
@@ -37,19 +37,19 @@ def csv(tmp_path, pool):
 
 
 def test_csv_is_read_as_it_is_and_subsampled_by_seed(csv, pool):
-    whole = read_sudoku_csv(csv, train=None)
+    whole = read(csv, Sudoku(), train=None)
     assert np.array_equal(whole.train.inputs, pool.inputs[:6])
     assert np.array_equal(whole.test.labels, pool.labels[6:])
     assert whole.train.rating.tolist() == [0, 1, 2, 3, 4, 5]
     (csv / "train.csv").write_text((csv / "train.csv").read_text().replace(".", "0"))
-    assert read_sudoku_csv(csv, train=None).digest == whole.digest, "0 is a blank too"
+    assert read(csv, Sudoku(), train=None).digest == whole.digest, "0 is a blank too"
     picks = {
-        seed: read_sudoku_csv(csv, train=3, seed=seed).train.rating.tolist() for seed in range(5)
+        seed: read(csv, Sudoku(), train=3, seed=seed).train.rating.tolist() for seed in range(5)
     }
-    assert picks[0] == read_sudoku_csv(csv, train=3, seed=0).train.rating.tolist()
+    assert picks[0] == read(csv, Sudoku(), train=3, seed=0).train.rating.tolist()
     assert len(set(map(tuple, picks.values()))) > 1
     assert all(pick == sorted(pick) and len(pick) == 3 for pick in picks.values())
-    first = read_sudoku_csv(csv, train=2, test=1, subsample="first")
+    first = read(csv, Sudoku(), train=2, test=1, subsample="first")
     assert first.train.rating.tolist() == [0, 1] and first.test.rating.tolist() == [6]
 
 
@@ -74,7 +74,7 @@ def break_line(csv, number: int, change) -> None:
 def test_a_malformed_csv_row_is_named_by_file_and_line(csv, change, said):
     break_line(csv, 4, change)
     with pytest.raises(DataError, match=rf"train\.csv, line 4: {said}"):
-        read_sudoku_csv(csv)
+        read(csv, Sudoku())
 
 
 def test_a_wrong_answer_below_a_blank_line_is_named_by_its_line(csv):
@@ -82,20 +82,20 @@ def test_a_wrong_answer_below_a_blank_line_is_named_by_its_line(csv):
     lines = (csv / "train.csv").read_text().splitlines()
     (csv / "train.csv").write_text("\n".join([*lines[:2], "", *lines[2:]]) + "\n")
     with pytest.raises(DataError, match=r"train\.csv, line 6: answer does not solve"):
-        read_sudoku_csv(csv)
+        read(csv, Sudoku())
 
 
 def test_wrong_columns_an_empty_file_and_a_missing_file_are_named(csv):
     text = (csv / "test.csv").read_text()
     (csv / "test.csv").write_text(text.replace("question", "puzzle", 1))
     with pytest.raises(DataError, match=r"test\.csv: columns .*puzzle.*expected source,question"):
-        read_sudoku_csv(csv)
+        read(csv, Sudoku())
     (csv / "test.csv").write_text(HEADER + "\n")
     with pytest.raises(DataError, match=r"test\.csv: holds no puzzles"):
-        read_sudoku_csv(csv)
+        read(csv, Sudoku())
     (csv / "test.csv").unlink()
     with pytest.raises(DataError, match=r"test\.csv: no such file"):
-        read_sudoku_csv(csv)
+        read(csv, Sudoku())
 
 
 def test_test_puzzles_whose_solution_was_trained_on_are_left_out(csv, pool):
@@ -104,7 +104,7 @@ def test_test_puzzles_whose_solution_was_trained_on_are_left_out(csv, pool):
     image = [relabel[a[0].reshape(9, 9).T.ravel()] for a in (pool.inputs, pool.labels)]
     with (csv / "test.csv").open("a") as file:
         file.write(f"image,{task.format(image[0])},{task.format(image[1])},99\n")
-    actual = read_sudoku_csv(csv, train=None)
+    actual = read(csv, Sudoku(), train=None)
     assert actual.test.rating.tolist() == [6, 7, 8] and actual.origin["left_out_of_test"] == 1
 
 
@@ -119,24 +119,24 @@ def test_official_arrays_keep_the_first_of_each_group(tmp_path, pool):
                 tokens.append(image[tokens[-1]] if row < 0 else getattr(pool, name)[row])
             np.save(folder / f"all__{name}.npy", np.array(tokens, np.int32))
     np.save(tmp_path / "npy/train/all__group_indices.npy", np.array([0, 3, 5, 6], np.int32))
-    actual = read_npy(tmp_path / "npy", Sudoku())
+    actual = read(tmp_path / "npy", Sudoku())
     assert np.array_equal(actual.train.inputs, pool.inputs[:3])
     assert (
         np.array_equal(actual.test.inputs, pool.inputs[3:5])
         and actual.test.inputs.dtype == np.uint8
     )
     with pytest.raises(DataError, match=r"all__inputs\.npy: shape .* does not fit 16 tokens"):
-        read_npy(tmp_path / "npy", Sudoku(2, 2))
+        read(tmp_path / "npy", Sudoku(2, 2))
     labels = tmp_path / "npy/test/all__labels.npy"
     np.save(labels, pool.labels[[4, 3]])
     with pytest.raises(DataError, match="test: the label of problem 0 breaks the rules"):
-        read_npy(tmp_path / "npy", Sudoku())
+        read(tmp_path / "npy", Sudoku())
     np.save(labels, np.full((2, 81), 11))
     with pytest.raises(DataError, match=r"all__labels\.npy: tokens outside 0\.\.10"):
-        read_npy(tmp_path / "npy", Sudoku())
+        read(tmp_path / "npy", Sudoku())
     np.save(labels, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=r"all__labels\.npy: not a readable array"):
-        read_npy(tmp_path / "npy", Sudoku())
+        read(tmp_path / "npy", Sudoku())
 
 
 def test_the_shared_hard_puzzles_import(shared, tmp_path):
@@ -145,7 +145,7 @@ def test_the_shared_hard_puzzles_import(shared, tmp_path):
         ("test", "shift_magictour_top1465"),
     ):
         shutil.copy(shared / "data" / "sudoku" / f"{source}.csv", tmp_path / f"{split}.csv")
-    actual = read_sudoku_csv(tmp_path, train=30, test=30)
+    actual = read(tmp_path, Sudoku(), train=30, test=30)
     assert (
         len(actual.train) == 30 and actual.task.check(actual.test.inputs, actual.test.labels).all()
     )

@@ -296,11 +296,9 @@ def test_a_halting_run_is_stored_with_its_wall_times(learned, problems, tmp_path
     assert table.nfe[0] < table.nfe[1] == 12
 
 
-def test_eval_compares_halting_rules(eqr, learned):
-    words = ("eval", "-c", learned.path, "--depth", 12, "--problems", 8, "--select", "average")
-    rules = ("--halting", "residual:0.1", "--halting", "fixed")
-    rows = json.loads(eqr(*words, *rules, "--json").out)
+def test_the_command_compares_halting_rules(eqr, learned):
+    words = ("-c", learned.path, "--depth", 12, "--problems", 8, "--select", "average")
+    rows = json.loads(eqr("halt", "residual:0.1", "fixed", *words, "--json").out)
     assert [row["halting"] for row in rows] == ["residual:0.1", "fixed"]
     assert rows[0]["nfe"] < rows[1]["nfe"] == 12
-    assert "did you mean 'residual'" in eqr(*words, "--halting", "residul:1").err
-    assert "needs a --halting rule" in eqr(*words, "--first-settled", 0.1).err
+    assert "did you mean 'residual'" in eqr("halt", "residul:1", *words).err

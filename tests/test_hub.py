@@ -1,8 +1,8 @@
 """What comes from the hub is whole, checked and named by its commit, or one clear line.
 
-The hub is a local stand-in: it lists repositories, serves files at a commit, sends large ones from
-another host as the real one does, and continues a file in its middle. It can be told to cut the
-connection, to damage a file, and to refuse.
+The hub is a local stand-in: it lists repositories and serves files at a commit, large ones from
+another host as the real one does. It can be told to cut the connection, to damage a file, and to
+refuse. Downloads themselves are huggingface_hub's.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from huggingface_hub import constants
 from eqr import data
 from eqr.checkpoint import load_model
 from eqr.imports import hub
-from eqr.imports.datasets import read_npy, read_sudoku_csv
+from eqr.imports.datasets import read
 from eqr.imports.hub import HubError, Source, parse
 from eqr.imports.weights import import_official
 from eqr.tasks.maze import Maze
@@ -47,10 +45,8 @@ class Hub:
     url: str = ""
     cdn: str = ""  # the same server under another host name
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)  # path -> content
-    cut: int | None = None  # break the connection after so many bytes of a file, and stay away
+    cut: int | None = None  # break the connection after so many bytes of a file
     damaged: str = ""  # a file whose content gets a wrong byte
-    whole: bool = False  # send the whole file, whatever range was asked for
-    more: int = 0  # how many bytes too many a listing says
     html: bool = False  # answer with a page for people
     status: dict[str, int] = field(default_factory=dict)  # a part of the address -> how to refuse
     sent: Counter = field(default_factory=Counter)  # path -> bytes
@@ -61,23 +57,22 @@ class Hub:
         self.repositories[prefix + repo] = files
 
 
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
 def large(path: str) -> bool:
     """Whether the stand-in keeps a file with LFS."""
     return path.endswith((".csv", ".npy", ".pth"))
 
 
-def entry(path: str, body: bytes, more: int) -> dict:
+def entry(path: str, body: bytes) -> dict:
     """A file in a listing, as the hub's."""
     blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-    found = {"type": "file", "path": path, "size": len(body) + more, "oid": blob}
+    made = {"type": "file", "path": path, "size": len(body), "oid": blob}
     if large(path):
-        found["oid"] = "0" * 40  # of the pointer that git keeps in its place
-        found["lfs"] = {
-            "oid": hashlib.sha256(body).hexdigest(),
-            "size": len(body),
-            "pointerSize": 128,
-        }
-    return found
+        made["lfs"] = {"oid": sha256(body), "size": len(body), "pointerSize": 128}
+    return made
 
 
 def handler(state: Hub) -> type[http.server.BaseHTTPRequestHandler]:
@@ -90,47 +85,46 @@ def handler(state: Hub) -> type[http.server.BaseHTTPRequestHandler]:
             for part, code in state.status.items():
                 if part in path:
                     return self.refuse(code, "")
-            form = (
-                r"(api/(?P<api>models|datasets)/|(?P<cdn>cdn/)?)(?P<repo>(datasets/)?[^/]+/[^/]+)"
-            )
-            found = re.match(form + r"(?P<rest>/.*)?$", path)
-            repo = found["repo"] if found["api"] != "datasets" else f"datasets/{found['repo']}"
+            form = r"(api/(?P<api>models|datasets)/|(?P<cdn>cdn/)?)(?P<repo>(datasets/)?\S+?/[^/]+)"
+            match = re.match(form + r"(?P<rest>/.*)?$", path)
+            repo = match["repo"] if match["api"] != "datasets" else f"datasets/{match['repo']}"
             files = state.repositories.get(repo)
             if files is None:
                 return self.refuse(401, "RepoNotFound")
-            verb, _, rest = (found["rest"] or "").strip("/").partition("/")
+            verb, _, rest = (match["rest"] or "").strip("/").partition("/")
             revision, _, name = rest.partition("/")
             if revision not in ("", "main", "v1", COMMIT):
                 return self.refuse(404, "RevisionNotFound")
-            if found["api"] and verb in ("", "revision"):
-                return self.answer({"id": found["repo"], "sha": COMMIT, "siblings": []})
-            if found["api"]:
-                listing = [entry(name, body, state.more) for name, body in files.items()]
-                return self.answer([{"type": "directory", "path": "x", "oid": "0" * 40}, *listing])
+            if match["api"] and verb in ("", "revision"):
+                return self.answer({"id": match["repo"], "sha": COMMIT, "siblings": []})
+            if match["api"]:
+                return self.answer([entry(name, body) for name, body in files.items()])
             assert revision == COMMIT, "the file of another commit is asked for"
-            if large(name) and not found["cdn"]:
-                self.send_response(302)
-                self.send_header("Location", f"{state.cdn}/cdn/{path}")
-                self.send_header("Content-Length", "0")
-                return self.end_headers()
-            self.send_file(name, files[name])
+            self.send_file(path, name, files[name], bool(match["cdn"]))
 
-        def send_file(self, name: str, body: bytes) -> None:
-            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            start = int(asked[1]) if asked and not state.whole else 0
+        do_HEAD = do_GET
+
+        def send_file(self, path: str, name: str, body: bytes, cdn: bool) -> None:
+            about = entry(name, body)
+            elsewhere = large(name) and not cdn
+            self.send_response(302 if elsewhere else 200)
+            if elsewhere:
+                self.send_header("Location", f"{state.cdn}/cdn/{path}")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{about["oid"]}"')
+            if large(name):
+                self.send_header("X-Linked-ETag", f'"{about["lfs"]["oid"]}"')
+                self.send_header("X-Linked-Size", str(len(body)))
+            self.send_header("Content-Length", "0" if elsewhere else str(len(body)))
+            self.end_headers()
+            if elsewhere or self.command == "HEAD":
+                return
             if state.damaged == name:
                 body = body[:-1] + bytes([body[-1] ^ 1])
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-            self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
-            end = len(body)
-            if state.cut is not None and large(name):
-                end, state.cut = min(end, start + state.cut), 0
-                self.close_connection = True
-            self.wfile.write(body[start:end])
-            state.sent[name] += end - start
+            end = len(body) if state.cut is None or not large(name) else state.cut
+            self.close_connection = end < len(body)
+            self.wfile.write(body[:end])
+            state.sent[name] += min(end, len(body))
 
         def refuse(self, code: int, why: str) -> None:
             self.send_response(code)
@@ -154,7 +148,7 @@ def handler(state: Hub) -> type[http.server.BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def served(monkeypatch, tmp_path):
-    """A stand-in that HF_ENDPOINT points to; waits between attempts are left out."""
+    """A stand-in that HF_ENDPOINT points to, with an empty cache; no waits between attempts."""
     state = Hub()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(state)) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -163,8 +157,8 @@ def served(monkeypatch, tmp_path):
         )
         monkeypatch.setenv("HF_ENDPOINT", state.url)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        monkeypatch.setattr(time, "sleep", lambda _: None)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # of 10 MB
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("time.sleep", lambda _: None)
         yield state
         server.shutdown()
 
@@ -172,13 +166,13 @@ def served(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def tables() -> dict[str, bytes]:
     """train.csv and test.csv of 30 puzzles each, in the schema of Sudoku-Extreme."""
-    task, found = Sudoku(), {"README.md": b"# Sudoku\n"}
+    task, files = Sudoku(), {"README.md": b"# Sudoku\n"}
     pool = task.generate(60, seed=3)
     for split, rows in (("train", range(30)), ("test", range(30, 60))):
         lines = ["source,question,answer,rating"]
         lines += [f"x,{task.format(pool.inputs[r])},{task.format(pool.labels[r])},1" for r in rows]
-        found[f"{split}.csv"] = "\n".join(lines).encode() + b"\n"
-    return found
+        files[f"{split}.csv"] = "\n".join(lines).encode() + b"\n"
+    return files
 
 
 @pytest.fixture
@@ -189,20 +183,10 @@ def extreme(served, tables) -> dict[str, bytes]:
     return files
 
 
-def sha256(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
-
-
-def left(folder: Path) -> list[str]:
-    """The files that a command has left in the store, the locks not counted."""
-    below = folder / "store" / "downloads"
-    return sorted(p.relative_to(below).as_posix() for p in below.rglob("*") if p.is_file())
-
-
-def refused(done, said: str) -> None:
+def refused(done, *said: str) -> None:
     """The command ended in one clear line."""
     assert done.code == 1 and done.out == "", done.out
-    assert done.err.startswith("error: ") and said in done.err, done.err
+    assert done.err.startswith("error: ") and all(word in done.err for word in said), done.err
     assert len(done.err.strip().splitlines()) == 1, done.err
 
 
@@ -215,9 +199,8 @@ def test_sources_and_local_paths_are_told_apart(tmp_path):
     there = tmp_path / "odd:name"
     there.mkdir()
     assert parse(str(there), "dataset") is None
-    assert parse("hf:a/b@refs/pr/3/x/y.pth", "model") == Source(
-        "model", "a/b", "refs/pr/3", "x/y.pth"
-    )
+    source = Source("model", "a/b", "refs/pr/3", "x/y.pth")
+    assert parse("hf:a/b@refs/pr/3/x/y.pth", "model") == source
     assert parse("hub:sudoku-extreme@v1", "dataset").repo == "sapientinc/sudoku-extreme"
     for text in ("hf:a/b", "hf:a/b@v1", "hf:a/b/c.d/e", "hf:a/b@1.0/c"):
         assert str(parse(text, "model")) == text
@@ -226,15 +209,13 @@ def test_sources_and_local_paths_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("hf:locuslab", "must be written hf:OWNER/REPO[@REVISION][/PATH], as in hf:locuslab/EqR-m"),
+        ("hf:locuslab", "must be written hf:OWNER/REPO[@REVISION][/PATH]"),
         ("hf://a/b", "must be written"),
         ("hf:models/a/b", "must be written"),
         ("hf:a/b@/c", "must be written"),
         ("hf:a/b/../../c", "must be written"),
-        ("hf:a/b//c", "must be written"),
         ("hub:eqr-modl/x.pth", "did you mean 'eqr-model'"),
         ("https://huggingface.co/a/b", "no such file; what is on the hub is written hf:"),
-        ("hf:locuslab/EqR-data/x", "is a dataset repository: use `eqr data import`"),
     ],
 )
 def test_a_source_that_is_misspelt_is_refused_before_anything_is_asked(eqr, tmp_path, text, said):
@@ -249,14 +230,13 @@ def test_a_data_set_comes_whole_at_one_commit_and_says_which(eqr, served, extrem
     assert done.code == 0 and not done.err, done.err
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_bytes(extreme[name])
-    found = data.load(tmp_path / "out")
-    assert found.digest == read_sudoku_csv(tmp_path, train=9).digest
-    assert found.origin["source"] == "hf:sapientinc/sudoku-extreme"
+    made = data.load(tmp_path / "out")
+    assert made.digest == read(tmp_path, Sudoku(), train=9).digest
+    assert made.origin["source"] == "hf:sapientinc/sudoku-extreme"
     files = {name: sha256(extreme[name]) for name in ("test.csv", "train.csv")}
     wanted = {"repository": "sapientinc/sudoku-extreme", "revision": COMMIT, "files": files}
-    assert found.origin["hub"] == wanted
+    assert made.origin["hub"] == wanted
     assert served.sent == {name: len(extreme[name]) for name in files}, "and no other file"
-    assert not left(tmp_path) and not list(tmp_path.glob("store/downloads/*"))
     assert served.tokens == {"127.0.0.1": "Bearer hf_secret", "localhost": None}, "kept from others"
 
 
@@ -276,7 +256,7 @@ def test_official_arrays_come_from_wherever_the_repository_keeps_them(eqr, serve
     words = ("--kind", "maze", "-s", "height=7", "-s", "width=7", "-s", "path_min=3")
     done = eqr("data", "import", "hub:eqr-data/maze-7x7", tmp_path / "out", *words)
     assert done.code == 0, done.err
-    assert data.load(tmp_path / "out").digest == read_npy(local, task).digest
+    assert data.load(tmp_path / "out").digest == read(local, task).digest
     assert len(served.sent) == 6 and not any("identifiers" in name for name in served.sent)
     refused(
         eqr("data", "import", "hub:eqr-data/maze-7x8", tmp_path / "no", *words),
@@ -284,63 +264,34 @@ def test_official_arrays_come_from_wherever_the_repository_keeps_them(eqr, serve
     )
 
 
-def test_a_download_that_was_cut_goes_on_where_it_was(eqr, served, extreme, tmp_path):
-    """The second command fetches the rest and nothing else, and the data set is the same."""
-    size, served.cut = len(extreme["train.csv"]), 1000
-    words = ("data", "import", CSV, tmp_path / "out")
-    refused(eqr(*words), "1000 bytes are kept; run the same command again to go on")
-    assert not (tmp_path / "out").exists()
-    (part,) = left(tmp_path)
-    assert re.fullmatch(
-        r"datasets--sapientinc--sudoku-extreme/train\.csv\.[0-9a-f]{16}\.part", part
-    )
-    served.cut = None
-    served.sent.clear()
-    done = eqr(*words)
-    assert done.code == 0, done.err
-    assert served.sent == {"train.csv": size - 1000, "test.csv": len(extreme["test.csv"])}
-    origin = data.load(tmp_path / "out").origin
-    assert origin["hub"]["files"]["train.csv"] == sha256(extreme["train.csv"]) and not left(
-        tmp_path
-    )
-
-
-def test_a_server_that_cannot_go_on_sends_the_whole_file(eqr, served, extreme, tmp_path):
-    served.cut, served.whole = 1000, True
-    assert eqr("data", "import", CSV, tmp_path / "out").code == 1
-    served.cut = None
-    assert eqr("data", "import", CSV, tmp_path / "out").code == 0
-    assert data.verify(tmp_path / "out")["train"] == 30
-
-
-def test_what_was_fetched_is_kept_until_it_is_imported(eqr, served, extreme, tmp_path):
-    """A mistake in the command costs no second download; a changed file is fetched again."""
+def test_what_came_whole_is_not_fetched_again(eqr, served, extreme, tmp_path):
+    """Neither after a mistake in the command nor after a download that was cut."""
     words = ("data", "import", CSV, tmp_path / "out")
     assert "must be 'random' or 'first'" in eqr(*words, "--subsample", "frist").err
-    assert [Path(name).name for name in left(tmp_path)] == ["test.csv", "train.csv"]
     served.sent.clear()
-    extreme["test.csv"] = extreme["test.csv"].rstrip().rpartition(b"\n")[0] + b"\n"
-    done = eqr(*words)
-    assert done.code == 0 and set(served.sent) == {"test.csv"} and not left(tmp_path), done.err
-    assert len(data.load(tmp_path / "out").test) == 29
+    assert eqr(*words).code == 0 and not served.sent
+
+
+def test_a_download_that_was_cut_is_one_clear_line_and_can_be_repeated(
+    eqr, served, extreme, tmp_path
+):
+    served.cut = 1000
+    words = ("data", "import", CSV, tmp_path / "out")
+    refused(eqr(*words), "run the same command again")
+    assert not (tmp_path / "out").exists()
+    served.cut = None
+    assert eqr(*words).code == 0
+    assert data.verify(tmp_path / "out")["train"] == 30
 
 
 def test_a_damaged_file_is_one_clear_line_and_does_not_stay(eqr, served, extreme, tmp_path):
     """Its size is right, only its hash tells; once the server is well, the same command works."""
     served.damaged = "train.csv"
     done = eqr("data", "import", CSV, tmp_path / "out")
-    refused(done, "train.csv: field sha256 is")
-    assert f"the hub says {sha256(extreme['train.csv'])}" in done.err and "again" in done.err
-    assert not (tmp_path / "out").exists() and not left(tmp_path)
+    refused(done, "train.csv: field sha256 is", sha256(extreme["train.csv"]), "again")
+    assert not (tmp_path / "out").exists()
     served.damaged = ""
     assert eqr("data", "import", CSV, tmp_path / "out").code == 0
-
-
-def test_a_file_of_another_size_is_refused(eqr, served, extreme, tmp_path):
-    served.more, size = 7, len(extreme["train.csv"])
-    done = eqr("data", "import", CSV, tmp_path / "out")
-    refused(done, f"train.csv: field size is {size}, and the hub says {size + 7}")
-    assert not left(tmp_path)
 
 
 def test_files_can_be_pinned(eqr, served, extreme, tmp_path):
@@ -365,12 +316,11 @@ def test_files_can_be_pinned(eqr, served, extreme, tmp_path):
 def test_a_repository_revision_or_folder_that_is_not_there_is_named(eqr, served, extreme, tmp_path):
     out = tmp_path / "out"
     done = eqr("data", "import", "hf:sapientinc/sudoku-extrem", out)
-    refused(done, "no dataset repository sapientinc/sudoku-extrem, or it is not public (401); did")
-    assert "did you mean 'sapientinc/sudoku-extreme'?" in done.err and "HF_TOKEN" in done.err
-    refused(eqr("data", "import", f"{CSV}@v9", out), "has no revision 'v9' (404)")
+    refused(done, "hf:sapientinc/sudoku-extrem: RepositoryNotFound", "HF_TOKEN")
+    refused(eqr("data", "import", f"{CSV}@v9", out), "RevisionNotFound", "check owner, name")
     refused(eqr("data", "import", f"{CSV}/hard", out), "has no data set 'hard'")
     del extreme["test.csv"]
-    refused(eqr("data", "import", CSV, out), "has no file test.csv, which a data set needs")
+    refused(eqr("data", "import", CSV, out), "has no file test.csv")
     del extreme["train.csv"]
     refused(eqr("data", "import", CSV, out), "this repository has no data set")
     assert not served.sent and not out.exists()
@@ -378,35 +328,24 @@ def test_a_repository_revision_or_folder_that_is_not_there_is_named(eqr, served,
 
 @pytest.mark.parametrize(
     ("where", "code", "said"),
-    [
-        ("resolve/", 401, "train.csv: the hub at"),
-        ("resolve/", 404, "answered 404; try again later"),
-        ("cdn/", 403, "answered 403; log in with `hf auth login`, or set HF_TOKEN"),
-        ("api/", 401, "answered 401; log in with"),
-        ("tree/", 500, "answered 500; try again later"),
-    ],
+    [("resolve/", 401, "hf auth login"), ("cdn/", 403, "403"), ("tree/", 500, "again")],
 )
 def test_a_refusal_is_one_clear_line(eqr, served, extreme, tmp_path, where, code, said):
     served.status = {where: code}
-    refused(eqr("data", "import", CSV, tmp_path / "out"), said)
+    refused(eqr("data", "import", CSV, tmp_path / "out"), "hf:sapientinc/sudoku-extreme: ", said)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_is_no_hub_and_an_address_that_is_none(eqr, monkeypatch, extreme, served):
+def test_a_server_that_is_no_hub_is_one_clear_line(eqr, extreme, served):
     served.html = True
-    refused(eqr("data", "import", CSV, "out"), "does not answer as a hub does; check HF_ENDPOINT")
-    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
-    refused(eqr("data", "import", CSV, "out"), "must begin with https://")
+    refused(eqr("data", "import", CSV, "out"), "check the network and HF_ENDPOINT")
 
 
-def test_a_file_name_that_leaves_the_folder_is_refused(served, tmp_path, monkeypatch):
-    monkeypatch.setenv("EQR_STORE", str(tmp_path / "store"))
+def test_a_file_name_that_leaves_the_folder_is_refused(served, tmp_path):
     served.add("model", "a/b", {"../../evil.pth": b"x"})
-    with (
-        pytest.raises(HubError, match="leaves its folder"),
-        hub.opened(parse("hf:a/b", "model")) as repository,
-    ):
-        repository.fetch("../../evil.pth")
+    repository = hub.open_repository(parse("hf:a/b", "model"))
+    with pytest.raises(HubError, match="leaves its folder"):
+        repository.fetch(["../../evil.pth"])
     assert not list(tmp_path.rglob("evil*"))
 
 
@@ -419,10 +358,10 @@ def test_an_unreachable_hub_is_one_clear_line(tmp_path):
         env=os.environ | here | {"HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 1 and not (tmp_path / "out").exists()
-    assert "cannot be reached" in done.stderr and "check the network" in done.stderr
+    assert "check the network" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
@@ -472,16 +411,9 @@ def test_a_golden_checkpoint_from_the_hub_is_the_local_one(eqr, served, shared, 
     served.add(
         "model", "locuslab/EqR-model", {"README.md": b"#", "all_config.yaml": b"{}", **files}
     )
-    served.cut = 300_000
     words = ("import-checkpoint", f"{EQR}@v1/sudoku-extreme/eqr.pth", tmp_path / "hub.safetensors")
-    refused(eqr(*words), "300000 bytes are kept")
-    served.cut = None
-    served.sent.clear()
     done = eqr(*words)
     assert done.code == 0 and "configuration: sudoku-extreme/eqr.json" in done.err, done.err
-    assert (
-        served.sent["sudoku-extreme/eqr.pth"] == local.with_suffix(".pth").stat().st_size - 300_000
-    )
     assert eqr("import-checkpoint", f"{local}.pth", tmp_path / "local.safetensors").code == 0
     one, two = (load_model(tmp_path / f"{name}.safetensors") for name in ("hub", "local"))
     for name, value in one.model.state_dict().items():
@@ -497,7 +429,6 @@ def test_a_golden_checkpoint_from_the_hub_is_the_local_one(eqr, served, shared, 
         "revision": COMMIT,
         "files": {name: sha256(body) for name, body in files.items()},
     }
-    assert not left(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -524,7 +455,7 @@ def test_the_configuration_is_found(eqr, served, tmp_path, others, words, used):
     assert done.code == 0, done.err
     found = load_model(out)
     assert (found.task.kind, found.task.height, found.task.width) == ("maze", 5, 5)
-    assert found.meta["imported"]["config"]["file"] == used and not left(tmp_path)
+    assert found.meta["imported"]["config"]["file"] == used
     (tmp_path / "eqr.pth").write_bytes(pth())
     import_official(tmp_path / "eqr.pth", tmp_path / "local.safetensors", OFFICIAL)
     local = load_model(tmp_path / "local.safetensors").model.state_dict()
@@ -538,7 +469,7 @@ def test_a_configuration_that_is_not_found_or_does_not_fit(eqr, served, tmp_path
     refused(eqr(*words), "stores no configuration; give it with --config FILE (no YAML or JSON")
     files |= {"maze/a.json": b"{}", "maze/b.yaml": b"{}"}
     refused(eqr(*words), "--config FILE (there is maze/a.json, maze/b.yaml)")
-    refused(eqr(*words, "--config", f"{EQR}/maze/a.json"), "maze/a.json: official configuration:")
+    refused(eqr(*words, "--config", f"{EQR}/maze/a.json"), "maze/a.json: official configuration.seq_len is missing")
     refused(eqr(*words, "--config", f"{EQR}/maze/c.json"), "did you mean 'maze/a.json'?")
     refused(
         eqr("import-checkpoint", EQR, out), "name the checkpoint: maze/eqr.pth, maze/latest.pth"
@@ -556,8 +487,7 @@ class Command:
 
 
 def test_a_pickle_from_the_hub_is_not_executed(eqr, served, tmp_path):
-    """It stays where the message says, so that its tensors can be taken out elsewhere."""
     served.add("model", "a/b", {"x.pth": pth(config=OFFICIAL, trap=Command())})
     done = eqr("import-checkpoint", "hf:a/b/x.pth", tmp_path / "out.safetensors")
-    refused(done, "models--a--b/x.pth: refused, reading it would execute a pickle")
-    assert left(tmp_path) == ["models--a--b/x.pth"]
+    refused(done, "x.pth: refused, reading it would execute a pickle")
+    assert not (tmp_path / "out.safetensors").exists()

@@ -68,7 +68,8 @@ def test_rows_are_made_in_slices_and_shipped_with_weights(
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     out = tmp_path / "results"
     rows = "sudoku9-fast-hard,sudoku9-fast-feedforward-hard,maze30-fast-trm"
-    command = ["run", "paper-scale", "--profile", "paper", "--rows", rows, "--out", str(out)]
+    command = ["study", "run", "paper-scale", "--profile", "paper", "--rows", rows]
+    command += ["--out", str(out)]
     first = eqr(*command, "--stop-after", 0, "--json")
     assert first.code == 0 and json.loads(first.out)["cells"] == [], first.err
     assert first.err.count("stopped; run the same command again to go on") == 3
@@ -86,23 +87,23 @@ def test_rows_are_made_in_slices_and_shipped_with_weights(
     assert loaded.task.height == 6 and loaded.meta["from"] != loaded.sha256
     # Another machine, with nothing in its store, adds a row to the files.
     monkeypatch.setenv("EQR_STORE", str(tmp_path / "elsewhere"))
-    command[5] = "maze30-feedforward"
+    command[6] = "maze30-feedforward"
     again = eqr(*command, "--store", tmp_path / "elsewhere", "--json")
     assert again.code == 0 and len(json.loads(again.out)["cells"]) == 4, again.err
     assert results.shipped(out)[str(path)] == []
     path.write_bytes(b"x")
     assert "damaged" in results.shipped(out)[str(path)][0]
     # A row whose data are not at hand fails by itself; what the files hold stays.
-    command[5] = "maze30-feedforward,sudoku9"
+    command[6] = "maze30-feedforward,sudoku9"
     done = eqr(*command, "--json")
     assert done.code == 1 and len(json.loads(done.out)["cells"]) == 4
     assert "no data set here" in json.loads(done.out)["failed"]["sudoku9 seed 0"]
 
 
 def test_a_study_runs_in_its_own_profiles_only(eqr):
-    done = eqr("run", "paper-scale", "--profile", "laptop")
+    done = eqr("study", "run", "paper-scale", "--profile", "laptop")
     assert done.code == 1 and "'paper-scale' is not run in profile 'laptop'" in done.err
-    done = eqr("run", "shaping", "--profile", "paper")
+    done = eqr("study", "run", "shaping", "--profile", "paper")
     assert done.code == 1 and "not run in profile 'paper'" in done.err
-    listed = json.loads(eqr("run", "--list", "--profile", "paper", "--json").out)
+    listed = json.loads(eqr("study", "list", "--profile", "paper", "--json").out)
     assert [one["study"] for one in listed] == ["paper-scale", "night", "sources"]

@@ -294,7 +294,9 @@ def test_an_altered_or_absent_file_is_named(written, tmp_path):
         studies.load("construction", "smoke", out)
     for path in (out / "construction").iterdir():
         path.unlink()
-    with pytest.raises(StudyError, match=r"construction: no results there; run `eqr run constr"):
+    with pytest.raises(
+        StudyError, match=r"construction: no results there; run `eqr study run constr"
+    ):
         studies.load("construction", "smoke", out)
     with pytest.raises(ConfigError, match="profile 'lapdog' has no studies; did you mean"):
         studies.load("construction", "lapdog")
@@ -302,7 +304,7 @@ def test_an_altered_or_absent_file_is_named(written, tmp_path):
 
 def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_path):
     """SIGKILL while a worker trains: no orphan works on, and the results are the same."""
-    words = ["run", "construction", "--profile", "smoke", "--rows", "act", "--seeds", "0"]
+    words = ["study", "run", "construction", "--profile", "smoke", "--rows", "act", "--seeds", "0"]
     words += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-m", "eqr", *words]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -384,23 +386,35 @@ def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatc
 
 
 def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
-    done = eqr("run", "--list", "--profile", "smoke", "--out", written)
+    done = eqr("study", "list", "--profile", "smoke", "--out", written)
     assert done.code == 0 and "  act                      2/2 seeds" in done.out
     assert "shaping: " in done.out and "depth-breadth: " in done.out
-    listed = json.loads(eqr("run", "shaping", "--list", "--profile", "smoke", "--json").out)
+    listed = json.loads(eqr("study", "list", "shaping", "--profile", "smoke", "--json").out)
     first = listed[0]["rows"][0]
     assert first["row"] == "trm" and first["seeds"] == 2 and first["done"] == []
     for words, said in (
-        ("run construktion", "did you mean 'construction'"),
-        ("run construction --rows act,orakle", "no row 'orakle'; did you mean 'oracle'"),
-        ("run construction --seeds 0-x", "--seeds '0-x' must be whole numbers from 0"),
-        ("run construction --seeds=-1", "must be whole numbers"),
-        ("run construction --profile lapdog", "'lapdog' has no studies; did you mean 'laptop'"),
-        ("run", "which study? One of construction"),
+        ("study run construktion", "did you mean 'construction'"),
+        ("study run construction --rows act,orakle", "no row 'orakle'; did you mean 'oracle'"),
+        ("study run construction --seeds 0-x", "--seeds '0-x' must be whole numbers from 0"),
+        ("study run construction --seeds=-1", "must be whole numbers"),
+        (
+            "study run construction --profile lapdog",
+            "'lapdog' has no studies; did you mean 'laptop'",
+        ),
     ):
         done = eqr(*words.split())
         assert done.code == 1 and said in done.err and done.out == "", words
-    words = ["run", "construction", "--profile", "smoke", "--rows", "act", "--store", store.root]
+    words = [
+        "study",
+        "run",
+        "construction",
+        "--profile",
+        "smoke",
+        "--rows",
+        "act",
+        "--store",
+        store.root,
+    ]
     csv = tmp_path / "all.csv"
     done = eqr(*words, "--out", tmp_path / "out", "--table", csv, "--json")
     values = json.loads(done.out)

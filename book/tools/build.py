@@ -31,10 +31,10 @@ from eqr.cli.console import Profile, Seed, say
 from eqr.config import digest
 from eqr.data import file_sha256
 from eqr.experiments import trained
-from eqr.notebook import NotebookError, execute
+from eqr.notebook import execute
 from eqr.recipes import load_recipe, recipe_names
-from eqr.settings import ConfigError, nearest
-from eqr.store import Store, StoreError
+from eqr.settings import ConfigError, UserError, nearest
+from eqr.store import Store
 from eqr.viewer import page as viewer
 
 SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
@@ -56,7 +56,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
     try:
         app()
-    except (BookError, ConfigError, NotebookError, StoreError, OSError) as error:
+    except (BookError, UserError, OSError) as error:
         say(f"error: {error}", "red")
         sys.exit(1)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eqr.settings import ConfigError
 
 err = Console(stderr=True)
+
+
+def load_own_task(reference: str | None) -> str | None:
+    """Run the file that ``--task`` names, so that its task is known; ConfigError as it is."""
+    if reference:
+        from eqr.recipes import load_task
+
+        load_task(reference, Path())
+    return reference
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Profile = Annotated[str, typer.Option(help="smoke, laptop or paper.")]
@@ -27,6 +37,15 @@ StoreDir = Annotated[
     Path | None, typer.Option(help="Where runs are kept (default: $EQR_STORE or build/store).")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
+ModelFile = Annotated[Path, typer.Option("--checkpoint", "-c", help="A model.safetensors file.")]
+OwnTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        callback=load_own_task,
+        help="Your own file that defines the model's task, as my_task.py:MyTask.",
+    ),
+]
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:
@@ -63,15 +82,12 @@ def say(line: str, style: str | None = None) -> None:
     err.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def fail(error: Exception) -> NoReturn:
-    """Print an error that needs several lines (a book's faults) and exit with status 1."""
-    say(str(error), "red")
-    raise typer.Exit(1) from error
-
-
-def emit(values: Any) -> None:
-    """One JSON value on standard output."""
-    print(json.dumps(values))
+def show(values: Any, text: str | Iterable[str], as_json: bool) -> None:
+    """A command's result on standard output: as one JSON value, or as text for people."""
+    if as_json:
+        print(json.dumps(values))
+    else:
+        print(text if isinstance(text, str) else "\n".join(text), flush=True)
 
 
 @contextmanager

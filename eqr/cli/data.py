@@ -1,20 +1,21 @@
-"""``eqr data build|import|verify``."""
+"""What comes in and goes out: data sets (``eqr data``), official weights, ONNX."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eqr import data
-from eqr.cli.console import Json, Profile, Seed, Settings, emit, progress
+from eqr.cli.console import Json, Profile, Seed, Settings, progress, say, show
 from eqr.config import DataConfig
-from eqr.imports import datasets as data_import, hub
 from eqr.recipes import load_recipe, parse_overrides
 from eqr.settings import ConfigError
 from eqr.task import task_from_dict, task_to_dict
+
+if TYPE_CHECKING:
+    from eqr.data import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets.")
 
@@ -43,11 +44,13 @@ def build_command(
 
     Example: eqr data build build/prim --kind maze -s height=9 -s width=9 -s carving=prim
     """
+    from eqr import data
+
     if recipe:
         if kind or setting:
             raise ConfigError("--recipe brings its own task: leave out --kind and --set")
-        found = load_recipe(recipe, profile)
-        task, config = found.task, found.data
+        made = load_recipe(recipe, profile)
+        task, config = made.task, made.data
     else:
         task = task_from_dict({"kind": kind or "sudoku", **parse_overrides(setting or ())})
         config = DataConfig()
@@ -57,7 +60,7 @@ def build_command(
     with progress("generating") as bar:
         built = data.build(task, config, bar)
     data.save(built, out, overwrite=overwrite)
-    report_data(out, built, as_json)
+    report(out, built, as_json)
 
 
 @app.command("import")
@@ -85,9 +88,9 @@ def import_command(
     folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
     On the hub, @REVISION (a branch, tag or commit) and /FOLDER may be left out; hub:sudoku-extreme
     and hub:eqr-data are short for hf:sapientinc/sudoku-extreme and hf:locuslab/EqR-data. Only what
-    is read is fetched, at one commit, and checked by size and hash; the manifest names commit and
-    sha256. A download that was cut goes on when the same command is run again. HF_ENDPOINT names
-    another server.
+    is read is fetched, at one commit, and checked by hash; the manifest names commit and sha256.
+    Files that came whole stay in the cache of the hub (HF_HOME), so that the same command run
+    again goes on after them. HF_ENDPOINT names another server.
 
     Example: eqr data import hub:sudoku-extreme build/extreme --test 2048
 
@@ -97,39 +100,34 @@ def import_command(
 
     Example: eqr data import data/miniarc/tasks.json build/arc --kind miniarc --train 0
     """
+    from eqr import data
+    from eqr.imports import datasets, hub
+
     data.refuse_existing(out, overwrite)
-    sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
     task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
-    pins = {}
-    for text in sha256 or ():
-        name, equals, value = text.rpartition("=")
-        if not equals:
-            raise ConfigError(f"--sha256 {text!r} must be FILE=HEX, as in --sha256 train.csv=…")
-        pins[name] = hub.parse_pin(value)
-    with data_import.located(source, pins) as (directory, origin):
-        imported = data_import.read(directory, task, **sizes)
-        imported = replace(imported, origin=imported.origin | origin)
-        data.save(imported, out, overwrite=overwrite)
-    report_data(out, imported, as_json)
+    folder, origin = datasets.locate(source, hub.parse_pins(sha256 or ()))
+    sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
+    imported = datasets.read(folder, task, **sizes)
+    imported = replace(imported, origin=imported.origin | origin)
+    data.save(imported, out, overwrite=overwrite)
+    report(out, imported, as_json)
 
 
-def report_data(out: Path, built: data.Dataset, as_json: bool) -> None:
+def report(out: Path, built: Dataset, as_json: bool) -> None:
     """Say what a data command has written."""
+    left_out = built.origin.get("left_out_of_test", 0)
     values = {
         "path": str(out),
         "task": task_to_dict(built.task),
         "train": len(built.train),
         "test": len(built.test),
         "digest": built.digest,
-        "left_out_of_test": built.origin.get("left_out_of_test", 0),
+        "left_out_of_test": left_out,
     }
-    if as_json:
-        emit(values)
-        return
-    print(f"{out}: {values['train']} training and {values['test']} test problems")
-    if values["left_out_of_test"]:
-        print(f"  {values['left_out_of_test']} test problems left out: solution seen in training")
-    print(f"  digest {built.digest}")
+    lines = [f"{out}: {values['train']} training and {values['test']} test problems"]
+    if left_out:
+        lines.append(f"  {left_out} test problems left out: solution seen in training")
+    show(values, [*lines, f"  digest {built.digest}"], as_json)
 
 
 @app.command("verify")
@@ -141,16 +139,83 @@ def verify_command(
 
     Example: eqr data verify data/sudoku6 data/maze9
     """
+    from eqr import data
+
     findings = {str(path): data.verify(path) for path in directories}
     faults = {
-        path: {k: v for k, v in found.items() if v and ("_" in k)}
-        for path, found in findings.items()
+        path: {k: v for k, v in values.items() if v and "_" in k}
+        for path, values in findings.items()
     }
-    if as_json:
-        emit(findings)
-    else:
-        for path, found in findings.items():
-            verdict = f"NOT SOUND {faults[path]}" if faults[path] else "sound"
-            print(f"{path}: {found['train']} + {found['test']} problems, {verdict}")
+    lines = []
+    for path, values in findings.items():
+        verdict = f"NOT SOUND {faults[path]}" if faults[path] else "sound"
+        lines.append(f"{path}: {values['train']} + {values['test']} problems, {verdict}")
+    show(findings, lines, as_json)
     if any(faults.values()):
         raise data.DataError("; ".join(f"{p}: {f}" for p, f in faults.items() if f))
+
+
+def import_checkpoint(
+    official: Annotated[
+        str,
+        typer.Argument(help="A .pth file of the official code, or hf:OWNER/REPO@REVISION/PATH."),
+    ],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Official configuration, JSON or YAML, a file or hf:…; without it, the one stored "
+            "in the .pth or else the one beside it."
+        ),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="ema (the average) or raw.")] = "ema",
+    sha256: Annotated[str | None, typer.Option(help="What the .pth must hash to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert official weights; the file is read without executing any pickle.
+
+    On the hub, @REVISION (a branch, tag or commit) may be left out; hub:eqr-model is short for
+    hf:locuslab/EqR-model. The file is checked by hash, and the header of what is written names
+    commit and sha256. HF_ENDPOINT names another server, HF_HOME the cache.
+
+    Example: eqr import-checkpoint step_50000.pth sudoku.safetensors --config all_config.yaml
+
+    Example: eqr import-checkpoint hf:locuslab/EqR-model/sudoku-extreme/eqr.pth sudoku.safetensors
+    """
+    from eqr.imports import hub, weights as official_weights
+
+    pin = hub.parse_pin(sha256) if sha256 else None
+    made, used = official_weights.convert(official, out, config, weights, pin)
+    say(f"configuration: {used}")
+    show({"model": str(out), "sha256": made, "config": used}, str(out), as_json)
+
+
+def export_command(
+    model: Annotated[Path, typer.Argument(help="A model.safetensors file.")],
+    out: Annotated[Path, typer.Argument(help="The ONNX file to write, such as model.onnx.")],
+    as_json: Json = False,
+) -> None:
+    """Write one outer iteration as ONNX: latents, problem, noise, beta and damping in; the next
+    latents, logits, halting logit and residual out, for any number of rows.
+
+    It is compared with PyTorch before anything is written. A JSON file of the same name says
+    what shapes it wants, how trajectories start, and what the tokens are.
+
+    Example: eqr export $MODEL sudoku6.onnx
+    """
+    import json
+
+    from eqr.checkpoint import load_model
+    from eqr.store import replace_file
+    from eqr.viewer.onnx import INPUTS, OUTPUTS, describe, export
+
+    if out.suffix != ".onnx":
+        raise ConfigError(f"{out}: the file to write must end in .onnx")
+    loaded = load_model(model)
+    meta = {"weights": loaded.sha256, "source": loaded.meta}
+    made = export(loaded.model, out, meta)
+    about = describe(loaded.model, loaded.task) | meta | {"inputs": INPUTS, "outputs": OUTPUTS}
+    side = out.with_suffix(".json")
+    replace_file(side, (json.dumps(about, indent=1) + "\n").encode())
+    values: dict[str, Any] = {"onnx": str(out), "json": str(side)}
+    show(values | {"bytes": made.size, "difference": made.difference}, str(out), as_json)

@@ -1,51 +1,42 @@
 """The ``eqr`` command: each has an example in its ``--help`` and prints JSON with ``--json``.
 
 Bad input ends in one line on standard error and exit status 1; nothing half-written stays behind.
+What costs time to import is imported by the command that uses it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from eqr import checkpoint, data
-from eqr.cli import (
-    data as cli_data,
-    export as cli_export,
-    plan as cli_plan,
-    runs as cli_results,
-    study as cli_run,
-    weights as cli_import,
-)
+from eqr.cli import data as cli_data, runs as cli_runs, study as cli_study
 from eqr.cli.console import (
     Device,
     Json,
+    ModelFile,
+    OwnTask,
     Profile,
     Seed,
     Settings,
     StoreDir,
-    emit,
-    fail,
     pick_device,
     progress,
     say,
+    show,
     whole_numbers,
 )
-from eqr.config import EvalConfig, recipe_from_dict
-from eqr.imports.hub import HubError
-from eqr.parallel import WorldError, joined
-from eqr.recipes import load_recipe, parse_overrides, recipe_names
-from eqr.settings import ConfigError, ProblemError
-from eqr.store import Store, StoreError
-from eqr.task import task_to_dict
-from eqr.train import Event, TrainingError
-from eqr.viewer.onnx import ExportError
+from eqr.settings import ConfigError, ProblemError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from eqr.checkpoint import Checkpoint
+    from eqr.data import Dataset
+    from eqr.train import Event
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,34 +46,19 @@ app = typer.Typer(
     help="Equilibrium Reasoners: build data, train, evaluate, solve, and run studies.",
 )
 app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_results.app, name="results")
-app.command("run")(cli_run.run_command)
-app.command("import-checkpoint")(cli_import.import_command)
-app.command("export")(cli_export.export_command)
-app.command("plan")(cli_plan.plan_command)
-
-ERRORS = (
-    ConfigError,
-    StoreError,
-    TrainingError,
-    ProblemError,
-    data.DataError,
-    checkpoint.CheckpointError,
-    ExportError,
-    HubError,
-    WorldError,
-    OSError,
-)
-
-
-BENCHED = ("sudoku6", "sudoku9")  # what `eqr bench` measures unless told
+app.add_typer(cli_runs.app, name="results")
+app.add_typer(cli_study.app, name="study")
+app.command("plan")(cli_study.plan_command)
+app.command("bench")(cli_study.bench_command)
+app.command("import-checkpoint")(cli_data.import_checkpoint)
+app.command("export")(cli_data.export_command)
 
 
 def main() -> None:
     """Entry point: run a command, and turn its known errors into one line."""
     try:
         app()
-    except ERRORS as error:
+    except (UserError, OSError) as error:
         rank = os.environ.get("RANK", "0")  # torchrun sets it
         who = "error" if rank == "0" else f"error in process {rank}"
         say(f"{who}: {' '.join(str(error).split())}", "red")
@@ -110,12 +86,15 @@ def train_command(
     Example: eqr train sudoku6 --set train.steps=200
     """
     from eqr.experiments import train_run
+    from eqr.parallel import joined
+    from eqr.recipes import load_recipe, parse_overrides
+    from eqr.store import Store
 
     found = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
     where = pick_device(device)
     with joined(where) as world, progress(f"training {found.name}", world.rank == 0) as bar:
 
-        def show(event: Event) -> None:
+        def report(event: Event) -> None:
             bar(event.step, found.train.steps)
             if event.kind == "eval" and not as_json:
                 exact = {k: v for k, v in event.metrics.items() if k.startswith("exact_")}
@@ -127,7 +106,7 @@ def train_command(
                 found,
                 Store(store),
                 device=where,
-                on_event=show if world.rank == 0 else None,
+                on_event=report if world.rank == 0 else None,
                 on_data=bar,
                 stop_after_s=stop_after,
                 world=world,
@@ -137,27 +116,39 @@ def train_command(
             raise typer.Exit(130) from None
     if world.rank != 0:
         return
-    path = str(run.file("model.safetensors")) if run else None
-    if as_json:
-        emit({"run": run.id if run else None, "model": path, "complete": run is not None})
-    elif run:
-        print(path)
-    else:
+    if run is None:
         say("stopped early; run the same command again to go on")
+    path = str(run.file("model.safetensors")) if run else None
+    values = {"run": run.id if run else None, "model": path, "complete": run is not None}
+    show(values, path or (), as_json)
+
+
+Depths = Annotated[str, typer.Option(help="Outer iterations, as in 1,4,16.")]
+Breadths = Annotated[str, typer.Option(help="Restarts, as in 1,8,32.")]
+Noise = Annotated[float, typer.Option(min=0, help="The noise level (beta) of rollouts.")]
+Select = Annotated[
+    str,
+    typer.Option(
+        help="average, converged, majority, margin, halt, first_to_halt, majority2, oracle."
+    ),
+]
+Window = Annotated[int, typer.Option(min=1, help="Iterations the residual averages.")]
+Problems = Annotated[int | None, typer.Option(min=1, help="The first so many.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data", help="A data set (default: the one trained with).")
+]
+Rows = Annotated[int, typer.Option(min=1, help="Trajectories in flight.")]
+Out = Annotated[Path | None, typer.Option(help="Write the table as CSV.")]
+ALL_RULES = "average,converged,majority,oracle"
 
 
 @app.command("eval")
 def eval_command(
-    model: Annotated[Path, typer.Option("--checkpoint", "-c", help="A model.safetensors file.")],
-    depth: Annotated[str, typer.Option(help="Outer iterations, as in 1,4,16.")] = "16",
-    breadth: Annotated[str, typer.Option(help="Restarts, as in 1,8,32.")] = "1",
-    select: Annotated[
-        str,
-        typer.Option(
-            help="average, converged, majority, margin, halt, first_to_halt, majority2, oracle."
-        ),
-    ] = "average,converged,majority,oracle",
-    noise: Annotated[float, typer.Option(min=0, help="The noise level (beta) of rollouts.")] = 0.0,
+    model: ModelFile,
+    depth: Depths = "16",
+    breadth: Breadths = "1",
+    select: Select = ALL_RULES,
+    noise: Noise = 0.0,
     symmetry: Annotated[
         bool,
         typer.Option(
@@ -166,27 +157,16 @@ def eval_command(
             "the task (relabelled, permuted, turned), and undo them on their answers.",
         ),
     ] = False,
-    window: Annotated[int, typer.Option(min=1, help="Iterations the residual averages.")] = 3,
-    halting: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Let rows go once settled: residual:1e-3, stable:8, head:0, or fixed, each up to "
-            "the largest depth and breadth; repeatable. Prints accuracy, average NFE and seconds."
-        ),
-    ] = None,
-    first_settled: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="With --halting: no further restart once one settled below this residual."
-        ),
-    ] = None,
-    problems: Annotated[int | None, typer.Option(min=1, help="The first so many.")] = None,
-    dataset: Annotated[
-        Path | None, typer.Option("--data", help="A data set (default: the one trained with).")
-    ] = None,
+    window: Window = 3,
+    problems: Problems = None,
+    dataset: DataDir = None,
     seed: Seed = 0,
-    rows: Annotated[int, typer.Option(min=1, help="Trajectories in flight.")] = 256,
-    out: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    rows: Rows = 256,
+    out: Out = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw accuracy against depth, as .png, .svg or .pdf.")
+    ] = None,
+    task: OwnTask = None,
     device: Device = "cpu",
     store: StoreDir = None,
     as_json: Json = False,
@@ -199,92 +179,165 @@ def eval_command(
     Example: eqr eval -c MODEL --depth 1,2,4,8,16,32,64 --breadth 1,8,32 --noise 0.01
 
     Example: eqr eval -c MODEL --breadth 1,8,32 --symmetry
-
-    Example: eqr eval -c MODEL --depth 1024 --halting residual:1e-3 --halting fixed
     """
     from eqr import evaluate, tables
-    from eqr.halting import halting_records, parse_rule
+    from eqr.checkpoint import load_model
+    from eqr.config import EvalConfig
+    from eqr.parallel import joined
     from eqr.select import check_selections
 
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
     rules = [name.strip() for name in select.split(",")]
     config = EvalConfig(depths, breadths[-1], noise, window, seed, problems, symmetry)
     check_selections(rules, "--select")
-    if out and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
-    stops = {str(rule): rule for rule in map(parse_rule, halting or ())}
-    if first_settled is not None and not stops:
-        raise ConfigError("--first-settled needs a --halting rule, as in --halting residual:1e-3")
-    if symmetry and stops:
-        raise ConfigError("--symmetry and --halting do not go together: leave one out")
+    check_folders(out=out, plot=plot)
     where = pick_device(device)
     with joined(where) as world, progress("evaluating", world.rank == 0) as bar:
-        if stops and world.world_size > 1:
-            raise ConfigError("--halting runs in one process: leave torchrun out")
-        loaded = checkpoint.load_model(model, where)
-        found = evaluation_data(loaded, model, dataset, Store(store))
-        runs = loaded.model, found.test.inputs, found.test.labels, config
-        if stops:
-            halted = {
-                text: halting_records(
-                    *runs, rule, first_settled=first_settled, rows=rows, progress=bar
-                )
-                for text, rule in stops.items()
-            }
-            table = tables.halting_table(halted, select=rules, limit=depths[-1], noise=noise)
-        else:
-            kept = evaluate.records(*runs, task=found.task, rows=rows, progress=bar, world=world)
-            table = tables.table(
-                kept,
-                breadths=breadths,
-                select=rules,
-                layers=loaded.model.config.layers,
-                noise=noise,
-                symmetry=symmetry,
+        loaded = load_model(model, where)
+        asked = evaluation_data(loaded, model, dataset, store)
+        test = asked.test.inputs, asked.test.labels, config
+        records = evaluate.records(
+            loaded.model, *test, task=asked.task, rows=rows, progress=bar, world=world
+        )
+        table = tables.table(
+            records,
+            breadths=breadths,
+            select=rules,
+            layers=loaded.model.config.layers,
+            noise=noise,
+            symmetry=symmetry,
+        )
+    if world.rank == 0:
+        if plot:
+            draw_accuracy(table, plot)
+        report_table(table, out, as_json)
+
+
+@app.command("halt")
+def halt_command(
+    model: ModelFile,
+    rules: Annotated[
+        list[str],
+        typer.Argument(help="residual:1e-3, stable:8, head:0 or fixed (the whole budget)."),
+    ],
+    depth: Annotated[int, typer.Option(min=1, help="The most outer iterations.")] = 64,
+    breadth: Annotated[int, typer.Option(min=1, help="Restarts.")] = 1,
+    select: Select = ALL_RULES,
+    noise: Noise = 0.0,
+    window: Window = 3,
+    first_settled: Annotated[
+        float | None,
+        typer.Option(min=0, help="No further restart once one settled below this residual."),
+    ] = None,
+    problems: Problems = None,
+    dataset: DataDir = None,
+    seed: Seed = 0,
+    rows: Rows = 256,
+    out: Out = None,
+    task: OwnTask = None,
+    device: Device = "cpu",
+    store: StoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Let each trajectory go once it has settled: accuracy, mean NFE and seconds of halting rules.
+
+    Example: eqr halt -c MODEL residual:1e-3 fixed --depth 1024
+    """
+    from eqr import tables
+    from eqr.checkpoint import load_model
+    from eqr.config import EvalConfig
+    from eqr.halting import halting_records, parse_rule
+    from eqr.select import check_selections
+
+    stops = {str(rule): rule for rule in map(parse_rule, rules)}
+    selections = [name.strip() for name in select.split(",")]
+    config = EvalConfig((depth,), breadth, noise, window, seed, problems)
+    check_selections(selections, "--select")
+    check_folders(out=out)
+    loaded = load_model(model, pick_device(device))
+    test = evaluation_data(loaded, model, dataset, store).test
+    given = loaded.model, test.inputs, test.labels, config
+    with progress("evaluating") as bar:
+        halted = {
+            text: halting_records(
+                *given, rule, first_settled=first_settled, rows=rows, progress=bar
             )
-    if world.rank != 0:
-        return
+            for text, rule in stops.items()
+        }
+    table = tables.halting_table(halted, select=selections, limit=depth, noise=noise)
+    report_table(table, out, as_json)
+
+
+def check_folders(**files: Path | None) -> None:
+    """Refuse a file to be written whose folder is not there, before any work is done."""
+    for option, path in files.items():
+        if path and not path.parent.is_dir():
+            raise ConfigError(f"--{option} {path}: there is no folder {path.parent}")
+
+
+def report_table(table: pd.DataFrame, out: Path | None, as_json: bool) -> None:
+    """Write a table where it is asked for, and show it."""
+    from eqr.store import replace_file
+
     if out:
-        temporary = out.with_name(f".{out.name}.tmp")
-        table.to_csv(temporary, index=False)
-        temporary.replace(out)
-    if as_json:
-        emit(table.to_dict(orient="records"))
-    else:
-        print(table.to_string(index=False, float_format=lambda v: f"{v:.4f}"))
+        replace_file(out, table.to_csv(index=False).encode())
+    text = table.to_string(index=False, float_format=lambda v: f"{v:.4f}")
+    show(table.to_dict(orient="records"), text, as_json)
+
+
+def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
+    """Accuracy against depth, a line for each breadth and selection, as a picture."""
+    import io
+
+    from matplotlib import pyplot as plt
+
+    from eqr.analysis import figures
+    from eqr.store import replace_file
+
+    figures.set_style()
+    fig, ax = plt.subplots()
+    for index, ((breadth, select), part) in enumerate(table.groupby(["breadth", "select"])):
+        figures.accuracy_curve(ax, part, f"B = {breadth}, {select}", index)
+    picture = io.BytesIO()
+    fig.savefig(picture, format=path.suffix[1:] or "png")
+    replace_file(path, picture.getvalue())
 
 
 def evaluation_data(
-    loaded: checkpoint.Checkpoint, model: Path, directory: Path | None, store: Store
-) -> data.Dataset:
+    loaded: Checkpoint, model: Path, directory: Path | None, store: Path | None
+) -> Dataset:
     """The data set asked for, or the one the checkpoint was trained with."""
+    from eqr import data
+    from eqr.config import recipe_from_dict
+    from eqr.store import Store
+    from eqr.task import task_to_dict
+
     if directory is None:
         if "recipe" not in loaded.meta:
             raise data.DataError(f"{model}: says not what it was trained on; name it with --data")
-        return data.for_recipe(
-            recipe_from_dict(loaded.meta["recipe"], str(model)), store.root / "data"
-        )
-    found = data.load(directory)
-    ours, theirs = loaded.task, found.task
-    if not ours.same_board(theirs):
+        recipe = recipe_from_dict(loaded.meta["recipe"], str(model))
+        return data.for_recipe(recipe, Store(store).root / "data")
+    asked = data.load(directory)
+    if not loaded.task.same_board(asked.task):
         raise data.DataError(
-            f"{directory}: its problems are {task_to_dict(theirs)}, which does not fit {model}, "
-            f"made for {task_to_dict(ours)}"
+            f"{directory}: its problems are {task_to_dict(asked.task)}, which does not fit "
+            f"{model}, made for {task_to_dict(loaded.task)}"
         )
-    return found
+    return asked
 
 
 @app.command("solve")
 def solve_command(
     puzzle: Annotated[str, typer.Argument(help="A puzzle string, or - to read one a line.")],
-    model: Annotated[Path, typer.Option("--checkpoint", "-c", help="A model.safetensors file.")],
+    model: ModelFile,
     depth: Annotated[int, typer.Option(min=1, help="Outer iterations.")] = 32,
     breadth: Annotated[int, typer.Option(min=1, help="Restarts.")] = 1,
-    noise: Annotated[float, typer.Option(min=0, help="The noise level (beta).")] = 0.0,
+    noise: Noise = 0.0,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Residual that counts as settled.")
     ] = 0.02,
     seed: Seed = 0,
+    task: OwnTask = None,
     as_json: Json = False,
 ) -> None:
     """Solve puzzles: the board, the residual of each iteration, and whether it converged.
@@ -294,9 +347,10 @@ def solve_command(
 
     Example: eqr solve -c MODEL 1..4........2....
     """
+    from eqr.checkpoint import load_model
     from eqr.solve import solve
 
-    loaded = checkpoint.load_model(model)
+    loaded = load_model(model)
     lines = sys.stdin.read().splitlines() if puzzle == "-" else [puzzle]
     problems = []
     for number, line in enumerate(lines, 1):
@@ -309,69 +363,10 @@ def solve_command(
             raise ProblemError(f"{where}{error}") from error
     if not problems:
         raise ProblemError("no puzzle given: standard input was empty")
+    given = {"depth": depth, "breadth": breadth, "noise": noise, "tolerance": tolerance}
     for tokens in problems:
-        found = solve(
-            loaded.model,
-            loaded.task,
-            tokens,
-            depth=depth,
-            breadth=breadth,
-            noise=noise,
-            tolerance=tolerance,
-            seed=seed,
-        )
-        if as_json:
-            emit(found.to_dict(loaded.task))
-        else:
-            print(found.describe(loaded.task))
-
-
-@app.command("bench")
-def bench_command(
-    recipes: Annotated[list[str] | None, typer.Argument(help="(default: sudoku6 sudoku9)")] = None,
-    profile: Profile = "laptop",
-    setting: Settings = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,
-    growth: Annotated[
-        bool, typer.Option("--growth", help="How time grows with depth, breadth, batch and board.")
-    ] = False,
-    device: Device = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Training steps and evaluated puzzles a second, beside the machine's matrix-product rate.
-
-    Each recipe is measured twice in one run, operation by operation and compiled; gains are rates
-    over those of the former.
-
-    Example: eqr bench --json
-
-    Example: eqr bench sudoku9 --profile paper --set train.batch=4 --set train.dtype=float32
-
-    Example: eqr bench sudoku6 --growth
-    """
-    from eqr.analysis.bench import bench, scaling
-
-    torch.set_num_threads(threads)
-    where = pick_device(device)
-    overrides = parse_overrides(setting or ())
-    found = [load_recipe(n, profile, overrides=overrides) for n in recipes or BENCHED]
-    if growth:
-        say(f"measuring, about {24 * seconds:.0f} s a recipe")
-        rows = [{"recipe": r.name} | asdict(g) for r in found for g in scaling(r, where, seconds)]
-    else:
-        say(f"measuring, about {6 * seconds:.0f} s a recipe, and up to a minute to compile")
-        rows = [row for one in found for row in bench(one, where, seconds)]
-    if as_json:
-        emit(rows)
-        return
-    for row in rows:
-        print(f"{row['recipe']}, {row.get('operator') or row['quantity']}:")
-        for key, value in row.items():
-            if isinstance(value, float):
-                print(f"  {key:32s} {value:12.4g}")
-            elif isinstance(value, tuple):
-                print(f"  {key:32s} {'  '.join(f'{v:.4g}' for v in value)}")
+        solution = solve(loaded.model, loaded.task, tokens, seed=seed, **given)
+        show(solution.to_dict(loaded.task), solution.describe(loaded.task), as_json)
 
 
 @app.command("recipes")
@@ -380,16 +375,16 @@ def recipes_command(profile: Profile = "laptop", as_json: Json = False) -> None:
 
     Example: eqr recipes --profile paper
     """
-    rows = []
+    from eqr.recipes import load_recipe, recipe_names
+    from eqr.task import task_to_dict
+
+    rows: list[dict[str, Any]] = []
     for name in recipe_names(profile):
-        found = load_recipe(name, profile)
-        task = ", ".join(f"{k}={v}" for k, v in task_to_dict(found.task).items() if v)
-        rows.append({"name": name, "steps": found.train.steps, "task": task})
-    if as_json:
-        emit(rows)
-    else:
-        for row in rows:
-            print(f"{row['name']:20s} {row['steps']:7d} steps  {row['task']}")
+        recipe = load_recipe(name, profile)
+        task = ", ".join(f"{k}={v}" for k, v in task_to_dict(recipe.task).items() if v)
+        rows.append({"name": name, "steps": recipe.train.steps, "task": task})
+    lines = [f"{row['name']:20s} {row['steps']:7d} steps  {row['task']}" for row in rows]
+    show(rows, lines, as_json)
 
 
 @app.command("notebook")
@@ -405,16 +400,11 @@ def notebook_command(
 
     Example: eqr notebook notebooks/depth_breadth.ipynb out.ipynb -p profile=smoke -p noise=0.5
     """
-    from eqr.notebook import NotebookError, execute
+    from eqr.notebook import execute
+    from eqr.recipes import parse_overrides
 
-    try:
-        execute(notebook, out, parse_overrides(parameter or ()))
-    except NotebookError as error:
-        fail(error)
-    if as_json:
-        emit({"notebook": str(out)})
-    else:
-        print(out)
+    execute(notebook, out, parse_overrides(parameter or ()))
+    show({"notebook": str(out)}, str(out), as_json)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 
-from eqr import runs as results
-from eqr.cli.console import Device, Json, StoreDir, emit, progress
-from eqr.store import Store, StoreError, inspect
+from eqr.cli.console import Device, Json, StoreDir, progress, show
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and compare stored runs.")
 
@@ -29,20 +26,18 @@ def list_command(
 
     Example: eqr results list --kind train
     """
+    from eqr import runs as results
+    from eqr.store import Store, StoreError
+
     found = Store(store)
     rows = results.listing(found, kind)
     if kind and not rows and (kinds := {row["kind"] for row in results.listing(found)}):
         raise StoreError(f"--kind {kind!r}: {found.root} has only {', '.join(sorted(kinds))}")
-    if as_json:
-        emit(rows)
-    elif not rows:
-        print(f"{found.root}: no runs")
-    else:
-        shown = [{k: row[k] for k in COLUMNS} for row in rows]
-        for row in shown:
-            row["seconds"] = None if row["seconds"] is None else f"{row['seconds']:.0f}"
-            row["bytes"] = size(row["bytes"])
-        print(text(shown))
+    shown = [{k: row[k] for k in COLUMNS} for row in rows]
+    for row in shown:
+        row["seconds"] = None if row["seconds"] is None else f"{row['seconds']:.0f}"
+        row["bytes"] = size(row["bytes"])
+    show(rows, text(shown) if rows else f"{found.root}: no runs", as_json)
 
 
 def size(count: int) -> str:
@@ -62,26 +57,29 @@ def show_command(run: RunId, store: StoreDir = None, as_json: Json = False) -> N
 
     Example: eqr results show train-47384
     """
+    from eqr import runs as results
+    from eqr.store import Store
+
     found = Store(store)
     values = results.description(found, results.find(found, run))
-    if as_json:
-        emit(values)
-        return
-    print(f"{values['id']}  {values['state']}\n{values['path']}")
+    lines = [f"{values['id']}  {values['state']}", values["path"]]
     for part in ("config", "provenance"):
         for name, value in results.flat(values[part] or {}, f"{part}.").items():
-            print(f"  {name:32s} {json.dumps(value)}")
+            lines.append(f"  {name:32s} {json.dumps(value)}")
     for name, file in values["files"].items():
-        print(f"  {name:32s} {size(file['bytes']):>8s}  {file['sha256'] or '-'}")
+        lines.append(f"  {name:32s} {size(file['bytes']):>8s}  {file['sha256'] or '-'}")
     if "table" in values:
-        print(text(values["table"]))
+        lines.append(text(values["table"]))
     for kind, row in values.get("last", {}).items():
         numbers = "  ".join(f"{k} {v:.6g}" for k, v in row.items() if isinstance(v, int | float))
-        print(f"last {kind}: {numbers}")
+        lines.append(f"last {kind}: {numbers}")
+    show(values, lines, as_json)
 
 
 def text(rows: list[dict[str, Any]]) -> str:
     """Rows as a table for people."""
+    import pandas as pd
+
     clean = [{k: "-" if v is None else v for k, v in row.items()} for row in rows]
     return pd.DataFrame(clean).to_string(index=False, float_format=lambda v: f"{v:.4f}")
 
@@ -91,8 +89,9 @@ def verify_command(
     runs: Annotated[list[str] | None, typer.Argument(help="Ids (default: all runs).")] = None,
     rerun: Annotated[bool, typer.Option(help="Make the runs again and compare.")] = False,
     shipped: Annotated[
-        Path, typer.Option(help="Published results, checked where no id is given.")
-    ] = results.SHIPPED,
+        Path | None,
+        typer.Option(help="Published results, checked where no id is given (default: the book's)."),
+    ] = None,
     device: Device = "cpu",
     store: StoreDir = None,
     as_json: Json = False,
@@ -104,6 +103,9 @@ def verify_command(
 
     Examples: eqr results verify; eqr results verify train-47384 --rerun
     """
+    from eqr import runs as results
+    from eqr.store import Store, StoreError, inspect
+
     found = Store(store)
     paths = [results.find(found, text) for text in runs] if runs else found.paths()
     if partial := [path.name for path in paths if path.parent != found.root]:
@@ -121,32 +123,30 @@ def verify_command(
                 row["faults"] = [f"{path}: made again it differs: {'; '.join(again.details)}"]
         rows.append(row)
         if not as_json:
-            report(row)
-    for name, faults in () if runs else results.shipped(shipped).items():
+            show((), report(row), False)
+    for name, faults in () if runs else results.shipped(shipped or results.SHIPPED).items():
         rows.append({"run": name, "faults": faults})
         if not as_json:
-            report(rows[-1])
+            show((), report(rows[-1]), False)
     faulty = [row for row in rows if row["faults"]]
-    if as_json:
-        emit(rows)
-    elif not faulty:
-        print(f"{len(rows)} results, all sound; {len(found.partial())} partial runs not looked at")
+    sound = f"{len(rows)} results, all sound; {len(found.partial())} partial runs not looked at"
+    show(rows, () if faulty else sound, as_json)
     if faulty:
         first, count = faulty[0]["faults"][0], sum(len(row["faults"]) for row in faulty)
         also = f" (and {count - 1} more, named above)" if count > 1 else ""
         raise StoreError(f"{len(faulty)} of {len(rows)} results are not sound: {first}{also}")
 
 
-def report(row: dict[str, Any]) -> None:
+def report(row: dict[str, Any]) -> list[str]:
     """One run's verdict, and its faults, a line each."""
-    print(f"{row['run']}: {'NOT SOUND' if row['faults'] else 'sound'}")
-    for fault in row["faults"]:
-        print(f"  {fault}")
+    lines = [f"{row['run']}: {'NOT SOUND' if row['faults'] else 'sound'}"]
+    lines += [f"  {fault}" for fault in row["faults"]]
     if again := row.get("rerun"):
         said = "; ".join(again["details"])
-        print(f"  made again: {again['verdict']}{': ' + said if said else ''}")
+        lines.append(f"  made again: {again['verdict']}{': ' + said if said else ''}")
         if again["elsewhere"]:
-            print(f"  then | now: {'; '.join(again['elsewhere'])}")
+            lines.append(f"  then | now: {'; '.join(again['elsewhere'])}")
+    return lines
 
 
 @app.command("diff")
@@ -158,24 +158,26 @@ def diff_command(one: RunId, other: RunId, store: StoreDir = None, as_json: Json
 
     Example: eqr results diff train-47384 train-78e19
     """
+    from eqr import runs as results
+    from eqr.store import Store, StoreError
+
     found = Store(store)
     both = [results.find(found, name) for name in (one, other)]
     if partial := [path.name for path in both if path.parent != found.root]:
         raise StoreError(f"{', '.join(partial)}: not complete; only complete runs are compared")
     values = results.comparison(*(found.get(path.name) for path in both))
-    if as_json:
-        emit(values)
-        return
-    print(f"a = {values['runs'][0]}\nb = {values['runs'][1]}")
+    lines = [f"a = {values['runs'][0]}", f"b = {values['runs'][1]}"]
     for part in ("config", "provenance"):
-        print(f"{part}: {'equal' if not values[part] else ''}")
+        lines.append(f"{part}: {'equal' if not values[part] else ''}")
         for name, (a, b) in values[part].items():
-            print(f"  {name:32s} {json.dumps(a)} | {json.dumps(b)}")
+            lines.append(f"  {name:32s} {json.dumps(a)} | {json.dumps(b)}")
     if isinstance(values["result"], list):
-        print(text(values["result"]) if values["result"] else "no depth and breadth in common")
-        return
-    print(f"result:{' equal' if not values['result'] else ''}")
-    for name, (a, b) in values["result"].items():
-        print(f"  {name:32s} {json.dumps(a)} | {json.dumps(b)}")
-    if "weights" in values:
-        print(f"  weights: {values['weights']}")
+        lines.append(
+            text(values["result"]) if values["result"] else "no depth and breadth in common"
+        )
+    else:
+        lines.append(f"result:{' equal' if not values['result'] else ''}")
+        for name, (a, b) in values["result"].items():
+            lines.append(f"  {name:32s} {json.dumps(a)} | {json.dumps(b)}")
+        lines += [f"  weights: {values['weights']}"] if "weights" in values else []
+    show(values, lines, as_json)

@@ -1,15 +1,31 @@
-"""``eqr run``: the many-seed studies."""
+"""``eqr study run|list``, the many-seed studies; ``eqr plan`` and ``eqr bench``."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eqr.cli.console import Device, Json, Profile, StoreDir, emit, pick_device, say
-from eqr.settings import ConfigError
-from eqr.store import Store, replace_file
+from eqr.cli.console import (
+    Device,
+    Json,
+    Profile,
+    Settings,
+    StoreDir,
+    pick_device,
+    progress,
+    say,
+    show,
+    whole_numbers,
+)
+from eqr.settings import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from eqr.store import Store
+
+app = typer.Typer(no_args_is_help=True, help="Run and list the many-seed studies.")
 
 
 def seed_list(text: str | None) -> list[int] | None:
@@ -32,8 +48,9 @@ def seed_list(text: str | None) -> list[int] | None:
     return sorted(seeds)
 
 
+@app.command("run")
 def run_command(
-    name: Annotated[str | None, typer.Argument(help="A study; see --list.")] = None,
+    name: Annotated[str, typer.Argument(help="A study; see eqr study list.")],
     profile: Profile = "laptop",
     rows: Annotated[str | None, typer.Option(help="Only these, as in a,b (default: all).")] = None,
     seeds: Annotated[
@@ -56,7 +73,6 @@ def run_command(
     weights: Annotated[
         bool, typer.Option("--weights", help="Put the models beside the files, as float16.")
     ] = False,
-    show_list: Annotated[bool, typer.Option("--list", help="Studies, rows, what is done.")] = False,
     store: StoreDir = None,
     as_json: Json = False,
 ) -> None:
@@ -67,25 +83,20 @@ def run_command(
     study beside the shipped one, or take --overwrite to put it in its place. Killed, it goes on
     where it was when run again.
 
-    Example: eqr run construction --rows feedforward,act --seeds 0-2 --jobs 2
+    Example: eqr study run construction --rows feedforward,act --seeds 0-2 --jobs 2
 
-    Example: eqr run paper-scale --profile paper --rows maze30-fast --device cuda --stop-after 500
+    Example: eqr study run paper-scale --profile paper --rows maze30-fast --device cuda
     """
-    from eqr.studies import results as study_results, run as study_run
-    from eqr.studies.rows import STUDIES, studies_of, study
+    from eqr.store import Store, replace_file
+    from eqr.studies import results, run as studies
+    from eqr.studies.rows import study
 
-    out = out or study_results.results_folder(profile)  # refuses a profile that there is not
-    if show_list:
-        show([name] if name else [s.name for s in studies_of(profile)], profile, out, as_json)
-        return
-    if name is None:
-        raise ConfigError(f"which study? One of {', '.join(STUDIES)}; see eqr run --list")
-    wanted = study(name)
+    out, wanted = out or results.results_folder(profile), study(name)
     chosen = [row.strip() for row in rows.split(",")] if rows is not None else None
     for row in chosen or ():
         wanted.row(row)
     try:
-        meta = study_run.run(
+        meta = studies.run(
             name,
             profile,
             rows=chosen,
@@ -102,7 +113,7 @@ def run_command(
         say("stopped; run the same command again to go on")
         raise typer.Exit(130) from None
     if table and meta["cells"]:
-        content = study_results.load(name, profile, out).rows.to_csv(index=False)
+        content = results.load(name, profile, out).rows.to_csv(index=False)
         replace_file(table, content.encode())
     missing: dict[str, list[str]] = {}
     for row, seed in meta["missing"]:
@@ -110,39 +121,225 @@ def run_command(
     if missing:
         text = "; ".join(f"{row} {' '.join(numbers)}" for row, numbers in missing.items())
         say(f"{len(meta['cells'])} cells complete; missing (row and seeds): {text}")
-    if as_json:
-        emit({"folder": str(out / name), **meta})
-    else:
-        print(out / name)
+    show({"folder": str(out / name), **meta}, str(out / name), as_json)
     if meta["failed"]:
         raise typer.Exit(1)
 
 
-def show(names: list[str], profile: str, folder: Path, as_json: bool) -> None:
-    """List studies and their rows with the seeds that have a file in ``folder``."""
-    from eqr.studies.cells import CellFile, cells_of
-    from eqr.studies.rows import study
+@app.command("list")
+def list_command(
+    name: Annotated[str | None, typer.Argument(help="A study (default: all).")] = None,
+    profile: Profile = "laptop",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results (default: data/results/PROFILE).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Studies, their rows, and how many seeds have a file.
 
-    listed = []
-    for one in map(study, names):
+    Example: eqr study list construction
+    """
+    from eqr.studies.cells import CellFile, cells_of
+    from eqr.studies.results import results_folder
+    from eqr.studies.rows import studies_of, study
+
+    folder, listed, lines = out or results_folder(profile), [], []
+    for one in [study(name)] if name else studies_of(profile):
         rows = []
+        lines.append(f"{one.name}: {one.title} ({one.tables})")
         for row in one.rows:
             cells = cells_of(one, profile, [row.name], None)
             there = {c.seed: c.path(folder) for c in cells if c.path(folder).exists()}
             kinds = {kind.name for kind in row.evaluations(profile)}
             have = {s: set(CellFile.read(p).about["evaluations"]) for s, p in there.items()}
+            partial = [seed for seed, names in have.items() if not kinds <= names]
             about = {"row": row.name, "title": row.title, "recipe": row.recipe}
             about["paper"] = {p.table: p.value for p in row.paper}
-            partial = [seed for seed, names in have.items() if not kinds <= names]
             rows.append(about | {"seeds": len(cells), "done": list(there), "partial": partial})
+            count = f"{len(there)}/{len(cells)} seeds"
+            count += f", {len(partial)} without the latest evaluations" * bool(partial)
+            lines.append(f"  {row.name:24s} {count}  {row.title}")
         listed.append({"study": one.name, "title": one.title, "tables": one.tables, "rows": rows})
-    if as_json:
-        emit(listed)
-        return
-    for one in listed:
-        print(f"{one['study']}: {one['title']} ({one['tables']})")
-        for row in one["rows"]:
-            count = f"{len(row['done'])}/{row['seeds']} seeds"
-            if row["partial"]:
-                count += f", {len(row['partial'])} without the latest evaluations"
-            print(f"  {row['row']:24s} {count}  {row['title']}")
+    show(listed, lines, as_json)
+
+
+def plan_command(
+    model: Annotated[
+        str, typer.Option("--checkpoint", "-c", help="A model.safetensors file, or a recipe.")
+    ],
+    target_accuracy: Annotated[
+        float | None, typer.Option(help="The cheapest setting for this exact accuracy, as 0.98.")
+    ] = None,
+    budget_nfe: Annotated[
+        float | None, typer.Option(help="The best setting for so many outer iterations a problem.")
+    ] = None,
+    budget_seconds: Annotated[
+        float | None, typer.Option(help="The best setting for so many seconds a problem.")
+    ] = None,
+    problems: Annotated[
+        int | None,
+        typer.Option(min=2, help="Leave settings out that were recorded on fewer problems."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Measure seconds here, now (default: those of the stored runs).")
+    ] = False,
+    validate: Annotated[
+        bool, typer.Option(help="Also plan on halves of the problems and test on the others.")
+    ] = False,
+    depth: Annotated[
+        str | None, typer.Option(help="First record these depths, as in 4,8,16, in the store.")
+    ] = None,
+    breadth: Annotated[int, typer.Option(min=1, help="With --depth: restarts.")] = 1,
+    noise: Annotated[float, typer.Option(min=0, help="With --depth: the noise level (beta).")] = 0,
+    profile: Profile = "laptop",
+    seed: Annotated[int, typer.Option(min=0, help="Of a recipe, recording and folds.")] = 0,
+    store: StoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Which depth, breadth, halting and selection rule to run, from the stored records of a model.
+
+    The expected accuracy is cross-fitted (the setting is chosen on other problems than it is
+    judged on). Only recorded depths are considered, and every breadth up to the recorded one. Exits
+    non-zero only where the records support no answer. Seconds are a problem's share with many
+    rows in flight.
+
+    Example: eqr plan -c headroom --target-accuracy 0.85
+
+    Example: eqr plan -c MODEL --budget-nfe 200 --depth 4,8,16 --breadth 16 --validate
+    """
+    from eqr import runs
+    from eqr.analysis import plan_grid
+    from eqr.analysis.plan import plan, validate as validated, validation_table
+    from eqr.checkpoint import load_model
+    from eqr.config import EvalConfig
+    from eqr.experiments import evaluated, load_trained
+    from eqr.store import Store
+
+    options = {
+        "--target-accuracy": target_accuracy,
+        "--budget-nfe": budget_nfe,
+        "--budget-seconds": budget_seconds,
+    }
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        raise ConfigError(f"give one of {', '.join(options)}; given: {', '.join(given) or 'none'}")
+    if target_accuracy is not None and not 0 < target_accuracy <= 1:
+        raise ConfigError(f"--target-accuracy {target_accuracy:g} must lie in (0, 1], as in 0.98")
+    budget = budget_nfe if budget_nfe is not None else budget_seconds
+    if budget is not None and not 0 < budget < float("inf"):
+        raise ConfigError(f"{given[0]} {budget:g} must be a positive number")
+    if depth is None and (breadth, noise) != (1, 0):
+        raise ConfigError("--breadth and --noise are of a new recording: name its --depth too")
+    found = Store(store)
+    path = find_model(model, profile, seed, found)
+    loaded = load_model(path)
+    if depth is not None:
+        depths = whole_numbers(depth, "--depth")
+        config = EvalConfig(depths, breadth, noise, seed=seed, problems=problems)
+        home = runs.models(found).get(loaded.sha256)
+        if home is None:
+            raise ConfigError(f"{path}: only models trained in {found.root} can be recorded there")
+        with progress("recording") as bar:
+            evaluated(load_trained(found.get(home.name), found), config, found, bar)
+    if measure:
+        say("measuring, about 2 s")
+    rates = plan_grid.measured_rates(loaded.model) if measure else None
+    with progress("reading records") as bar:
+        grid = plan_grid.stored_grid(loaded, found, rates=rates, least=problems, progress=bar)
+    unit = "seconds" if budget_seconds is not None else "nfe"
+    answer = plan(grid, budget=budget, target=target_accuracy, unit=unit, seed=seed)
+    table = None
+    if validate:
+        spent = budget if budget is not None else answer.best.nfe
+        table = validation_table(validated(grid, [spent], unit=unit, seed=seed))
+    values, lines = answer.to_dict(), [str(answer)]
+    if table is not None:
+        row = table.iloc[0]
+        values |= {"validation": table.reset_index().to_dict("records")[0]}
+        lines.append(
+            f"  validated on {row.splits:.0f} splits into halves: predicted {row.predicted:.1%}, "
+            f"obtained {row.obtained:.1%} (uncorrected {row.recorded:.1%}), "
+            f"inside the interval {row.coverage:.0%}"
+        )
+    show(values, lines, as_json)
+
+
+def find_model(text: str, profile: str, seed: int, store: Store) -> Path:
+    """The model file that ``text`` names: a path, or a recipe trained in this store.
+
+    Raises:
+        ConfigError: neither a file nor a recipe (with the near miss), or a recipe that has not
+            been trained in this store.
+    """
+    from eqr.config import to_dict
+    from eqr.recipes import load_recipe, recipe_names
+    from eqr.store import inspect_manifest
+
+    if Path(text).is_file():
+        return Path(text)
+    names = recipe_names(profile)
+    if text not in names:
+        raise ConfigError(
+            f"{text!r} is neither a model file nor a recipe of {profile}; {nearest(text, names)}"
+        )
+    wanted = to_dict(load_recipe(text, profile, seed=seed), defaults=False)
+    for path in store.paths():
+        manifest, faults = inspect_manifest(path) if path.name.startswith("train-") else (None, [])
+        if manifest and not faults and manifest["config"].get("recipe") == wanted:
+            return store.get(path.name).file("model.safetensors")
+    raise ConfigError(
+        f"{text} (profile {profile}, seed {seed}) has not been trained in {store.root}; "
+        f"run `eqr train {text} --profile {profile} --seed {seed}`"
+    )
+
+
+BENCHED = ("sudoku6", "sudoku9")  # what `eqr bench` measures unless told
+
+
+def bench_command(
+    recipes: Annotated[list[str] | None, typer.Argument(help="(default: sudoku6 sudoku9)")] = None,
+    profile: Profile = "laptop",
+    setting: Settings = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="How time grows with depth, breadth, batch and board.")
+    ] = False,
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Processor threads.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Training steps and evaluated puzzles a second, beside the machine's matrix-product rate.
+
+    Each recipe is measured twice in one run, operation by operation and compiled; gains are rates
+    over those of the former.
+
+    Example: eqr bench --json
+
+    Example: eqr bench sudoku9 --profile paper --set train.batch=4 --set train.dtype=float32
+
+    Example: eqr bench sudoku6 --growth
+    """
+    import torch
+
+    from eqr.analysis.bench import bench, scaling
+    from eqr.recipes import load_recipe, parse_overrides
+
+    torch.set_num_threads(threads)
+    where = pick_device(device)
+    overrides = parse_overrides(setting or ())
+    found = [load_recipe(n, profile, overrides=overrides) for n in recipes or BENCHED]
+    if growth:
+        say(f"measuring, about {24 * seconds:.0f} s a recipe")
+        rows = [{"recipe": r.name} | asdict(g) for r in found for g in scaling(r, where, seconds)]
+    else:
+        say(f"measuring, about {6 * seconds:.0f} s a recipe, and up to a minute to compile")
+        rows = [row for one in found for row in bench(one, where, seconds)]
+    lines = []
+    for row in rows:
+        lines.append(f"{row['recipe']}, {row.get('operator') or row['quantity']}:")
+        for key, value in row.items():
+            if isinstance(value, float):
+                lines.append(f"  {key:32s} {value:12.4g}")
+            elif isinstance(value, tuple):
+                lines.append(f"  {key:32s} {'  '.join(f'{v:.4g}' for v in value)}")
+    show(rows, lines, as_json)

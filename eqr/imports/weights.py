@@ -6,8 +6,9 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, serialization
@@ -15,9 +16,13 @@ from torch import Tensor, serialization
 from eqr.checkpoint import CheckpointError, save_model
 from eqr.config import ModelConfig
 from eqr.data import file_sha256
+from eqr.imports import hub
 from eqr.model import Reasoner
-from eqr.settings import ConfigError, from_dict
+from eqr.settings import ConfigError, from_dict, settings
 from eqr.task import Task, task_from_dict
+
+WEIGHTS = (".pth", ".pt")
+SETTINGS = (".yaml", ".yml", ".json")
 
 _OFFICIAL_NAMES = {
     "embed_tokens.embedding_weight": "embed.weight",
@@ -31,80 +36,89 @@ _OFFICIAL_NAMES = {
 }
 
 
+@settings
+class Official:
+    """The settings of the official code that a model depends on, by its names and defaults.
+
+    ``H_cycles`` is our ``high_cycles``, ``L_cycles`` our ``low_cycles``, ``L_layers`` our
+    ``blocks``, ``lambda_`` our ``1 − damping`` and ``noise_scale`` our ``noise``.
+    """
+
+    seq_len: int
+    vocab_size: int
+    hidden_size: int
+    num_heads: int
+    H_cycles: int
+    L_cycles: int
+    L_layers: int
+    pos_encodings: Literal["rope", "rope2d", "none", None]
+    mlp_t: bool
+    expansion: float = 4
+    H_init_std: float = 1
+    L_init_std: float = 1
+    lambda_: float = 0.95
+    noise_scale: float = 0.01
+    board_height: int | None = None  # None: the board is square
+    board_width: int | None = None
+
+
 def official_config(
     values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> tuple[ModelConfig, Task]:
     """Our configuration for one of the official code (a whole file or its ``arch`` part).
 
     The official code takes ``seq_len`` and ``vocab_size`` from its data and does not store them:
-    where they are missing, the weights, the board or the data's name tell them (see
+    where they are missing, they come from the weights, the board or the data's name (see
     :func:`_sizes`).
-
-    Official ``H_cycles`` is our ``high_cycles``, ``L_cycles`` our ``low_cycles``, ``L_layers`` our
-    ``blocks``, ``lambda_`` our ``1 − damping`` (0.95 where not given) and ``noise_scale`` our
-    ``noise`` (0.01 where not given).
 
     Raises:
         ConfigError: a needed key is missing or has no counterpart here.
     """
-    arch = values.get("arch") or {}
+    where, arch = "official configuration", values.get("arch") or {}
     if not isinstance(arch, Mapping):
-        raise ConfigError("official configuration: arch must be a section of settings")
+        raise ConfigError(f"{where}: arch must be a section of settings")
     values = {**values, **arch}
     values = {**_sizes(values, tensors or {}), **values}
-    needed = ("seq_len", "vocab_size", "hidden_size", "num_heads", "H_cycles", "L_cycles")
-    for key in (*needed, "L_layers", "pos_encodings", "mlp_t"):
-        if key not in values:
-            raise ConfigError(f"official configuration: {key} is missing; add it")
-    ropes = {"rope": "1d", "rope2d": "2d", "none": "none", None: "none"}
-    if values["pos_encodings"] not in ropes:
+    names = {field.name for field in fields(Official)}
+    theirs = from_dict(Official, {k: v for k, v in values.items() if k in names}, where)
+    side = round(theirs.seq_len**0.5)
+    height, width = theirs.board_height or side, theirs.board_width or side
+    if height * width != theirs.seq_len:
         raise ConfigError(
-            f"official configuration: pos_encodings = {values['pos_encodings']!r} is not known"
+            f"{where}: seq_len = {theirs.seq_len} is not a square board; add board_height and "
+            "board_width"
         )
-    for key in ("seq_len", "vocab_size"):
-        if type(values[key]) is not int:
-            raise ConfigError(f"official configuration: {key} must be a whole number")
-    if not isinstance(values.get("lambda_", 0.95), float | int):
-        raise ConfigError("official configuration: lambda_ must be a number")
-    side = round(values["seq_len"] ** 0.5)
-    height = values.get("board_height") or side
-    width = values.get("board_width") or side
-    if height * width != values["seq_len"]:
-        raise ConfigError(
-            f"official configuration: seq_len = {values['seq_len']} is not a square board; "
-            "add board_height and board_width"
-        )
-    sudoku = {11: 9, 18: 16}.get(values["vocab_size"])
+    sudoku = {11: 9, 18: 16}.get(theirs.vocab_size)
     if sudoku == height == width:
         box = round(sudoku**0.5)
         task = task_from_dict({"kind": "sudoku", "box_height": box, "box_width": box})
-    elif values["vocab_size"] == 6:
+    elif theirs.vocab_size == 6:
         task = task_from_dict({"kind": "maze", "height": height, "width": width})
     else:
         raise ConfigError(
-            f"official configuration: vocab_size = {values['vocab_size']} on a {height}×{width} "
-            "board is neither Sudoku (11) nor Maze (6)"
+            f"{where}: vocab_size = {theirs.vocab_size} on a {height}×{width} board is neither "
+            "Sudoku (11) nor Maze (6)"
         )
-    mlp = bool(values["mlp_t"])
+    rope = {"rope": "1d", "rope2d": "2d"}.get(theirs.pos_encodings, "none")
     ours = {
-        "hidden": values["hidden_size"],
-        "blocks": values["L_layers"],
-        "high_cycles": values["H_cycles"],
-        "low_cycles": values["L_cycles"],
-        "mixer": "mlp" if mlp else "attention",
-        "heads": values["num_heads"],
-        "rope": "none" if mlp else ropes[values["pos_encodings"]],
-        "expansion": values.get("expansion", 4),
-        "init_std_high": values.get("H_init_std", 1.0),
-        "init_std_low": values.get("L_init_std", 1.0),
-        "damping": round(1 - values.get("lambda_", 0.95), 12),
-        "noise": values.get("noise_scale", 0.01),
+        "hidden": theirs.hidden_size,
+        "blocks": theirs.L_layers,
+        "high_cycles": theirs.H_cycles,
+        "low_cycles": theirs.L_cycles,
+        "mixer": "mlp" if theirs.mlp_t else "attention",
+        "heads": theirs.num_heads,
+        "rope": "none" if theirs.mlp_t else rope,
+        "expansion": theirs.expansion,
+        "init_std_high": theirs.H_init_std,
+        "init_std_low": theirs.L_init_std,
+        "damping": round(1 - theirs.lambda_, 12),
+        "noise": theirs.noise_scale,
     }
-    return from_dict(ModelConfig, ours, "official configuration"), task
+    return from_dict(ModelConfig, ours, where), task
 
 
 def _sizes(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """``vocab_size`` and ``seq_len`` as far as something tells them.
+    """``vocab_size`` and ``seq_len`` as far as something else says them.
 
     The head has a row for each symbol, the token mixer a row for each token. For attention the
     board does, as ``board_height`` × ``board_width`` or as ``30x30`` in the name of the data.
@@ -119,14 +133,13 @@ def _sizes(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         tokens.append(board[0] * board[1])
     elif sides := re.search(r"(?<!\d)(\d+)x(\d+)(?!\d)", name):
         tokens.append(int(sides[1]) * int(sides[2]))
-    return {
-        key: found[0] for key, found in (("vocab_size", vocabulary), ("seq_len", tokens)) if found
-    }
+    pairs = (("vocab_size", vocabulary), ("seq_len", tokens))
+    return {key: sizes[0] for key, sizes in pairs if sizes}
 
 
 def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
     """Rename official tensors to ours; the second halting output (unused) is dropped."""
-    found = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
+    ours = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
     for key, value in tensors.items():
         name = key.removeprefix("_orig_mod.").removeprefix("model.").removeprefix("inner.")
         if name.startswith("L_level.layers."):
@@ -135,14 +148,14 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
         else:
             prefix = ""
         if name in ("q_head.weight", "q_head.bias"):
-            found[name.replace("q_head", "halt_head")] = value[:1].float()
+            ours[name.replace("q_head", "halt_head")] = value[:1].float()
         elif name in ("H_init", "L_init"):
-            found[{"H_init": "fixed_high", "L_init": "fixed_low"}[name]] = value.float()
+            ours[{"H_init": "fixed_high", "L_init": "fixed_low"}[name]] = value.float()
         elif name in _OFFICIAL_NAMES:
-            found[prefix + _OFFICIAL_NAMES[name]] = value.float()
+            ours[prefix + _OFFICIAL_NAMES[name]] = value.float()
         else:
             raise CheckpointError(f"tensor {key!r} has no counterpart; is it an EqR checkpoint?")
-    return found
+    return ours
 
 
 class Inert:
@@ -238,3 +251,114 @@ def import_official(
     meta |= origin or {}
     step = step if isinstance(step, int) else None
     return save_model(out, model, task, {"imported": meta, "step": step})
+
+
+# --- Where the files are --------------------------------------------------------------------------
+
+
+def convert(
+    official: str,
+    out: Path,
+    config: str | None = None,
+    weights: str = "ema",
+    sha256: str | None = None,
+) -> tuple[str, str]:
+    """Import official weights from a local path or the hub; the sha256 of the tensors written, and
+    the name of the configuration used.
+
+    Args:
+        official, config: local paths, or what :mod:`eqr.imports.hub` reads as sources. Without
+            ``config``: what the weights store, or else the one file beside them.
+        sha256: what the file of the weights must hash to.
+
+    Raises:
+        HubError, CheckpointError, ConfigError: as :func:`import_official`, or a file is missing.
+    """
+    if weights not in ("ema", "raw"):
+        raise ConfigError(f"--weights {weights!r} must be ema or raw")
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; choose another name")
+    given = record = None
+    if config is not None:  # first, since it is small
+        name, repository = _locate(config, SETTINGS, "configuration")
+        given, record = _read_settings(name, repository)
+    name, repository = _locate(official, WEIGHTS, "checkpoint")
+    path = _fetch(name, repository, sha256)
+    content = read_official(path)
+    if given is None and isinstance(content.get("config"), Mapping):
+        record = {"file": name}
+    elif given is None:
+        given, record = _read_settings(_beside(official, name, repository), repository)
+    origin = {"hub": repository.origin()} if repository else {}
+    try:
+        made = import_official(
+            path, out, given, weights, content=content, origin=origin | {"config": record}
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{record['file']}: {error}") from error
+    return made, record["file"]
+
+
+def _locate(text: str, suffixes: tuple[str, ...], what: str) -> tuple[str, hub.Repository | None]:
+    """The name of a file, and the repository that it lies in: None for a local path."""
+    source = hub.parse(text, "model")
+    if source is None:
+        return text, None
+    repository = hub.open_repository(source)
+    names = [name for name in repository.files if name.endswith(suffixes)]
+    return hub.pick(source, names, what), repository
+
+
+def _fetch(name: str, repository: hub.Repository | None, sha256: str | None = None) -> Path:
+    """The file itself, of this sha256 if one is given."""
+    pins = {name: sha256} if sha256 else {}
+    if repository:
+        return repository.fetch([name], pins) / name
+    if pins and Path(name).is_file():
+        hub.check_pins(pins, {name: file_sha256(Path(name))})
+    return Path(name)
+
+
+def _beside(official: str, name: str, repository: hub.Repository | None) -> str:
+    """The one file beside the weights that may hold their configuration.
+
+    Of the same name, or else the only one in their folder, or else ``all_config.yaml`` one folder
+    up, where the official code looks for it.
+    """
+    folder, stem = PurePosixPath(name).parent, PurePosixPath(name).stem
+    above = folder.parent / "all_config.yaml" if repository else folder / ".." / "all_config.yaml"
+    around = [above] if Path(above).is_file() else []
+    names = repository.files if repository else [*Path(folder).iterdir(), *around]
+    paths = [PurePosixPath(path) for path in sorted(map(str, names))]
+    paths = [path for path in paths if path.suffix in SETTINGS]
+    beside = [path for path in paths if path.parent == folder]
+    alike = [path for path in beside if path.stem == stem]
+    choice = alike or beside or [path for path in paths if path == above]
+    if len(choice) == 1:
+        return str(choice[0])
+    there = ", ".join(map(str, choice or paths))
+    raise ConfigError(
+        f"{official} stores no configuration; give it with --config FILE ("
+        + (f"there is {there})" if there else "no YAML or JSON file lies beside it)")
+    )
+
+
+def _read_settings(
+    name: str, repository: hub.Repository | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A JSON or YAML file as a mapping, and what to record of it."""
+    import yaml
+
+    path = _fetch(name, repository)
+    if not path.is_file():
+        raise ConfigError(f"{name}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text())  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: neither JSON nor YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: must hold a mapping of settings")
+    # The reference files keep the settings under "config", beside the tensors' shapes.
+    values = values.get("config", values) if "seq_len" not in values else values
+    record = {"file": name, "sha256": file_sha256(path)}
+    return values, record | ({"hub": repository.origin()} if repository else {})

@@ -27,7 +27,7 @@ from eqr.data import NoDataSet
 from eqr.evaluate import Records
 from eqr.experiments import Evaluated, Trained
 from eqr.select import selected
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, UserError
 from eqr.store import Store, provenance, replace_file
 from eqr.studies.rows import Evaluation, Study, study
 
@@ -35,7 +35,7 @@ FORMAT = "eqr-cell-1"
 LARGEST_BYTES = 16 * 2**20  # of a file of weights that is shipped
 
 
-class StudyError(ValueError):
+class StudyError(UserError):
     """Results of a study that cannot be used; the message names the file and a remedy."""
 
 

@@ -198,7 +198,7 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
         StudyError: there are none, or a file is altered or of another study; the message names it.
     """
     wanted, folder = study(name), Path(folder or results_folder(profile))
-    remedy = f"run `eqr run {name} --profile {profile}` to make it"
+    remedy = f"run `eqr study run {name} --profile {profile}` to make it"
     order = {row.name: k for k, row in enumerate(wanted.rows)}
     read: dict[Cell, CellFile] = {}
     for path in (folder / name).glob("*.npz"):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from eqr import __version__
 from eqr.layers import start_vectors
 from eqr.model import Reasoner, State, parameter_count, residual
+from eqr.settings import UserError
 from eqr.store import replace_file
 from eqr.streams import stream
 from eqr.task import Task
@@ -37,7 +38,7 @@ OPSET = 17  # the oldest with all that a model needs; every runtime since 2022 r
 TOLERANCE = 1e-4  # of any output against torch
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """A model that cannot be exported, or whose export disagrees with it; one line."""
 
 
