@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -76,36 +77,27 @@ A note with `code` and a [link](../rerun.md).
 def chapter(path: Path, name: str) -> Path:
     """A notebook that stands in for an executed chapter, with each kind of output."""
     v4 = nbformat.v4
-    caption = {"caption": "A *dot*.", "name": f"fig-{name}"}
-    figure = v4.new_code_cell(
+    table = pd.DataFrame(0.123456, ["a row"], [f"a column {k}" for k in range(12)]).to_html()
+
+    def code(count: int, source: str, data: dict, **metadata: Any) -> Any:
+        output = v4.new_output("display_data", data=data)
+        return v4.new_code_cell(source, execution_count=count, outputs=[output], metadata=metadata)
+
+    figure = {"caption": "A *dot*.", "name": f"fig-{name}"}
+    hidden = code(
+        1,
         'values = [0.5 * k for k in range(8)]  # a comment\nprint("a text", sum(values), None)',
-        execution_count=1,
-        metadata={"tags": ["hide-input"]},
-        outputs=[
-            v4.new_output("stream", name="stdout", text="a text 14.0 None\n"),
-            v4.new_output(
-                "execute_result",
-                execution_count=1,
-                data={"text/html": WIDE, "text/plain": "a table"},
-            ),
-        ],
+        {"text/html": table, "text/plain": "a table"},
+        tags=["hide-input"],
     )
-    picture = v4.new_code_cell(
-        "figure",
-        execution_count=2,
-        outputs=[v4.new_output("display_data", data={"image/png": PIXEL, "text/plain": "Figure"})],
-        metadata={"mystnb": {"figure": caption, "image": {"alt": "A dot"}}},
-    )
+    hidden.outputs.insert(0, v4.new_output("stream", name="stdout", text="a text 14.0 None\n"))
+    picture = {"image/png": PIXEL, "text/plain": "Figure"}
     cells = [
         v4.new_markdown_cell(TEXT.format(name=name)),
-        figure,
-        picture,
+        hidden,
+        code(2, "figure", picture, mystnb={"figure": figure, "image": {"alt": "A dot"}}),
         v4.new_markdown_cell("## What we learned\n\n1. Little.\n\n### A part of it\n\nText."),
-        v4.new_code_cell(
-            f'provenance("{name}")',
-            execution_count=3,
-            outputs=[v4.new_output("display_data", data={"text/html": made_how(name)})],
-        ),
+        code(3, f'provenance("{name}")', {"text/html": made_how(name)}),
     ]
     found = v4.new_notebook(cells=cells)
     found.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
@@ -120,15 +112,6 @@ def made_how(name: str) -> str:
         return provenance(name, profile="smoke", seed=0).data
     finally:
         store.USED.clear()
-
-
-WIDE = (
-    '<div><table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th>'
-    + "".join(f"<th>a column {k}</th>" for k in range(12))
-    + "</tr></thead><tbody><tr><th>a row</th>"
-    + "<td>0.123456</td>" * 12
-    + "</tr></tbody></table></div>"
-)
 
 
 def untrained() -> SimpleNamespace:

@@ -49,19 +49,11 @@ def test_workflow_runs_only_targets_and_files_that_exist():
     assert asked and asked <= targets
     assert any(".ci/run" in text for text in commands) and (ROOT / ".ci/run").is_file()
     assert any("git push --quiet --force" in text and pages.BRANCH in text for text in commands)
-    for pattern in re.findall(r"'([^' ]+[*.a-z]+)'", " ".join(hashed())):
-        assert list(ROOT.glob(pattern)), f"hashFiles names {pattern}"
-
-
-def hashed() -> list[str]:
-    """The keys of the workflow's caches."""
-    return [step["with"]["key"] for step in steps() if "cache" in step.get("uses", "")]
-
-
-def test_caches_are_keyed_by_the_content_that_they_are_made_from():
-    keys = " ".join(hashed())
-    for part in ("requirements.lock", "eqr/**", "notebooks/*.ipynb", "book/package-lock.json"):
-        assert part in keys, part
+    # Caches are keyed by the content that they are made from.
+    keys = " ".join(step["with"]["key"] for step in steps() if "cache" in step.get("uses", ""))
+    named = set(re.findall(r"'([^' ]+[*.a-z]+)'", keys))
+    assert {"requirements.lock", "eqr/**", "notebooks/*.ipynb", "book/package-lock.json"} <= named
+    assert all(list(ROOT.glob(pattern)) for pattern in named)
 
 
 def test_read_the_docs_builds_the_smoke_book():
@@ -101,29 +93,22 @@ def project(path: Path, urls: str = "") -> Path:
     return path
 
 
-def test_without_an_address_only_the_download_is_linked(tmp_path):
-    found = pages.of_project({}, project(tmp_path / "p.toml"))
-    assert (found.repository, found.address, found.slug) == ("", "", "")
-    assert found.launchers("plan") == {}
-
-
 def test_the_address_stands_in_one_place_and_builders_replace_it(tmp_path):
+    path = project(tmp_path / "p.toml")
+    site = pages.of_project({}, path)
+    assert (site.repository, site.address, site.launchers("plan")) == ("", "", {})
+    project(path, "[project.urls]\nRepository = 'https://codeberg.org/a/b'\n")
+    site = pages.of_project({}, path)
+    assert site.repository == "https://codeberg.org/a/b"
+    assert site.launchers("plan") == {}, "Colab opens what is on GitHub"
     urls = "[project.urls]\nRepository = 'https://github.com/a/b.git'\nHomepage = 'https://a.b/c'\n"
-    path = project(tmp_path / "p.toml", urls)
-    found = pages.of_project({}, path)
-    assert (found.slug, found.address) == ("a/b", "https://a.b/c/")
-    found = pages.of_project({"GITHUB_REPOSITORY": "me/fork", "EQR_SITE_URL": "https://x.y/"}, path)
-    assert (found.slug, found.address) == ("me/fork", "https://x.y/")
-    text = " ".join(found.launchers("plan").values())
+    site = pages.of_project({}, project(path, urls))
+    assert (site.slug, site.address) == ("a/b", "https://a.b/c/")
+    site = pages.of_project({"GITHUB_REPOSITORY": "me/fork", "EQR_SITE_URL": "https://x.y/"}, path)
+    assert (site.slug, site.address) == ("me/fork", "https://x.y/")
+    text = " ".join(site.launchers("plan").values())
     assert "github/me/fork/blob/gh-pages/colab/plan.ipynb" in text
     assert re.search(r"mybinder.org/v2/gh/me/fork/\w+\?urlpath=lab/tree/notebooks%2Fplan", text)
-
-
-def test_a_repository_elsewhere_is_shown_but_not_opened_in_colab(tmp_path):
-    urls = "[project.urls]\nRepository = 'https://codeberg.org/a/b'\n"
-    found = pages.of_project({}, project(tmp_path / "p.toml", urls))
-    assert found.launchers("plan") == {}
-    assert found.repository == "https://codeberg.org/a/b"
 
 
 def test_what_is_no_address_is_refused_with_its_place(tmp_path):
@@ -136,9 +121,11 @@ def test_what_is_no_address_is_refused_with_its_place(tmp_path):
 
 
 def test_every_notebook_has_a_sound_copy_for_colab(tmp_path):
-    found = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
-    pages.write_notebooks(found, tmp_path, SITE)
-    for name, path in found.items():
+    notebooks = {path.stem: path for path in (ROOT / "notebooks").glob("*.ipynb")}
+    pages.write_notebooks(notebooks, tmp_path / "nowhere", pages.Site())
+    assert [path.name for path in (tmp_path / "nowhere").iterdir()] == ["notebooks"]
+    pages.write_notebooks(notebooks, tmp_path, SITE)
+    for name, path in notebooks.items():
         copy = nbformat.read(tmp_path / f"colab/{name}.ipynb", as_version=4)
         nbformat.validate(copy)
         source = nbformat.read(path, as_version=4)
@@ -149,34 +136,23 @@ def test_every_notebook_has_a_sound_copy_for_colab(tmp_path):
         )
 
 
-def test_without_a_repository_no_copy_for_colab_is_made(tmp_path):
-    pages.write_notebooks({"attractor": NOTEBOOK}, tmp_path, pages.Site())
-    assert [path.name for path in tmp_path.iterdir()] == ["notebooks"]
-
-
 def test_the_install_cell_fetches_the_revision_of_the_page(tmp_path, monkeypatch):
     """With a local repository in GitHub's place, and pip replaced by a note of its words."""
 
-    def git(*words: str) -> str:
-        names = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        done = subprocess.run(
-            ["git", *names, "-C", str(tmp_path / "origin"), *words],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.strip()
-
     package = tmp_path / "origin/eqr_stub"
     package.mkdir(parents=True)
+
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.check_output(command, cwd=package.parent, text=True).strip()
+
     git("init", "--quiet")
     git("config", "uploadpack.allowAnySHA1InWant", "true")
-    (package / "__init__.py").write_text("mark = 'old'")
-    git("add", ".")
-    git("commit", "--quiet", "-m", "first")
-    revision = git("rev-parse", "HEAD")
-    (package / "__init__.py").write_text("mark = 'new'")
-    git("commit", "--quiet", "-am", "second")
+    for mark in ("old", "new"):
+        (package / "__init__.py").write_text(f"mark = {mark!r}")
+        git("add", ".")
+        git("commit", "--quiet", "-m", mark)
+    revision = git("rev-parse", "HEAD~1")
 
     where = pages.Site(f"file://{tmp_path}/origin", "", revision)
     (tmp_path / "pip.py").write_text("import sys; open('pip.txt', 'w').write(repr(sys.argv[1:]))")
