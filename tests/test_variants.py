@@ -124,22 +124,28 @@ def test_an_unrolled_gradient_reaches_back_only_through_untruncated_cycles(make_
 # ----------------------------------------------------------------------------------------- halting
 
 
-def test_oracle_halting_leaves_exactly_when_exact(make_recipe, problems, learned):
-    weights = checkpoint.load_model(learned.path).model.state_dict()
-    left = 0
-    for settings in ({}, {"unroll": 2}):
-        train_ = {"batch": 32, "halting": "oracle", "halt_explore": 0.0} | settings
-        trainer = Trainer(make_recipe(model={"noise": 0.0}, train=train_), problems)
-        trainer.model.load_state_dict(weights)
-        for _ in range(8):
-            head = copy.deepcopy(trainer.model.lm_head)
-            trainer.advance()
-            carry = trainer.carry
-            exact = (head(carry.state.z_high).argmax(-1) == carry.y).all(1)
-            assert torch.equal(carry.halted, exact | (carry.steps == 8))
-            assert (carry.steps % trainer.recipe.train.unroll == 0).all()
-            left += (exact & (carry.steps < 8)).sum()
+@pytest.mark.parametrize("settings", [{}, {"unroll": 2}, {"starts": 2}], ids=str)
+def test_by_the_oracle_a_sample_leaves_exactly_when_its_winner_is_right(
+    make_recipe, problems, learned, settings
+):
+    train_ = {"batch": 64, "halting": "oracle", "halt_explore": 0.0} | settings
+    trainer = Trainer(make_recipe(model={"noise": 0.0}, train=train_), problems)
+    trainer.model.load_state_dict(checkpoint.load_model(learned.path).model.state_dict())
+    config, left, split = trainer.recipe.train, 0, 0
+    for _ in range(8):
+        head = copy.deepcopy(trainer.model.lm_head)
+        trainer.advance()
+        carry, logits = trainer.carry, head(trainer.carry.state.z_high)
+        labels = carry.y.long().repeat_interleave(config.starts, 0)
+        losses = token_loss(logits, labels, config.loss).mean(1).view(-1, config.starts)
+        right = (logits.argmax(-1) == labels).all(1).view(-1, config.starts)
+        winner = right.gather(1, losses.argmin(1, keepdim=True)).squeeze(1)
+        assert torch.equal(carry.halted, winner | (carry.steps == 8))
+        assert (carry.steps % config.unroll == 0).all()
+        left += int((winner & (carry.steps < 8)).sum())
+        split += int((right.any(1) != right.all(1)).sum())
     assert left > 10, "the model solves some problems early"
+    assert split > 0 or config.starts == 1, "some are solved by one trajectory only"
 
 
 def test_with_the_limit_alone_everyone_stays_and_the_head_still_learns(make_recipe, problems):
