@@ -131,8 +131,6 @@ def test_weights_shipped_as_float16_run_as_float32(learned, tmp_path):
     )
 
 
-# ------------------------------------------------------------------------- official weights
-
 OFFICIAL = {
     "seq_len": 25,
     "vocab_size": 6,

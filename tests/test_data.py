@@ -21,9 +21,6 @@ def same(one: Problems, other: Problems) -> bool:
     return all(np.array_equal(getattr(one, n), getattr(other, n)) for n in data.ARRAYS)
 
 
-# ---------------------------------------------------------------------------------------- building
-
-
 @pytest.mark.parametrize(
     "task",
     [Sudoku(2, 2, clues_min=5, clues_max=9), Sudoku(2, 3, clues_min=10), Maze(9, 9, path_min=6)],
@@ -59,9 +56,6 @@ def test_a_few_problems_of_a_task_with_two_groups_can_be_split():
     for seed in range(20):
         built = data.build(Sudoku(2, 2, clues_min=7), DataConfig(train=2, test=2, seed=seed))
         assert (len(built.train), len(built.test)) == (2, 2)
-
-
-# ----------------------------------------------------------------------------------------- on disk
 
 
 def test_what_is_saved_is_what_is_loaded_and_appears_all_at_once(problems, tmp_path):

@@ -57,9 +57,6 @@ def reordered(outcomes: Outcomes, order: np.ndarray) -> Outcomes:
     return Outcomes(*(getattr(outcomes, f.name)[:, order] for f in fields(Outcomes)))
 
 
-# --------------------------------------------------------------------------------------- selection
-
-
 def test_every_rule_chooses_as_worked_out_by_hand():
     assert RULES.keys() == CHOICES.keys()
     for name, wanted in CHOICES.items():
@@ -103,9 +100,6 @@ def test_choices_do_not_depend_on_the_order_of_restarts_or_the_names_of_answers(
     for row, chosen in enumerate(select.majority(outcomes)):
         answers, counts = np.unique(outcomes.answer[row], return_counts=True)
         assert counts[answers == outcomes.answer[row, chosen]] == counts.max()
-
-
-# -------------------------------------------------------------------------- records of a real model
 
 
 CONFIG = EvalConfig(depths=(1, 2, 5), breadth=3, noise=0.02, window=2, seed=4, problems=10)

@@ -66,9 +66,6 @@ def test_the_operator_of_a_step_is_a_valid_one(make_recipe):
     assert operator_at(make_recipe(), 0) == make_recipe().model
 
 
-# -------------------------------------------------------------------------------- normalised SwiGLU
-
-
 def test_a_normalised_swiglu_does_not_see_how_large_its_product_is():
     settings = {"hidden": 12, "blocks": 1, "width_multiple": 8}
     layers = [SwiGLU(12, ModelConfig(**settings, norm_swiglu=norm)) for norm in (True, False)]
@@ -99,9 +96,6 @@ def test_every_swiglu_of_a_model_is_normalised(make_recipe, problems):
     for up in ups:
         up.mul_(50.0)
     torch.testing.assert_close(model.step(state, x, noise=0.0).logits, before, rtol=1e-2, atol=1e-2)
-
-
-# ------------------------------------------------------------------------------------------- resume
 
 
 @pytest.mark.parametrize(
@@ -136,9 +130,6 @@ def test_a_tiny_model_learns_with_all_of_it(make_recipe, problems):
             trainer.advance()
         losses.append(trainer.read_sums()["token_loss"])
     assert losses[2] < 0.7 * losses[0]
-
-
-# --------------------------------------------------------------------------------------------- cost
 
 
 def priced(settings: dict, tmp_path: Path):
@@ -193,9 +184,6 @@ def test_orthogonalising_is_a_small_part_of_a_step(name, profile):
         total += recipe.model.blocks * 3 * 5 * products
     assert total < 0.02 * step_flops(recipe, model)
     assert orthogonalized(torch.ones(2, 3, 4)).shape == (2, 3, 4)
-
-
-# -------------------------------------------------------------------------------------------- study
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop"])

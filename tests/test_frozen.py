@@ -56,32 +56,18 @@ DEPTH = {"outcomes": 3, "claims": 2, "verdicts": 2, "plans": 2, "ids": 2}
 
 #: Chapters that compute claims without a trained model, and the list that collects them. The first
 #: claims of *Depth and breadth* are those of its trained models, and are not here.
+CLAIMS = "ambiguity construction fast miniarc paper_scale paper_vs_ours shaping tasks under_shift"
 CHAPTERS = {
-    "ambiguity": "claims",
-    "construction": "claims",
+    **dict.fromkeys([*CLAIMS.split(), "variance", "verifier"], "claims"),
     "depth_breadth": "over_seeds",
-    "fast": "claims",
-    "miniarc": "claims",
-    "paper_scale": "claims",
-    "paper_vs_ours": "claims",
-    "shaping": "claims",
-    "tasks": "claims",
-    "under_shift": "claims",
-    "variance": "claims",
-    "verifier": "claims",
 }
 TRAINS = "its claims measure a model that is trained when the book is made"
 NOT_FROZEN = {
-    "adaptive": TRAINS,
-    "attractor": TRAINS,
+    **dict.fromkeys(["adaptive", "attractor", "landscape", "plan", "theory", "training"], TRAINS),
     "depth_breadth": f"the list claims only: {TRAINS}; over_seeds is frozen",
     "explore": "it makes no claims",
-    "landscape": TRAINS,
-    "plan": TRAINS,
     "play": f"{TRAINS}, and its speed",
     "speed": "its claims are times of this machine",
-    "theory": TRAINS,
-    "training": TRAINS,
 }
 
 #: Columns of a study's table that were measured; intervals follow from them.

@@ -179,9 +179,6 @@ def test_first_settled_runs_restarts_up_to_the_first_confident_one_and_no_more(
         agree(needed, collect(model, inputs, rows=rows, first_settled=tolerance, **settings))
 
 
-# ------------------------------------------------------------------------------------------ rules
-
-
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
@@ -231,9 +228,6 @@ def test_a_rule_sees_three_numbers_of_a_row_and_no_label(model, problems):
     ]
     np.testing.assert_array_equal(runs[0].depth, runs[1].depth)
     assert runs[0].outcomes.exact.sum() > runs[1].outcomes.exact.sum()
-
-
-# ---------------------------------------------------------------------------------------- records
 
 
 def test_the_fixed_rule_gives_the_records_of_a_rollout(model, problems):

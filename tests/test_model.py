@@ -38,9 +38,6 @@ def puzzle(model: Reasoner, rows: int = 2) -> torch.Tensor:
     return (torch.arange(rows * model.tokens) % model.vocab_size).view(rows, -1)
 
 
-# ----------------------------------------------------------------------------- reference numbers
-
-
 @pytest.mark.parametrize("name", ["sudoku_mixer", "maze_attention", "sudoku_attention_rope2d"])
 def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path, name):
     """To 1e-4, or to what rounding can do: the reference was made in float32, whose error these
@@ -99,9 +96,6 @@ def test_streams_weights_and_dynamics_are_what_they_were(name):
     assert actual.keys() == wanted.keys()
     for key, value in wanted.items():
         np.testing.assert_allclose(actual[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
-
-
-# ------------------------------------------------------------------------------ one outer iteration
 
 
 def test_step_is_the_hand_computation_of_the_papers_equations():
@@ -225,9 +219,6 @@ def test_models_of_the_paper_have_the_papers_size(config, side, vocab, published
     assert config.layers == {512: 42, 128: 15}[hidden]
 
 
-# ------------------------------------------------------------------------------------------ parts
-
-
 @pytest.mark.parametrize("rope", ["1d", "2d"])
 def test_attention_scores_depend_on_relative_positions_only(rope):
     """q·k of one content placed anywhere is a function of the offset, and not a constant one."""
@@ -279,20 +270,6 @@ def test_truncated_normal_has_the_asked_spread_and_the_shape_of_a_cut_normal(std
     assert np.abs(draws).max() <= cut * (1 + 1e-6) and np.abs(draws).max() > 0.999 * cut
     law = stats.truncnorm(-2, 2, scale=cut / 2)
     assert stats.kstest(draws, law.cdf).pvalue > 1e-3
-
-
-def test_random_starts_belong_to_the_row_and_fixed_starts_to_the_model():
-    model = build(MIXER)
-    of = lambda rows: model.initial_state(len(rows), [stream(0, "row", r) for r in rows])  # noqa: E731
-    some, others = of([0, 1, 2]), of([2, 7])
-    assert torch.equal(some.z_high[2], others.z_high[0])
-    assert torch.equal(some.z_low[2], others.z_low[0])
-    assert not torch.equal(some.z_high[0], some.z_high[1])
-    assert not torch.equal(some.z_high, some.z_low)
-    fixed = build(replace(MIXER, init="fixed"))
-    start = fixed.initial_state(3, stream(0, "unused"))
-    assert (start.z_high == start.z_high[:1, :1]).all() and start.z_high.std() > 0.1
-    assert torch.equal(start.z_low, fixed.initial_state(3, stream(9, "other")).z_low)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,6 @@ def test_a_parameter_without_a_gradient_stays_and_a_late_one_counts_from_its_own
     assert torch.equal(early.detach(), run(start, [first, second], **SETTINGS))
 
 
-# -------------------------------------------------------------------------------------------- Muon
-
 LOW, HIGH = 0.68, 1.21  # where five steps of Newton-Schulz leave a singular value
 
 
@@ -157,9 +155,6 @@ def test_muon_leaves_alone_what_has_no_gradient_and_refuses_what_is_no_stack_of_
         Muon([{"params": [nn.Parameter(torch.zeros(3, 2))], "maps": 2}], lr=1)
     with pytest.raises(ValueError, match="shape"):
         Muon([nn.Parameter(torch.zeros(3))], lr=1)
-
-
-# -------------------------------------------------------------------------------- build_optimizers
 
 
 def test_build_optimizers_takes_every_setting_of_the_configuration():

@@ -23,7 +23,6 @@ from eqr.model import State
 from eqr.parallel import ALONE, World
 from eqr.rollout import NEVER
 from eqr.store import Store, inspect
-from eqr.streams import Slots, stream
 from eqr.train import Trainer, TrainingError
 
 # An odd batch: the two shares of it are not equal. Rounding grows from step to step, since an
@@ -130,20 +129,6 @@ def gap(one: dict, other: dict) -> float:
     return max((one[k] - other[k]).abs().max().item() for k in names)
 
 
-def test_the_slots_of_all_processes_are_the_batch():
-    for size in (1, 2, 3, 7):
-        for total in (1, 5, 16):
-            shares = [World(rank, size).own(total) for rank in range(size)]
-            assert [i for own in shares for i in range(total)[own]] == list(range(total))
-
-
-def test_draws_of_some_slots_are_those_of_the_batch(recipe, problems):
-    model = Trainer(recipe, problems).model
-    whole = model.initial_state(15, stream(0, "noise", 3))
-    part = model.initial_state(8, Slots(stream(0, "noise", 3), 15, slice(7, 15)))
-    assert torch.equal(whole.z_high[7:], part.z_high) and torch.equal(whole.z_low[7:], part.z_low)
-
-
 @pytest.mark.parametrize("kind", ["single", "double", "fast"])
 def test_training_in_two_processes_sees_the_same_batches_and_ends_alike(alone, pair, kind):
     one, two = alone[kind], findings(pair)[kind]
@@ -206,9 +191,6 @@ def test_sharded_records_are_equal_to_the_bit(pair, recipe, problems):
         with np.load(pair / f"records{rank}.npz") as actual:
             for name, array in wanted.arrays().items():
                 np.testing.assert_array_equal(actual[name], array)
-
-
-# --------------------------------------------------------------------------- through the command
 
 
 def torchrun(*words: object) -> subprocess.CompletedProcess:

@@ -38,9 +38,6 @@ def same_result(one: Path, other: Path) -> bool:
     )
 
 
-# -------------------------------------------------------------------------------------------- loss
-
-
 def test_stablemax_loss_is_the_naive_formula():
     logits = torch.tensor([[[2.0, -1.0, 0.0]], [[-3.0, -0.5, 7.0]]])
     labels = torch.tensor([[1], [2]])
@@ -63,9 +60,6 @@ def test_loss_and_gradient_stay_finite_and_point_the_right_way_for_huge_logits(k
     moderate = torch.tensor([[[3.0, -2.0, 0.5]]], requires_grad=True)
     token_loss(moderate, torch.tensor([[0]]), kind).sum().backward()
     assert moderate.grad[0, 0, 0] < 0 < moderate.grad[0, 0, 1:].min()
-
-
-# ------------------------------------------------------------------------------ determinism, resume
 
 
 def test_training_is_bitwise_a_function_of_recipe_and_seed(make_recipe, problems):
@@ -209,23 +203,6 @@ def test_what_is_not_finite_reaches_neither_weights_nor_log(make_recipe, problem
     assert all(torch.equal(v.nan_to_num(), after[k].nan_to_num()) for k, v in before.items())
 
 
-# ----------------------------------------------------------------------------------------- halting
-
-
-def test_halted_samples_are_replaced_and_others_stay(make_recipe, problems):
-    trainer = Trainer(make_recipe(train={"halt_max": 3}), problems)
-    trainer.advance()
-    for _ in range(12):
-        halted, before = trainer.carry.halted.clone(), trainer.carry.x.clone()
-        steps = trainer.carry.steps.clone()
-        trainer.advance()
-        same = (trainer.carry.x == before).all(1)
-        assert same[~halted].all() and not same[halted].any()
-        assert torch.equal(trainer.carry.steps, torch.where(halted, 0, steps) + 1)
-        assert trainer.carry.steps.max() <= 3
-        assert problems.task.check(*(trainer.carry.x.numpy(), trainer.carry.y.numpy())).all()
-
-
 def test_halting_follows_the_head_the_limit_and_exploration(make_recipe, problems):
     """With halt_max 4: exploration (30 %) demands 2, 3 or 4 iterations, each as likely."""
     recipe = make_recipe(train={"halt_max": 4, "halt_explore": 0.3, "batch": 30_000})
@@ -242,9 +219,6 @@ def test_halting_follows_the_head_the_limit_and_exploration(make_recipe, problem
     trainer.recipe = replace(recipe, train=replace(recipe.train, halt_max=1))
     trainer.carry.steps = torch.ones(30_000)
     assert trainer.choose_halted(waits, stream(0, "halt")).all(), "one iteration is the limit"
-
-
-# ---------------------------------------------------------------------------------------- learning
 
 
 def test_a_tiny_model_learns_four_by_four_sudoku(learned):

@@ -121,9 +121,6 @@ def test_an_unrolled_gradient_reaches_back_only_through_untruncated_cycles(make_
     assert recorded == {"full": False, "cut": True}
 
 
-# ----------------------------------------------------------------------------------------- halting
-
-
 @pytest.mark.parametrize("settings", [{}, {"unroll": 2}, {"starts": 2}], ids=str)
 def test_by_the_oracle_a_sample_leaves_exactly_when_its_winner_is_right(
     make_recipe, problems, learned, settings
@@ -159,9 +156,6 @@ def test_with_the_limit_alone_everyone_stays_and_the_head_still_learns(make_reci
     silent = Trainer(make_recipe(train={"halting": "limit", "halt_weight": 0.0}), problems)
     silent.advance()
     assert (silent.model.halt_head.weight.grad == 0).all()
-
-
-# ------------------------------------------------------------------------- learned start and noise
 
 
 @pytest.mark.parametrize("hierarchical", [True, False])
