@@ -99,9 +99,8 @@ def chapter(path: Path, name: str) -> Path:
         v4.new_markdown_cell("## What we learned\n\n1. Little.\n\n### A part of it\n\nText."),
         code(3, f'provenance("{name}")', {"text/html": made_how(name)}),
     ]
-    found = v4.new_notebook(cells=cells)
-    found.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    nbformat.write(found, path)
+    language = {"name": "python", "pygments_lexer": "ipython3"}
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"language_info": language}), path)
     return path
 
 
@@ -154,21 +153,19 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield found
-        found.close()
+        yield playwright.chromium.launch(executable_path=CHROMIUM)
 
 
 @contextlib.contextmanager
-def opened(found: Any, origin: str, **options: Any) -> Iterator[Tab]:
+def opened(running: Any, origin: str, **options: Any) -> Iterator[Tab]:
     """A fresh tab that can load from ``origin`` only; every other request is cut and is a fault.
 
     Args:
-        found: the browser.
+        running: the browser.
         origin: "http://127.0.0.1:8000", or "file://".
         options: of Playwright's ``new_context``: viewport, color_scheme, reduced_motion.
     """
-    context = found.new_context(**options)
+    context = running.new_context(**options)
     context.set_default_timeout(PATIENCE)
     tab = Tab(context.new_page())
 

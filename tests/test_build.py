@@ -28,12 +28,8 @@ SNAKEMAKE = importlib.util.find_spec("snakemake") is not None
 
 def notebook(path: Path, *cells: str) -> Path:
     """A notebook with a parameters cell (``divisor``, ``place``) and ``cells``."""
-    made = nbformat.v4.new_notebook()
-    made.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    made = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
     made.cells = [nbformat.v4.new_code_cell(text) for text in ('divisor = 1\nplace = ""', *cells)]
     made.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(made, path)

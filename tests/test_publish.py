@@ -57,9 +57,9 @@ def test_workflow_runs_only_targets_and_files_that_exist():
 
 
 def test_read_the_docs_builds_the_smoke_book():
-    found = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text())
-    assert "make book PROFILE=smoke" in found["build"]["commands"][0]
-    assert "build/smoke/html" in found["build"]["commands"][-1]
+    settings = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text())
+    assert "make book PROFILE=smoke" in settings["build"]["commands"][0]
+    assert "build/smoke/html" in settings["build"]["commands"][-1]
 
 
 def test_versions_agree():
