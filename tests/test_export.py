@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +12,6 @@ import torch
 
 from eqr import checkpoint
 from eqr.model import Reasoner, State, residual
-from eqr.tasks.maze import Maze
 from eqr.viewer import onnx as export
 
 VARIANTS = {
@@ -109,9 +107,3 @@ def test_command_refuses_in_one_line(model, out, eqr, learned, tmp_path):
     done = eqr("export", tmp_path / model if model else learned.path, tmp_path / out)
     assert done.code == 1 and done.err.count("\n") == 1 and (model or out) in done.err
     assert list(tmp_path.glob("m.*")) == []
-
-
-def test_a_maze_model_is_exported_too(make_recipe, tmp_path):
-    config = replace(make_recipe().model, hidden=16)
-    model = Reasoner.for_task(Maze(5, 5), config, torch.Generator().manual_seed(0))
-    assert export.export(model, tmp_path / "m.onnx").difference <= export.TOLERANCE

@@ -478,6 +478,8 @@ def test_replay_works_from_a_file(chromium, site, solved):
         page.keyboard.press("ArrowRight")
         assert slider.get_attribute("aria-valuetext") == f"iteration 1 of {DEPTH}"
         assert part.locator("p[role=status]").inner_text().startswith("Iteration 1. ")
+        for key in ("End", "ArrowLeft", "ArrowLeft"):
+            page.keyboard.press(key)
         part.get_by_role("button", name="Play").press("Enter")
         part.locator(".eqr-count").filter(has_text=f"{DEPTH} / {DEPTH}").wait_for()
         part.get_by_label("Problem").select_option(label="again")
