@@ -6,4 +6,19 @@ The core, in the order of an evening's reading: ``streams`` (where every random 
 and ``solve``. Around it: ``tasks``, ``analysis``, ``studies``, ``viewer``, ``imports``, ``cli``.
 """
 
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+PROJECT = Path(__file__).parents[1]
+CHECKOUT = (PROJECT / "pyproject.toml").is_file()  # else the package was installed by itself
+SHIPPED = PROJECT / ("data" if CHECKOUT else "eqr_data")  # data sets, and results of the studies
+
+
+def locate(path: str | Path) -> Path:
+    """Where a file or folder lies that may be named as from the project, as ``data/sudoku6``."""
+    path = Path(path)
+    if path.is_absolute() or path.exists():
+        return path
+    return SHIPPED.joinpath(*path.parts[1:]) if path.parts[0] == "data" else PROJECT / path
+

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from eqr import locate
 from eqr.config import SEMANTICS, DataConfig, Recipe, digest
 from eqr.settings import UserError
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
 
-PROJECT = Path(__file__).parents[1]
 ARRAYS = ("inputs", "labels", "rating")
 SPLITS = ("train", "test")
 MANIFEST = "manifest.json"
@@ -278,9 +278,7 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
                 if not directory.exists():  # otherwise another process was faster
                     raise
         return load(directory)
-    directory = Path(config.source)
-    if not directory.is_absolute() and not directory.exists():
-        directory = PROJECT / directory
+    directory = locate(config.source)
     dataset = load(directory)
     if dataset.task != recipe.task:
         raise DataError(

@@ -17,8 +17,7 @@ from typing import Any
 from IPython.display import HTML
 from jupyter_client.manager import AsyncKernelManager
 
-from eqr import store
-from eqr.data import PROJECT
+from eqr import PROJECT, store
 from eqr.settings import ConfigError, UserError, nearest
 
 # One thread: results then do not depend on the machine's cores, nor do two kernels side by side

@@ -19,9 +19,8 @@ import pandas as pd
 import safetensors
 import torch
 
-from eqr import checkpoint, evaluate, experiments, select, stats, tables
+from eqr import SHIPPED, checkpoint, evaluate, experiments, select, stats, tables
 from eqr.config import SEMANTICS, EvalConfig, recipe_from_dict, to_dict
-from eqr.data import PROJECT
 from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.settings import ConfigError, from_dict
 from eqr.store import (
@@ -37,7 +36,6 @@ from eqr.store import (
 from eqr.studies.cells import CellFile, StudyError
 from eqr.tasks.shift import Level
 
-SHIPPED = PROJECT / "data" / "results"
 RULES = ("average", "converged", "majority", "oracle")
 
 # ------------------------------------------------------------------------------- finding, listing
@@ -217,7 +215,7 @@ def evaluation_of(run: Run) -> EvalConfig:
 # -------------------------------------------------------------------------------- shipped results
 
 
-def shipped(folder: Path = SHIPPED) -> dict[str, list[str]]:
+def shipped(folder: Path = SHIPPED / "results") -> dict[str, list[str]]:
     """The published results below a folder: path of each file -> what is wrong with it."""
     checks = {".npz": CellFile.read, ".safetensors": checkpoint.load_tensors}
     faults: dict[str, list[str]] = {}

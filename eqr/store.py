@@ -26,8 +26,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from eqr import CHECKOUT, PROJECT
 from eqr.config import SEMANTICS, digest
-from eqr.data import PROJECT, file_sha256
+from eqr.data import file_sha256
 from eqr.settings import UserError
 
 MANIFEST = "manifest.json"
@@ -61,8 +62,9 @@ USED: dict[str, str] = {}
 
 
 def default_root() -> Path:
-    """``$EQR_STORE``, else ``build/store`` in the project."""
-    return Path(os.environ.get("EQR_STORE") or PROJECT / "build" / "store")
+    """``$EQR_STORE``, else ``build/store`` in the project, or ``~/.cache/eqr`` without one."""
+    home = PROJECT / "build" / "store" if CHECKOUT else Path.home() / ".cache" / "eqr"
+    return Path(os.environ.get("EQR_STORE") or home)
 
 
 def run_id(kind: str, config: Mapping[str, Any], semantics: int) -> str:

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from browsing import NEEDS_BROWSER, PATIENCE, Tab, browser, opened
 
-from eqr.data import PROJECT
+from eqr import PROJECT
 
 pytestmark = NEEDS_BROWSER
 

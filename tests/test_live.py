@@ -12,9 +12,8 @@ import pytest
 import torch
 from browsing import NEEDS_BROWSER, Tab, browser, opened, served
 
-from eqr import checkpoint, evaluate, select
+from eqr import PROJECT, checkpoint, evaluate, select
 from eqr.config import EvalConfig
-from eqr.data import PROJECT
 from eqr.model import Reasoner
 from eqr.settings import ProblemError
 from eqr.solve import solve

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import data
+from eqr import data, locate
 from eqr.analysis.figures import plt
 from eqr.imports import datasets as data_import
 from eqr.recipes import load_recipe
@@ -163,7 +163,7 @@ def test_generated_problems_depend_on_seed_and_place_only_and_are_dealt_by_task(
 @pytest.mark.parametrize("name", ["miniarc", "miniarc-context", "miniarc-tasks"])
 def test_shipped_sets_are_what_import_makes(name):
     recipe = load_recipe(name, "laptop")
-    kept = data.load(data.PROJECT / recipe.data.source)
+    kept = data.load(locate(recipe.data.source))
     made = data_import.read(SHIPPED, recipe.task, train=None)
     assert kept.digest == made.digest and kept.task == recipe.task
     assert (len(kept.train), len(kept.test)) == (recipe.data.train, recipe.data.test)

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eqr import checkpoint, experiments, runs as results
+from eqr import PROJECT, checkpoint, experiments, runs as results
 from eqr.config import EvalConfig
-from eqr.data import PROJECT
 from eqr.store import Store, StoreError, sealed
 
 

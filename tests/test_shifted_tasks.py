@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eqr import PROJECT
 from eqr.config import DataConfig
-from eqr.data import PROJECT, build, load
+from eqr.data import build, load
 from eqr.settings import ProblemError
 from eqr.task import task_from_dict, task_to_dict
 from eqr.tasks import invalid

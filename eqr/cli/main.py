@@ -297,7 +297,10 @@ def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
     figures.set_style()
     fig, ax = plt.subplots()
     for index, ((breadth, select), part) in enumerate(table.groupby(["breadth", "select"])):
-        figures.accuracy_curve(ax, part, f"B = {breadth}, {select}", index)
+        figures.accuracy_curve(ax, part, "depth", f"B = {breadth}, {select}", index)
+    figures.log2_axis(ax, sorted(table.depth.unique()))
+    ax.set(xlabel="depth: outer iterations")
+    ax.legend()
     picture = io.BytesIO()
     fig.savefig(picture, format=path.suffix[1:] or "png")
     replace_file(path, picture.getvalue())

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eqr import SHIPPED
 from eqr.cli.console import Device, Json, StoreDir, progress, show
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and compare stored runs.")
@@ -124,7 +125,7 @@ def verify_command(
         rows.append(row)
         if not as_json:
             show((), report(row), False)
-    for name, faults in () if runs else results.shipped(shipped or results.SHIPPED).items():
+    for name, faults in () if runs else results.shipped(shipped or SHIPPED / "results").items():
         rows.append({"run": name, "faults": faults})
         if not as_json:
             show((), report(rows[-1]), False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eqr import CHECKOUT
 from eqr.cli.console import (
     Device,
     Json,
@@ -25,6 +26,10 @@ from eqr.settings import ConfigError, nearest
 if TYPE_CHECKING:
     from eqr.store import Store
 
+ResultsDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the results (default: the project's data/results/PROFILE)."),
+]
 app = typer.Typer(no_args_is_help=True, help="Run and list the many-seed studies.")
 
 
@@ -57,9 +62,7 @@ def run_command(
         str | None, typer.Option(help="As in 0-4 or 0,2 (default: each row's own number).")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes of one thread side by side.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results (default: data/results/PROFILE).")
-    ] = None,
+    out: ResultsDir = None,
     overwrite: Annotated[
         bool, typer.Option(help="Run cells again that have a file, and replace it.")
     ] = False,
@@ -91,7 +94,8 @@ def run_command(
     from eqr.studies import results, run as studies
     from eqr.studies.rows import study
 
-    out, wanted = out or results.results_folder(profile), study(name)
+    wanted, default = study(name), results.results_folder(profile)
+    out = out or (default if CHECKOUT else Path("results") / profile)
     chosen = [row.strip() for row in rows.split(",")] if rows is not None else None
     for row in chosen or ():
         wanted.row(row)
@@ -130,9 +134,7 @@ def run_command(
 def list_command(
     name: Annotated[str | None, typer.Argument(help="A study (default: all).")] = None,
     profile: Profile = "laptop",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results (default: data/results/PROFILE).")
-    ] = None,
+    out: ResultsDir = None,
     as_json: Json = False,
 ) -> None:
     """Studies, their rows, and how many seeds have a file.

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from eqr import SHIPPED
 from eqr.config import SEMANTICS, digest
-from eqr.data import PROJECT
 from eqr.recipes import PROFILES
 from eqr.settings import ConfigError, nearest
 from eqr.stats import Difference, mean_interval, paired_difference
@@ -174,7 +174,7 @@ def results_folder(profile: str) -> Path:
     """Where the results of a profile are shipped."""
     if profile not in PROFILES:
         raise ConfigError(f"profile {profile!r} has no studies; {nearest(profile, PROFILES)}")
-    return PROJECT / "data" / "results" / profile
+    return SHIPPED / "results" / profile
 
 
 def shipped(name: str, profile: str = "laptop") -> Results | None:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+import eqr
 from eqr.settings import ProblemError, nearest
 
 SIDE, CELLS, COLOURS = 5, 25, 10
-SHIPPED = Path(__file__).parents[2] / "data" / "miniarc" / "tasks.json"
+SHIPPED = eqr.SHIPPED / "miniarc" / "tasks.json"
 
 
 @dataclass(frozen=True, slots=True)

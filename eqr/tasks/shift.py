@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from eqr import locate
 from eqr.config import digest
-from eqr.data import PROJECT, DataError, Dataset, join, load, take_rows
+from eqr.data import DataError, Dataset, join, load, take_rows
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
 from eqr.tasks import invalid
@@ -92,7 +93,7 @@ def level_problems(level: Level, dataset: Dataset, n: int) -> Problems:
 def sourced(level: Level, task: Task, n: int) -> Problems:
     """The first n test problems of the level's source, or all there are; see there."""
     folder = Path(level.source)
-    found = load(folder if folder.is_absolute() else PROJECT / folder)
+    found = load(locate(folder))
     if not task.same_board(found.task):
         raise DataError(f"{folder}: holds problems of another board than level {level.name} asks")
     if problems_digest(found.test) != level.pin:
