@@ -349,5 +349,5 @@ def test_the_commands_take_it_like_any_task(eqr, tmp_path):
     line = f"3 {'01234' * 5}"
     told = eqr("solve", "-c", model, line, "--depth", 2)
     assert told.code == 0 and "only its label could say" in told.out
-    listed = eqr("study", "run", "miniarc", "--list", "--json", "--store", store)
+    listed = eqr("study", "list", "miniarc", "--json")
     assert json.loads(listed.out)[0]["rows"][0]["row"] == "embedding-eqr"
