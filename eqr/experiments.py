@@ -20,6 +20,7 @@ from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
 from eqr.halting import Halted, halting_records, parse_rule
+from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.recipes import load_recipe
 from eqr.select import Outcomes
@@ -43,8 +44,12 @@ class Trained:
     checkpoint: checkpoint.Checkpoint
 
     @property
-    def model(self):
+    def model(self) -> Reasoner:
         return self.checkpoint.model
+
+    @property
+    def task(self) -> Task:
+        return self.recipe.task
 
     @property
     def seconds(self) -> float:
@@ -147,7 +152,7 @@ def train_named(recipe: Recipe, problems: Dataset) -> dict[str, Any]:
     return {"recipe": to_dict(recipe, defaults=False), "data": problems.digest}
 
 
-def trained(
+def train_or_load(
     name: str,
     profile: str = "laptop",
     seed: int = 0,
@@ -175,7 +180,7 @@ def of_run(run: Run, recipe: Recipe, store: Store, device: str = "cpu") -> Train
     return Trained(run, recipe, dataset(recipe, store), loaded)
 
 
-def halted(
+def halt_or_load(
     model: Trained,
     config: EvalConfig,
     rules: Sequence[str],
@@ -267,7 +272,7 @@ def posed(
         return level.task_from(model.data.task), Problems(**arrays)
 
 
-def evaluated(
+def evaluate_or_load(
     model: Trained,
     config: EvalConfig,
     store: Store | None = None,
@@ -320,7 +325,7 @@ class Measured:
         return self.arrays[name]
 
 
-def measured(
+def measure_or_load(
     name: str,
     model: Trained,
     settings: Mapping[str, Any],

@@ -280,7 +280,9 @@ def repeat(
             if trained:
                 level = Level("stored", **config["level"]) if "level" in config else None
                 config_of_run = evaluation_of(run)
-                again = experiments.evaluated(trained, config_of_run, other, progress, level).run
+                again = experiments.evaluate_or_load(
+                    trained, config_of_run, other, progress, level
+                ).run
                 details = compare_records(run, again)
             else:
                 recipe = recipe_from_dict(config["recipe"], f"{run.path / MANIFEST}: recipe")

@@ -137,7 +137,7 @@ def rehearsal(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "executed", executed)
     monkeypatch.setattr(build, "build_pages", build_pages)
     monkeypatch.setattr(build, "check_html", lambda html: turns.append("check"))
-    monkeypatch.setattr(build, "trained", lambda name, *_: name)
+    monkeypatch.setattr(build, "train_or_load", lambda name, *_: name)
     monkeypatch.setattr(build.viewer, "install", lambda *_: None)
     return turns
 

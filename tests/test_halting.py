@@ -280,11 +280,14 @@ def test_a_halting_run_is_stored_with_its_wall_times(learned, problems, tmp_path
     model = experiments.Trained(None, learned.recipe, problems, load_model(learned.path))
     store, config = Store(tmp_path), EvalConfig((12,), problems=6)
     rules = ["residual:1e-1", "fixed"]
-    made = experiments.halted(model, config, rules, store)
-    again = experiments.halted(model, config, ["residual:0.1", "fixed"], store)
+    made = experiments.halt_or_load(model, config, rules, store)
+    again = experiments.halt_or_load(model, config, ["residual:0.1", "fixed"], store)
     assert again.run.id == made.run.id and list(again.kept) == ["residual:0.1", "fixed"]
     assert again.kept["fixed"].seconds == made.kept["fixed"].seconds > 0
-    assert experiments.halted(model, config, rules, store, first_settled=0.1).run.id != made.run.id
+    assert (
+        experiments.halt_or_load(model, config, rules, store, first_settled=0.1).run.id
+        != made.run.id
+    )
     table = again.table(["average"])
     assert {"halting", "saving", "seconds", "cpu_seconds"} <= set(table.columns)
     assert table.nfe[0] < table.nfe[1] == 12

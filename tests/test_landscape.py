@@ -31,7 +31,7 @@ from eqr.analysis.landscape import (
 )
 from eqr.config import ModelConfig
 from eqr.evaluate import answer_hash
-from eqr.experiments import measured
+from eqr.experiments import measure_or_load
 from eqr.model import Reasoner, State
 from eqr.rollout import rollout
 from eqr.stats import paired_difference, wilson
@@ -510,8 +510,8 @@ def test_a_measurement_is_made_once_and_an_altered_one_is_refused(tmp_path):
         return vars(run(wells(), problems=2, tokens=2, depth=5, breadth=3))
 
     settings = {"depth": 5, "breadth": 3}
-    first = measured("ends", model, settings, measure, store)
-    again = measured("ends", model, dict(reversed(settings.items())), measure, store)
+    first = measure_or_load("ends", model, settings, measure, store)
+    again = measure_or_load("ends", model, dict(reversed(settings.items())), measure, store)
     assert len(calls) == 1 and again.run == first.run
     found, direct = Ends(**again.arrays), run(wells(), problems=2, tokens=2, depth=5, breadth=3)
     for name, values in vars(direct).items():
@@ -522,11 +522,11 @@ def test_a_measurement_is_made_once_and_an_altered_one_is_refused(tmp_path):
 
     other = SimpleNamespace(checkpoint=SimpleNamespace(sha256="cc"), data=model.data)
     for call in (("ends", other, settings), ("ends", model, {"depth": 6}), ("e", model, settings)):
-        assert measured(*call, measure, store).run.id != first.run.id
+        assert measure_or_load(*call, measure, store).run.id != first.run.id
     assert len(calls) == 4
 
     file = first.run.file("arrays.npz")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(StoreError, match=r"arrays\.npz: altered"):
-        measured("ends", model, settings, measure, store)
+        measure_or_load("ends", model, settings, measure, store)
     assert len(calls) == 4

@@ -243,9 +243,9 @@ def stored(learned, tmp_path_factory):
         ),
     )
     model = experiments.of_run(run, learned.recipe, store)
-    wide = experiments.evaluated(model, EvalConfig((1, 4), 4), store)
-    experiments.evaluated(model, EvalConfig((4,), 2, noise=0.02), store)
-    experiments.halted(model, EvalConfig((16,), 2), ["stable:2", "fixed"], store)
+    wide = experiments.evaluate_or_load(model, EvalConfig((1, 4), 4), store)
+    experiments.evaluate_or_load(model, EvalConfig((4,), 2, noise=0.02), store)
+    experiments.halt_or_load(model, EvalConfig((16,), 2), ["stable:2", "fixed"], store)
     return store, model, wide
 
 

@@ -23,7 +23,7 @@ def filled(make_recipe, tmp_path_factory) -> Store:
         recipe = make_recipe(seed, train={"steps": 8, "eval_every": 8})
         run = experiments.train_run(recipe, store)
         trained = experiments.load_trained(run, store)
-        experiments.evaluated(trained, EvalConfig((1, 2), breadth=3, noise=0.01), store)
+        experiments.evaluate_or_load(trained, EvalConfig((1, 2), breadth=3, noise=0.01), store)
     experiments.train_run(make_recipe(2), store, stop_after_s=0.0)
     parameters = {"profile": "smoke", "seed": 5}
     store.obtain(
@@ -220,7 +220,9 @@ def test_evaluations_of_other_problems_are_not_paired(store):
     one = store.get(ids(store, "eval")[0])
     path = results.models(store)[one.manifest["config"]["weights"]]
     trained = experiments.load_trained(store.get(path.name), store)
-    few = experiments.evaluated(trained, EvalConfig((2, 4), breadth=2, problems=8), store).run
+    few = experiments.evaluate_or_load(
+        trained, EvalConfig((2, 4), breadth=2, problems=8), store
+    ).run
     rows = results.paired_rows(one, few)
     assert {row["depth"] for row in rows} == {2} and {row["breadth"] for row in rows} == {1, 2}
     assert all(row["difference"] is None for row in rows)

@@ -228,11 +228,11 @@ def test_a_source_is_read_only_with_the_problems_it_was_pinned_to(tmp_path, mini
 
 def test_a_level_is_evaluated_once_and_under_its_own_name(tmp_path):
     store = Store(tmp_path)
-    model = experiments.trained("maze7-attention", "smoke", store=store)
+    model = experiments.train_or_load("maze7-attention", "smoke", store=store)
     config, level = EvalConfig((1, 2), problems=4), LEVELS["size-9"]
-    one = experiments.evaluated(model, config, store, level=level)
-    again = experiments.evaluated(model, config, store, level=level)
-    plain = experiments.evaluated(model, config, store)
+    one = experiments.evaluate_or_load(model, config, store, level=level)
+    again = experiments.evaluate_or_load(model, config, store, level=level)
+    plain = experiments.evaluate_or_load(model, config, store)
     assert one.run.id == again.run.id != plain.run.id and one.records.exact.shape == (2, 4, 1)
     assert one.run.manifest["config"]["level"] == level.named()
 
@@ -302,9 +302,9 @@ def test_what_an_evaluation_keeps_is_read_back(written):
 
 def test_an_evaluation_under_shift_is_repeated_with_its_problems(written):
     store, _ = written
-    model = experiments.trained("headroom", "smoke", store=store)
+    model = experiments.train_or_load("headroom", "smoke", store=store)
     config = EvalConfig((2,), problems=6, checked=True)
-    run = experiments.evaluated(model, config, store, level=LEVELS["several-1"]).run
+    run = experiments.evaluate_or_load(model, config, store, level=LEVELS["several-1"]).run
     assert results.repeat(store, run).verdict == "equal"
     with pytest.raises(PlanError, match="no evaluation of these weights"):
         stored_runs(model.checkpoint.sha256, store)

@@ -275,7 +275,7 @@ def test_outcomes_of_every_selection_give_the_accuracies_of_the_table(
     run = Run("train-0", learned.path.parent, {"files": names, "provenance": origin})
     model = experiments.Trained(run, learned.recipe, problems, checkpoint.load_model(learned.path))
     cell = Cell("tiny", "smoke", "tiny", 0)
-    found = [(row.evaluate[0], experiments.evaluated(model, config, store))]
+    found = [(row.evaluate[0], experiments.evaluate_or_load(model, config, store))]
     made = CellFile.of(cell, model, found, cost(learned.recipe, problems))
     made.write(cell.path(tmp_path / "out"))
     assert CellFile.read(cell.path(tmp_path / "out")).sha256 == made.sha256

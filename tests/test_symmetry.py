@@ -243,7 +243,7 @@ def test_the_setting_is_part_of_a_run_only_where_it_is_used(learned, problems, t
     assert to_dict(CONFIG, defaults=False)["symmetry"] is True
     run, store = Run("train-0", learned.path.parent, {"files": {}}), Store(tmp_path)
     trained = Trained(run, learned.recipe, problems, load_model(learned.path))
-    actual = [experiments.evaluated(trained, config, store) for config in (plain, CONFIG)]
+    actual = [experiments.evaluate_or_load(trained, config, store) for config in (plain, CONFIG)]
     assert actual[0].run.id != actual[1].run.id
     assert "symmetry" not in actual[0].run.manifest["config"]["eval"]
     tables = [one.table([1, 5], ["majority"]) for one in actual]

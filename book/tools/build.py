@@ -30,7 +30,7 @@ from book.tools.pdf import find_chromium, print_book
 from eqr.cli.console import Profile, Seed, say
 from eqr.config import digest
 from eqr.data import file_sha256
-from eqr.experiments import trained
+from eqr.experiments import train_or_load
 from eqr.notebook import execute
 from eqr.recipes import load_recipe, recipe_names
 from eqr.settings import ConfigError, UserError, nearest
@@ -85,7 +85,7 @@ def build(
     say("[3/3] pages")
     notice = SMOKE if profile == "smoke" else ""
     source = assemble(notebooks, out / profile / "source", site, notice, pdf)
-    live = {name: trained(name, profile, seed, store) for name in viewer.LIVE}
+    live = {name: train_or_load(name, profile, seed, store) for name in viewer.LIVE}
     viewer.install(source / EXTRA / viewer.PLACE, source / viewer.HOME, live, profile)
     pages.write_notebooks({p.stem: p for p in chapters()}, source / EXTRA, site)
     html = build_pages(source, out / profile / "html", pdf)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from book.tools import BOOK
 from eqr.analysis import figures
-from eqr.experiments import trained
+from eqr.experiments import train_or_load
 from eqr.solve import solve
 from eqr.store import replace_file
 
@@ -28,7 +28,7 @@ def draw() -> str:
 
     Returns the id of the training whose model it shows.
     """
-    model = trained("sudoku6")
+    model = train_or_load("sudoku6")
     test, task = model.data.test, model.recipe.task
     for inputs, label in zip(test.inputs, test.labels, strict=True):
         solution = solve(model.model, task, inputs, depth=DEPTHS[-1], seed=0)

@@ -214,7 +214,7 @@ def plan_command(
     from eqr.analysis.plan import plan, validate as validated, validation_table
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
-    from eqr.experiments import evaluated, load_trained
+    from eqr.experiments import evaluate_or_load, load_trained
     from eqr.store import Store
 
     options = {
@@ -242,7 +242,7 @@ def plan_command(
         if home is None:
             raise ConfigError(f"{path}: only models trained in {found.root} can be recorded there")
         with progress("recording") as bar:
-            evaluated(load_trained(found.get(home.name), found), config, found, bar)
+            evaluate_or_load(load_trained(found.get(home.name), found), config, found, bar)
     if measure:
         say("measuring, about 2 s")
     rates = plan_grid.measured_rates(loaded.model) if measure else None

@@ -65,7 +65,9 @@ def work(
     for kind in cell.evaluations():
         if found and stop_after_s is not None and time.monotonic() - began > stop_after_s:
             return None  # what there is, is stored; the rest another time
-        found.append((kind, experiments.evaluated(model, kind.config, store, level=kind.level)))
+        found.append(
+            (kind, experiments.evaluate_or_load(model, kind.config, store, level=kind.level))
+        )
     path = cell.path(out)
     shipped = ""
     if weights:
