@@ -45,8 +45,8 @@ def explore(
     """An explorer of one model, or of two on the same puzzle; shown when it ends a cell.
 
     Args:
-        model, other: what :func:`eqr.experiments.train_or_load` returns, a loaded checkpoint, or the
-            path of a ``model.safetensors``.
+        model, other: what :func:`eqr.experiments.train_or_load` returns, a loaded checkpoint, or
+            the path of a ``model.safetensors``.
         titles: names of the models; by default of their recipes.
         problems: (n, S) puzzles to choose from; by default the test set, or for a bare checkpoint
             some of its task.
