@@ -183,7 +183,7 @@ def test_every_visible_run_is_whole_after_kills_at_random_moments(store):
         process.start()
         time.sleep(moments.uniform(0.01, 0.6))
         process.kill()
-        process.join(30)
+        process.join(120)
         for path in store.paths():
             assert inspect(path).faults == inspect(path).strays == (), path
     produce(store.root, count)
@@ -215,7 +215,7 @@ def test_of_several_processes_that_want_a_run_one_makes_it(tmp_path):
         process.start()
     start.set()
     for process in processes:
-        process.join(30)
+        process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len((tmp_path / "made").read_text().splitlines()) == 1
 
