@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -292,6 +293,11 @@ class Halted:
     depth: np.ndarray  # (P, B) int32, iterations run: the NFE; 0 where the restart never started
     seconds: float  # wall time of the whole queue
     cpu_seconds: float  # processor time of this process meanwhile: steadier where others compute
+
+    def arrays(self) -> dict[str, Any]:
+        """All of it by name, as a stored run holds it."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "outcomes"}
+        return {f.name: getattr(self.outcomes, f.name) for f in fields(Outcomes)} | parts
 
     @property
     def nfe(self) -> np.ndarray:

@@ -7,10 +7,11 @@ only :func:`repeat` computes, and it writes to a temporary folder.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import pandas as pd
 import safetensors
 import torch
 
-from eqr import SHIPPED, checkpoint, evaluate, experiments, select, stats, tables
+from eqr import SHIPPED, checkpoint, experiments, tables
 from eqr.config import SEMANTICS, EvalConfig, recipe_from_dict, to_dict
+from eqr.evaluate import Records
 from eqr.recipes import PROFILES, load_recipe, recipe_names
+from eqr.select import selected
 from eqr.settings import ConfigError, from_dict
+from eqr.stats import paired_difference
 from eqr.store import (
     MANIFEST,
     PENDING,
@@ -32,6 +36,7 @@ from eqr.store import (
     files_of,
     inspect_manifest,
     provenance,
+    read_arrays,
 )
 from eqr.studies.cells import CellFile, StudyError
 from eqr.tasks.shift import Level
@@ -74,12 +79,8 @@ def profile_of(recipe: Mapping[str, Any]) -> str | None:
         ours = recipe_from_dict(recipe)
     except ConfigError:
         return None
-    for profile in PROFILES:
-        if ours.name in recipe_names(profile):
-            known = load_recipe(ours.name, profile, seed=ours.seed)
-            if known == ours:
-                return profile
-    return None
+    known = (p for p in PROFILES if ours.name in recipe_names(p))
+    return next((p for p in known if load_recipe(ours.name, p, seed=ours.seed) == ours), None)
 
 
 def stored_sha256(path: Path) -> str | None:
@@ -104,37 +105,35 @@ def listing(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
     the files themselves are not read. Of an evaluation, name and profile are its model's, and
     ``model`` is the run that trained it.
     """
-    weights = models(store)
-    rows = [_row(path, inspect_manifest(path), weights) for path in store.paths()]
-    rows += [_row(path, None, weights) for path in store.partial()]
+    weights, rows = models(store), []
+    for path in store.paths():
+        manifest, faults = inspect_manifest(path)
+        rows.append(_row(path, manifest or {}, "damaged" if faults else "complete", weights))
+    rows += [_row(path, _pending(path), "partial", weights) for path in store.partial()]
     return [row for row in rows if kind in (None, row["kind"])]
 
 
-def _row(path: Path, found: tuple | None, weights: Mapping[str, Path]) -> dict[str, Any]:
-    if found is None:
-        manifest, state = _pending(path), "partial"
-    else:
-        manifest, state = found[0] or {}, "damaged" if found[1] else "complete"
-    kind = manifest.get("kind") or path.name.partition("-")[0]
+def _row(
+    path: Path, manifest: Mapping[str, Any], state: str, weights: Mapping[str, Path]
+) -> dict[str, Any]:
     config, done = manifest.get("config") or {}, manifest.get("provenance") or {}
+    kind, files = manifest.get("kind") or path.name.partition("-")[0], files_of(path)
     row = {"id": path.name, "kind": kind, "name": None, "profile": None, "seed": None}
-    if kind == "train" and "recipe" in config:
-        recipe = config["recipe"]
-        row |= {"name": recipe.get("name"), "seed": recipe.get("seed", 0)}
-        row["profile"] = profile_of(recipe)
-    elif kind == "eval" and "weights" in config:
+    recipe = config.get("recipe") if kind == "train" else None
+    if kind == "eval" and "weights" in config:
         row["seed"] = config.get("eval", {}).get("seed", 0)
         if trained := weights.get(config["weights"]):
-            model = (inspect_manifest(trained)[0] or {}).get("config", {}).get("recipe", {})
-            row |= {"name": model.get("name"), "model": trained.name}
-            row["profile"] = profile_of(model)
+            recipe = (inspect_manifest(trained)[0] or {}).get("config", {}).get("recipe")
+            row["model"] = trained.name
     elif "parameters" in config:  # a chapter
-        notebooks = [name for name in files_of(path) if name.endswith(".ipynb")]
-        row["name"] = Path(notebooks[0]).stem if notebooks else None
+        row["name"] = next((Path(name).stem for name in files if name.endswith(".ipynb")), None)
         row |= {k: config["parameters"].get(k) for k in ("profile", "seed")}
-    row["finished"], row["seconds"] = done.get("finished"), done.get("seconds")
-    row["bytes"] = sum(file.stat().st_size for file in files_of(path).values())
-    return row | {"state": state}
+    if recipe is not None:
+        row |= {"name": recipe.get("name"), "profile": profile_of(recipe)}
+        row["seed"] = recipe.get("seed", 0) if kind == "train" else row["seed"]
+    times = {"finished": done.get("finished"), "seconds": done.get("seconds")}
+    size = sum(file.stat().st_size for file in files.values())
+    return row | times | {"bytes": size, "state": state}
 
 
 def _pending(path: Path) -> dict[str, Any]:
@@ -154,23 +153,18 @@ def description(store: Store, path: Path) -> dict[str, Any]:
     Raises:
         StoreError: a file of it is missing or altered.
     """
-    if path.parent == store.root:
-        manifest, state = store.get(path.name).manifest, "complete"
-        run = Run(path.name, path, manifest)
-    else:
-        manifest, state, run = _pending(path), "partial", None
+    run = store.get(path.name) if path.parent == store.root else None
+    manifest = run.manifest if run else _pending(path)
     names = manifest.get("files") or dict.fromkeys(files_of(path))
-    files = {
-        name: {"bytes": (path / name).stat().st_size, "sha256": sha256}
-        for name, sha256 in names.items()
-    }
-    found = {k: manifest.get(k) for k in ("kind", "config", "semantics", "provenance")}
-    found = {"id": path.name, "state": state, "path": str(path), **found, "files": files}
-    if (log := last_rows(path)) and (found["kind"] in ("train", None)):
-        found["last"] = log
-    if run and found["kind"] == "eval":
-        found["table"] = result_table(run).to_dict(orient="records")
-    return found
+    sizes = {n: {"bytes": (path / n).stat().st_size, "sha256": h} for n, h in names.items()}
+    values = {"id": path.name, "state": "complete" if run else "partial", "path": str(path)}
+    values |= {k: manifest.get(k) for k in ("kind", "config", "semantics", "provenance")}
+    values["files"] = sizes
+    if (log := last_rows(path)) and values["kind"] in ("train", None):
+        values["last"] = log
+    if run and values["kind"] == "eval":
+        values["table"] = result_table(run).to_dict(orient="records")
+    return values
 
 
 def last_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -186,24 +180,22 @@ def last_rows(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def breadths_of(kept: evaluate.Records) -> list[int]:
+def records_of(run: Run) -> Records:
+    """The records of a stored evaluation."""
+    return Records(**read_arrays(run).arrays)
+
+
+def breadths_of(records: Records) -> list[int]:
     """The powers of two up to the recorded breadth, and that breadth."""
-    breadth = kept.exact.shape[2]
+    breadth = records.exact.shape[2]
     return sorted({2**k for k in range(breadth.bit_length())} | {breadth})
 
 
 def result_table(run: Run) -> pd.DataFrame:
     """The table of a stored evaluation at every recorded depth, without the count of layers."""
-    kept, config = experiments.read_records(run), evaluation_of(run)
-    table = tables.table(
-        kept,
-        breadths=breadths_of(kept),
-        select=RULES,
-        layers=1,
-        noise=config.noise,
-        symmetry=config.symmetry,
-        nfe=config.nfe,
-    )
+    records, config = records_of(run), evaluation_of(run)
+    how = {"noise": config.noise, "symmetry": config.symmetry, "nfe": config.nfe}
+    table = tables.table(records, breadths=breadths_of(records), select=RULES, layers=1, **how)
     return table.drop(columns="layers")
 
 
@@ -257,65 +249,48 @@ def repeat(
         ConfigError, DataError, TrainingError: the run cannot be made again.
     """
     kind, config = run.manifest["kind"], run.manifest["config"]
-    then = run.manifest["provenance"]
-    if run.manifest["semantics"] != SEMANTICS:
-        old = run.manifest["semantics"]
-        return Repeat("skipped", [f"made with semantics {old}; this version has {SEMANTICS}"])
+    then, semantics = run.manifest["provenance"], run.manifest["semantics"]
+    if semantics != SEMANTICS:
+        what = f"made with semantics {semantics}; this version has {SEMANTICS}"
+        return Repeat("skipped", [what])
     if kind not in ("train", "eval"):
         return Repeat("skipped", [f"runs of kind {kind!r} are not repeated"])
-    trained = None
     if kind == "eval":
         path = models(store).get(config["weights"])
         if path is None:
             return Repeat("skipped", [f"its model {config['weights'][:16]} is not in {store.root}"])
-        trained = experiments.load_trained(store.get(path.name), store)
+        model = experiments.load_trained(store.get(path.name), store)
     threads = torch.get_num_threads()
     torch.set_num_threads(then.get("threads", threads))
     try:
-        elsewhere = differences(
-            then, provenance(), ("versions", "hardware", "threads", "processes")
-        )
         with tempfile.TemporaryDirectory(prefix="eqr-repeat-") as folder:
             other = Store(Path(folder))
-            if trained:
+            if kind == "eval":
                 level = Level("stored", **config["level"]) if "level" in config else None
-                config_of_run = evaluation_of(run)
-                again = experiments.evaluate_or_load(
-                    trained, config_of_run, other, progress, level
-                ).run
-                details = compare_records(run, again)
+                asked = evaluation_of(run)
+                again = experiments.evaluate_or_load(model, asked, other, progress, level).run
             else:
                 recipe = recipe_from_dict(config["recipe"], f"{run.path / MANIFEST}: recipe")
-                again = experiments.train_run(
-                    recipe,
-                    other,
-                    device=device,
-                    on_event=progress and (lambda e: progress(e.step, recipe.train.steps)),
-                )
-                details = compare_trainings(run, again)
-            fused = [experiments.timing(r).get("fused", False) for r in (run, again)]
-            if fused[0] != fused[1]:
-                elsewhere.append(f"fused: {fused[0]} | {fused[1]}")
-            ours, theirs = config["data"], again.manifest["config"]["data"]
-            if ours != theirs:
-                details.insert(0, f"data: {ours} then, {theirs} now")
+                show = progress and (lambda event: progress(event.step, recipe.train.steps))
+                again = experiments.train_run(recipe, other, device=device, on_event=show)
+            details = compared(run, again)
+            now, parts = provenance(), ("versions", "hardware", "threads", "processes")
+            fused = [{"fused": experiments.timing(r).get("fused", False)} for r in (run, again)]
+            sides = [{k: p[k] for k in parts if k in p} for p in (then, now)]
+            elsewhere = unequal(sides[0] | fused[0], sides[1] | fused[1])
+            if data := unequal(*({"data": r.manifest["config"]["data"]} for r in (run, again))):
+                details.insert(0, "data: {} then, {} now".format(*data["data"]))
     finally:
         torch.set_num_threads(threads)
-    return Repeat("differs" if details else "equal", details, elsewhere)
+    lines = [f"{name}: {a} | {b}" for name, (a, b) in elsewhere.items()]
+    return Repeat("differs" if details else "equal", details, lines)
 
 
-def differences(one: Mapping, other: Mapping, keys: tuple[str, ...] | None = None) -> list[str]:
-    """``name: a | b`` for every value that two nested mappings do not share."""
+def unequal(one: Mapping, other: Mapping) -> dict[str, list]:
+    """``{name: [a, b]}`` of every value that two nested mappings do not share, by dotted name."""
     one, other = flat(one), flat(other)
-    names = [k for k in [*one, *(k for k in other if k not in one)]]
-    if keys:
-        names = [k for k in names if k.split(".")[0] in keys]
-    gone = "(not set)"
-    return [
-        f"{k}: {one.get(k, gone)} | {other.get(k, gone)}"
-        for k in names
-        if one.get(k, gone) != other.get(k, gone)
-    ]
+    names = dict.fromkeys([*one, *other])
+    return {k: [one.get(k), other.get(k)] for k in names if one.get(k) != other.get(k)}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -331,48 +306,42 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def compare_records(one: Run, other: Run) -> list[str]:
-    """What differs between the records of two evaluations of the same shape."""
-    a, b = experiments.read_records(one), experiments.read_records(other)
-    details = []
-    for spec in fields(a):
-        x, y = getattr(a, spec.name), getattr(b, spec.name)
-        if x is None and y is None:
-            continue  # not asked for
-        if x.shape != y.shape:
-            details.append(f"{spec.name}: shape {x.shape} | {y.shape}")
-        elif not np.array_equal(x, y, equal_nan=x.dtype.kind == "f"):
-            count = f"{spec.name}: {int((x != y).sum())} of {x.size} values differ"
-            size = np.abs(x - y).max() if x.dtype.kind == "f" else None
-            details.append(count if size is None else f"{count}, by at most {size:.3g}")
-    return details
-
-
-def compare_trainings(one: Run, other: Run) -> list[str]:
-    """What differs between weights and logs of two trainings."""
-    details = []
-    weights = [checkpoint.load_tensors(r.file("model.safetensors"))[0] for r in (one, other)]
-    if gap := largest_difference(*weights):
+def compared(one: Run, other: Run) -> list[str]:
+    """What differs between two runs of one kind: their arrays or weights, and a training's log."""
+    if one.manifest["kind"] == "eval":
+        return array_differences(*(read_arrays(run).arrays for run in (one, other)))
+    gap, details = weight_gap(one, other), []
+    if gap:
         details.append(f"model.safetensors: {gap}")
     logs = [run.file("log.jsonl").read_bytes().splitlines() for run in (one, other)]
     if logs[0] != logs[1]:
-        unequal = sum(a != b for a, b in zip(*logs, strict=False)) + abs(
-            len(logs[0]) - len(logs[1])
-        )
-        details.append(f"log.jsonl: {unequal} of {max(map(len, logs))} rows differ")
+        pairs = itertools.zip_longest(*logs)
+        rows = f"{sum(a != b for a, b in pairs)} of {max(map(len, logs))} rows differ"
+        details.append(f"log.jsonl: {rows}")
     return details
 
 
-def largest_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> str:
-    """In words, by how much two sets of tensors differ; empty where they are equal to the bit."""
-    shapes = [{k: tuple(v.shape) for k, v in tensors.items()} for tensors in (one, other)]
-    if shapes[0] != shapes[1]:
+def array_differences(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> list[str]:
+    """In words, what differs between arrays of the same names."""
+    details = []
+    for name in one:
+        a, b = one[name], other[name]
+        if a.shape != b.shape:
+            details.append(f"{name}: shape {a.shape} | {b.shape}")
+        elif not np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+            size = f", by at most {np.abs(a - b).max():.3g}" if a.dtype.kind == "f" else ""
+            details.append(f"{name}: {int((a != b).sum())} of {a.size} values differ{size}")
+    return details
+
+
+def weight_gap(one: Run, other: Run) -> str:
+    """In words, by how much the weights of two trainings differ; empty where they are equal."""
+    a, b = (checkpoint.load_tensors(run.file("model.safetensors"))[0] for run in (one, other))
+    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
         return "the tensors have other names or shapes"
-    gaps = {k: (one[k].double() - other[k].double()).abs().max().item() for k in one}
+    gaps = {k: (a[k].double() - b[k].double()).abs().max().item() for k in a}
     name = max(gaps, key=gaps.__getitem__)
-    if gaps[name] == 0:
-        return ""
-    return f"weights differ by at most {gaps[name]:.3g} (in {name})"
+    return f"weights differ by at most {gaps[name]:.3g} (in {name})" if gaps[name] else ""
 
 
 # -------------------------------------------------------------------------------------- comparing
@@ -392,23 +361,19 @@ def comparison(one: Run, other: Run) -> dict[str, Any]:
     kinds = [run.manifest["kind"] for run in (one, other)]
     if kinds[0] != kinds[1]:
         raise StoreError(f"{one.id} and {other.id} are of two kinds: nothing to compare")
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "runs": [one.id, other.id],
-        "config": _unequal(full_config(one), full_config(other)),
-        "provenance": _unequal(*(run.manifest["provenance"] for run in (one, other))),
+        "config": unequal(full_config(one), full_config(other)),
+        "provenance": unequal(*(run.manifest["provenance"] for run in (one, other))),
     }
     if kinds[0] == "train":
-        rows = [last_rows(run.path) for run in (one, other)]
-        names = list(dict.fromkeys([*rows[0].get("eval", {}), *rows[1].get("eval", {})]))
-        found["result"] = {k: [row.get("eval", {}).get(k) for row in rows] for k in names}
-        loaded = [checkpoint.load_tensors(r.file("model.safetensors"))[0] for r in (one, other)]
-        found["weights"] = largest_difference(*loaded) or "equal to the bit"
-    elif kinds[0] == "eval":
-        found["result"] = paired_rows(one, other)
-    else:
-        files = [run.manifest["files"] for run in (one, other)]
-        found["result"] = _unequal(*files)
-    return found
+        rows = [last_rows(run.path).get("eval", {}) for run in (one, other)]
+        names = dict.fromkeys([*rows[0], *rows[1]])
+        values["result"] = {name: [row.get(name) for row in rows] for name in names}
+        return values | {"weights": weight_gap(one, other) or "equal to the bit"}
+    if kinds[0] == "eval":
+        return values | {"result": paired_rows(one, other)}
+    return values | {"result": unequal(*(run.manifest["files"] for run in (one, other)))}
 
 
 def full_config(run: Run) -> dict[str, Any]:
@@ -422,33 +387,23 @@ def full_config(run: Run) -> dict[str, Any]:
     return config
 
 
-def _unequal(one: Mapping, other: Mapping) -> dict[str, list]:
-    one, other = flat(one), flat(other)
-    names = dict.fromkeys([*one, *other])
-    return {k: [one.get(k), other.get(k)] for k in names if one.get(k) != other.get(k)}
-
-
 def paired_rows(one: Run, other: Run) -> list[dict[str, Any]]:
     """Two evaluations side by side at the depths, breadths and rules that both have.
 
     ``difference`` (the second minus the first) with its 95 % interval is given where both were run
     on the same problems, else None.
     """
-    kept = [experiments.read_records(run) for run in (one, other)]
-    depths = sorted(set(kept[0].depths.tolist()) & set(kept[1].depths.tolist()))
-    breadths = sorted(set(breadths_of(kept[0])) & set(breadths_of(kept[1])))
+    both = [records_of(run) for run in (one, other)]
+    depths = sorted(set(both[0].depths.tolist()) & set(both[1].depths.tolist()))
+    breadths = sorted(set(breadths_of(both[0])) & set(breadths_of(both[1])))
     same = one.manifest["config"]["data"] == other.manifest["config"]["data"]
-    same = same and kept[0].exact.shape[1] == kept[1].exact.shape[1]
+    same = same and both[0].exact.shape[1] == both[1].exact.shape[1]
     rows = []
-    for depth in depths:
-        for breadth in breadths:
-            for rule in RULES:
-                exact = [select.selected(k.at(depth).first(breadth), rule)[0] for k in kept]
-                row = {"depth": depth, "breadth": breadth, "select": rule}
-                row |= {"a": float(exact[0].mean()), "b": float(exact[1].mean())}
-                row |= dict.fromkeys(("difference", "low", "high"))
-                if same:
-                    gap = stats.paired_difference(exact[1], exact[0])
-                    row |= {"difference": gap.mean, "low": gap.low, "high": gap.high}
-                rows.append(row)
+    for depth, breadth, rule in itertools.product(depths, breadths, RULES):
+        a, b = (selected(records.at(depth).first(breadth), rule)[0] for records in both)
+        row = {"depth": depth, "breadth": breadth, "select": rule}
+        row |= {"a": float(a.mean()), "b": float(b.mean())}
+        gap = paired_difference(b, a) if same else None
+        gaps = {"difference": "mean", "low": "low", "high": "high"}
+        rows.append(row | {k: gap and getattr(gap, name) for k, name in gaps.items()})
     return rows

@@ -23,6 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -54,6 +55,24 @@ class Run:
         if name not in self.manifest["files"]:
             raise StoreError(f"{self.path}: has no file {name!r}")
         return self.path / name
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Named arrays, and the run that stores them."""
+
+    run: Run
+    arrays: dict[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+
+def read_arrays(run: Run) -> Result:
+    """The arrays of a run that has some, in its one npz file."""
+    (name,) = (name for name in run.manifest["files"] if name.endswith(".npz"))
+    with np.load(run.file(name), allow_pickle=False) as arrays:
+        return Result(run, dict(arrays))
 
 
 #: The runs (and studies) that this process has read, with the digest of the data behind each; the
@@ -229,6 +248,26 @@ class Store:
             os.replace(work, self.root / run_id)
             _sync(self.root)
             return self.get(run_id)
+
+    def arrays(
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        compute: Callable[[Path], Mapping[str, np.ndarray]],
+        name: str = "arrays.npz",
+    ) -> Result:
+        """The arrays of this configuration; computed unless the store has them.
+
+        Args:
+            compute: gets the run's directory, for files beside the arrays.
+            name: of the file that holds them.
+        """
+
+        def make(directory: Path) -> None:
+            arrays = {key: np.asarray(value) for key, value in compute(directory).items()}
+            np.savez_compressed(directory / name, **arrays)
+
+        return read_arrays(self.obtain(kind, config, make))
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

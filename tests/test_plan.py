@@ -242,7 +242,7 @@ def stored(learned, tmp_path_factory):
             (folder / "model.safetensors").write_bytes(learned.path.read_bytes()) and None
         ),
     )
-    model = experiments.of_run(run, learned.recipe, store)
+    model = experiments.load_trained(run, store)
     wide = experiments.evaluate_or_load(model, EvalConfig((1, 4), 4), store)
     experiments.evaluate_or_load(model, EvalConfig((4,), 2, noise=0.02), store)
     experiments.halt_or_load(model, EvalConfig((16,), 2), ["stable:2", "fixed"], store)

@@ -292,7 +292,7 @@ def test_what_an_evaluation_keeps_is_read_back(written):
     assert wide.shape == (3, problems, 8) and wide.dtype == bool
     residual = found.kept("residual", "ambiguous", 0, "wide")
     (run,) = set(found.rows[found.rows.evaluation == "wide"].eval_run)
-    exact = experiments.read_records(store.get(run)).residual[-1]
+    exact = results.records_of(store.get(run)).residual[-1]
     assert residual.shape == (problems, 8) and abs(residual / exact - 1).max() < 2**-10
     answer = found.kept("answer", "ambiguous", 0, "wide")
     assert (answer[:, 0] == 0).all() and (answer <= np.arange(8)).all()

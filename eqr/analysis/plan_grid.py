@@ -18,13 +18,13 @@ import torch
 from eqr import checkpoint
 from eqr.config import SEMANTICS, EvalConfig
 from eqr.evaluate import Records
-from eqr.experiments import read_halted, read_records
+from eqr.experiments import halted_of
 from eqr.halting import Halted
 from eqr.model import Reasoner
 from eqr.rollout import rollout
 from eqr.select import RULES, Outcomes, selected
 from eqr.settings import ConfigError, from_dict, nearest
-from eqr.store import MANIFEST, Run, Store, inspect_manifest
+from eqr.store import MANIFEST, Run, Store, inspect_manifest, read_arrays
 
 UNITS = ("nfe", "layers", "seconds")
 
@@ -263,13 +263,13 @@ def runs_grid(
         config = from_dict(EvalConfig, hashed["eval"], f"{run.path / MANIFEST}: eval")
         about = {"noise": config.noise, "window": config.window, "run": run.id}
         if run.manifest["kind"] == "eval":
-            records = read_records(run)
+            records = Records(**read_arrays(run).arrays)
             work = records.exact[0].size * config.depths[-1]
             stored[config.noise > 0].append(run.manifest["provenance"]["seconds"] / work)
             laid_out += columns_of_records(records, **about)
         else:
             about |= {"first_settled": hashed["first_settled"]}
-            for rule, halted in read_halted(run).items():
+            for rule, halted in halted_of(read_arrays(run)).items():
                 laid_out += columns_of_halted(halted, rule, config.depths[-1], **about)
         if progress:
             progress(done, len(runs))

@@ -65,7 +65,7 @@ class Cell:
             problems = experiments.dataset(recipe, store)
         except NoDataSet:
             return None
-        return store.run_id("train", experiments.train_named(recipe, problems))
+        return store.run_id("train", experiments.train_config(recipe, problems))
 
     def __str__(self) -> str:
         return f"{self.row} seed {self.seed}"

@@ -60,7 +60,7 @@ def work(
     )
     if run is None:
         return None
-    model, trained = experiments.of_run(run, recipe, store, device), time.monotonic()
+    model, trained = experiments.load_trained(run, store, device), time.monotonic()
     found = []
     for kind in cell.evaluations():
         if found and stop_after_s is not None and time.monotonic() - began > stop_after_s:
