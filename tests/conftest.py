@@ -18,9 +18,6 @@ from eqr.cli import main as cli
 from eqr.config import Recipe, recipe_from_dict
 from eqr.data import Dataset
 
-#: The example of a user's own task is loaded as a user's is, not as a module of the tests.
-collect_ignore = ["own"]
-
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 TINY = {
