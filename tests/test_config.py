@@ -153,7 +153,7 @@ def test_every_setting_is_read_by_the_code(section):
     """A field that nothing outside config.py reads off a configuration is dead."""
     folder = Path(eqr.config.__file__).parent
     code = "\n".join(p.read_text() for p in folder.rglob("*.py") if p.name != "config.py")
-    holders = r"(?:config|model|train|data|found|recipe|test)"
+    holders = r"(?:config|model|train|data|recipe|test)"
     for field in dataclasses.fields(CLASSES[section]):
         read = re.search(rf"\b{holders}\.{field.name}\b", code)
         by_name = re.search(rf"getattr\({holders}, (split|s)\)", code) and section == "data"

@@ -76,10 +76,10 @@ def test_rows_are_made_in_slices_and_shipped_with_weights(
     last = eqr(*command, "--weights", "--json")
     assert last.code == 0, last.err
     assert len(json.loads(last.out)["cells"]) == 3
-    found = studies.load("paper-scale", "paper", out)
-    assert found.problems("grid") == 4 and set(found.curves.step) == {3, 6}
-    assert found.accuracy(Pick("sudoku9-fast-hard", 16, 2, "converged", "grid")).n == 1
-    assert found.seeds("maze30-fast-trm", "grid") == [], "its restarts are all the same"
+    outcomes = studies.load("paper-scale", "paper", out)
+    assert outcomes.problems("grid") == 4 and set(outcomes.curves.step) == {3, 6}
+    assert outcomes.accuracy(Pick("sudoku9-fast-hard", 16, 2, "converged", "grid")).n == 1
+    assert outcomes.seeds("maze30-fast-trm", "grid") == [], "its restarts are all the same"
     # What is shipped solves puzzles on a machine that has no store.
     path = out / "paper-scale/maze30-fast-trm-0.safetensors"
     assert last.err.count(".safetensors") == 3

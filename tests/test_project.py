@@ -158,6 +158,6 @@ def test_every_image_has_alt_text(path: Path) -> None:
 
 
 def test_shipped_results_are_sound() -> None:
-    found = shipped()
-    assert len(found) >= 200, "the cells of the studies that the chapters read"
-    assert [fault for faults in found.values() for fault in faults] == []
+    results = shipped()
+    assert len(results) >= 200, "the cells of the studies that the chapters read"
+    assert [fault for faults in results.values() for fault in faults] == []
