@@ -248,27 +248,30 @@ BAD = {
     "not json": ("{", "not valid JSON"),
     "no object": ("[]", "must be an object of tasks"),
     "one task": (json.dumps(one()), "is one task"),
-    "no object inside": (json.dumps({"a": 3}), "task 'a' must be an object"),
-    "no test": (json.dumps({"a": {"train": one()["train"]}}), "task 'a': test must be a list"),
-    "one pair": (json.dumps({"a": one(train=one()["test"])}), "train must be a list of at least 2"),
-    "misspelt": (json.dumps({"a": one() | {"tset": []}}), "field 'tset' is not known; did you"),
+    "no object inside": (json.dumps({"a": 3}), "task 'a' = 3 must be a section"),
+    "no test": (json.dumps({"a": {"train": one()["train"]}}), "task 'a'.test is missing; add it"),
+    "one pair": (
+        json.dumps({"a": one(train=one()["test"])}), r"task 'a'\.train = .* at least 2 items"
+    ),
+    "misspelt": (json.dumps({"a": one() | {"tset": []}}), "tset is not a known setting; did you"),
     "no output": (
-        json.dumps({"a": one(test=[{"input": GRID}])}), r"test\[0\] must have input and output"
+        json.dumps({"a": one(test=[{"input": GRID}])}), r"test\.0\.output is missing; add it"
     ),
     "rows": (
         json.dumps({"a": one(test=[{"input": GRID[:4], "output": GRID}])}),
-        r"test\[0\].input has 4 rows; give 5 rows",
+        r"test\.0\.input = .* at least 5 items",
     ),
     "cells": (
         json.dumps({"a": one(test=[{"input": GRID, "output": WIDE}])}),
-        r"test\[0\].output: row 1 has 6 cells; give 5",
+        r"test\.0\.output\.0 = .* at most 5 items",
     ),
     "colour": (
         json.dumps({"a": one(test=[{"input": GRID, "output": [*GRID[:4], [0, 1, 2, 3, 10]]}])}),
-        "row 5 holds 10; colours are whole numbers from 0 to 9",
+        r"output\.4\.4 = 10 must be less than 10",
     ),
     "no number": (
-        json.dumps({"a": one(test=[{"input": GRID, "output": [[True] * 5] * 5}])}), "holds True"
+        json.dumps({"a": one(test=[{"input": GRID, "output": [[True] * 5] * 5}])}),
+        r"output\.0\.0 = True must be a valid integer",
     ),
     "twice": ('{"a": 1, "a": 2}', "'a' stands there twice"),
 }  # fmt: skip

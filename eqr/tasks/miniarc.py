@@ -29,9 +29,8 @@ from pydantic import Field
 from eqr.settings import ProblemError, settings
 from eqr.streams import Generators, draw_rows
 from eqr.task import Problems, Task, check_rows
-from eqr.tasks import miniarc_drawing as drawing, miniarc_source as source, miniarc_text as shown
-from eqr.tasks.miniarc_source import CELLS, COLOURS, COMPOSED, SIDE, TURNS
-from eqr.tasks.miniarc_text import FIRST, NAME, TURN
+from eqr.tasks import drawing, miniarc_source as source
+from eqr.tasks.miniarc_source import CELLS, COLOURS, COMPOSED, FIRST, NAME, SIDE, TURN, TURNS
 from eqr.tasks.symmetry import Symmetry
 
 PREFIX = 3 * SIDE  # cells above the grid that name the task: name, orientation, padding; palette
@@ -269,18 +268,18 @@ class MiniArc(Task):
             raise ProblemError("nothing there: give what tells the rule, then a grid of 25 digits")
         told, last = words[:-1], words[-1]
         if self.in_context:
-            prefix = shown.read_demonstrations(told, self.demonstrations)
+            prefix = source.read_demonstrations(told, self.demonstrations)
         else:
-            prefix = shown.read_name(told, self.tasks)
-        return np.concatenate([prefix, shown.read_grid("the grid", last)])
+            prefix = source.read_name(told, self.tasks)
+        return np.concatenate([prefix, source.read_grid("the grid", last)])
 
     def format(self, tokens: np.ndarray) -> str:
         """The line that ``parse`` reads; '.' for padding and '?' for other tokens in a grid."""
-        return shown.line(np.asarray(tokens).reshape(self.seq_len), self.grid)
+        return source.line(np.asarray(tokens).reshape(self.seq_len), self.grid)
 
     def render(self, tokens: np.ndarray) -> str:
         """Demonstrations as ``input > output``, a row of cells a line, then the grid."""
-        return shown.board(np.asarray(tokens).reshape(self.seq_len), self.grid)
+        return source.board(np.asarray(tokens).reshape(self.seq_len), self.grid)
 
     def draw(self, ax, inputs, answer=None, label=None, settled=None) -> None:
         """All pairs side by side, input above output, the problem last; see ``Task.draw``.
@@ -295,7 +294,7 @@ class MiniArc(Task):
         ]
         pairs = [pair.astype(int) - FIRST for pair in told if pair.any()]
         shift = [None if g is None else g.astype(int) - FIRST for g in grids[:3]]
-        drawing.draw(ax, pairs, *shift, grids[3])
+        drawing.draw_pairs(ax, pairs, *shift, grids[3])
 
 
 def _joined(rows: Iterable[tuple[np.ndarray, np.ndarray]], cells: int) -> Problems:

@@ -1,4 +1,4 @@
-"""The tasks of Mini-ARC as files, their symmetries and their splits (chapter *Beyond one rule*).
+"""The tasks of Mini-ARC as files, their symmetries and splits, and their boards as text.
 
 A file holds all tasks, ``{name: {"train": [{"input": grid, "output": grid}, …], "test": […]}}``, or
 a folder holds one task a file, as the public repository does; a grid is five rows of five colours,
@@ -13,14 +13,17 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 import eqr
-from eqr.settings import ProblemError, nearest
+from eqr.settings import ProblemError, from_dict, nearest, settings
 
 SIDE, CELLS, COLOURS = 5, 25, 10
+FIRST, TURN, NAME = 2, 12, 20  # tokens of colour 0, of the first orientation, of the first task
 SHIPPED = eqr.SHIPPED / "miniarc" / "tasks.json"
 
 
@@ -78,44 +81,34 @@ def _json(path: Path) -> Any:
         raise ProblemError(f"{path}: not valid JSON ({error}); restore it") from error
 
 
-def _rule(path: Path, name: str, found: Any) -> Rule:
-    where = f"{path}: task {name!r}"
-    if not isinstance(found, dict):
-        raise ProblemError(f"{where} must be an object with train and test")
-    for key in found:
-        if key not in ("train", "test"):
-            near = nearest(key, ["train", "test"])
-            raise ProblemError(f"{where}: field {key!r} is not known; {near}")
-    parts = []
-    for key, least in (("train", 2), ("test", 1)):
-        pairs = found.get(key)
-        if not isinstance(pairs, list) or len(pairs) < least:
-            raise ProblemError(f"{where}: {key} must be a list of at least {least} pairs; add them")
-        parts.append(np.stack([_pair(f"{where}, {key}[{i}]", p) for i, p in enumerate(pairs)]))
-    return Rule(name, *parts)
+Five = Field(min_length=SIDE, max_length=SIDE)
+Colour = Annotated[int, Field(strict=True, ge=0, lt=COLOURS)]
+Grid = Annotated[list[Annotated[list[Colour], Five]], Five]
 
 
-def _pair(where: str, pair: Any) -> np.ndarray:
-    if not isinstance(pair, dict) or set(pair) != {"input", "output"}:
-        raise ProblemError(f"{where} must have input and output, and nothing else; mend it")
-    return np.stack([_grid(f"{where}.{side}", pair[side]) for side in ("input", "output")])
+class GridPair(TypedDict):
+    """A pair as its file has it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    input: Grid
+    output: Grid
 
 
-def _grid(where: str, rows: Any) -> np.ndarray:
-    if not isinstance(rows, list) or len(rows) != SIDE:
-        count = f"{len(rows)} rows" if isinstance(rows, list) else f"{rows!r:.20}"
-        raise ProblemError(f"{where} has {count}; give {SIDE} rows of {SIDE} colours")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, list) or len(row) != SIDE:
-            count = f"{len(row)} cells" if isinstance(row, list) else f"{row!r:.20}"
-            raise ProblemError(f"{where}: row {number} has {count}; give {SIDE} colours")
-        for colour in row:
-            if type(colour) is not int or not 0 <= colour < COLOURS:
-                raise ProblemError(
-                    f"{where}: row {number} holds {colour!r:.20}; colours are whole numbers from 0 "
-                    f"to {COLOURS - 1}"
-                )
-    return np.array(rows, np.uint8).reshape(CELLS)
+@settings
+class RuleFile:
+    """A task as its file has it."""
+
+    train: Annotated[list[GridPair], Field(min_length=2)]
+    test: Annotated[list[GridPair], Field(min_length=1)]
+
+
+def _rule(path: Path, name: str, values: Any) -> Rule:
+    stored = from_dict(RuleFile, values, f"{path}: task {name!r}")
+    parts = (
+        [[np.ravel(pair["input"]), np.ravel(pair["output"])] for pair in pairs]
+        for pairs in (stored.train, stored.test)
+    )
+    return Rule(name, *(np.array(part, np.uint8) for part in parts))
 
 
 @functools.cache
@@ -185,3 +178,99 @@ def known_pairs() -> dict[bytes, str]:
 def held_out(family: str, percent: int) -> bool:
     """Whether the tasks of a family are kept from training: by a hash of its name alone."""
     return int.from_bytes(hashlib.sha256(family.encode()).digest()[:4]) % 100 < percent
+
+
+# ---------------------------------------------------------------------------------------- as text
+
+BLANK = "." * CELLS
+
+
+def read_grid(where: str, text: str) -> np.ndarray:
+    """Tokens (25,) of a grid; ``where`` begins the message of a ProblemError."""
+    if len(text) != CELLS:
+        raise ProblemError(f"{where} has {len(text)} characters; expected {CELLS} digits")
+    for number, char in enumerate(text, 1):
+        if not "0" <= char <= "9":
+            raise ProblemError(f"{where}: character {number} is {char!r}; colours are 0 to 9")
+    return np.array([int(char) + FIRST for char in text], np.uint8)
+
+
+def read_demonstrations(words: list[str], most: int) -> np.ndarray:
+    """Tokens (most · 50,) of demonstrations ``input>output``, or ``-`` for none."""
+    cells = np.zeros((most, 2, CELLS), np.uint8)
+    if not 1 <= len(words) <= most:
+        raise ProblemError(
+            f"{len(words)} demonstrations; this model takes 1 to {most}, each as input>output, and "
+            "then the grid"
+        )
+    for number, word in enumerate(words, 1):
+        halves, where = word.split(">"), f"demonstration {number}"
+        if word == "-":
+            continue
+        if len(halves) != 2:
+            raise ProblemError(f"{where} must be input>output, two grids of {CELLS} digits")
+        cells[number - 1] = [read_grid(where, half) for half in halves]
+    if not cells.any():
+        raise ProblemError("no demonstration but '-': give at least one as input>output")
+    return cells.ravel()
+
+
+def read_name(words: list[str], tasks: int) -> np.ndarray:
+    """The prefix (15,) of task, orientation and palette, the latter two optional."""
+    if len(words) not in (1, 3):
+        raise ProblemError(
+            "give the task's name or number and the grid, or name, orientation, palette and grid"
+        )
+    name, turn, palette = words if len(words) == 3 else (*words, "0", "0123456789")
+    known = [rule.name for rule in shipped()]
+    begins = [i for i, other in enumerate(known) if other.startswith(name)]
+    number = int(name) if name.isdecimal() else begins[0] if len(begins) == 1 else -1
+    if not 0 <= number < tasks:
+        mend = f"numbers go from 0 to {tasks - 1}"
+        if not name.isdecimal():
+            near = nearest(name, known)
+            mend = near if near.startswith("did") else f"{mend}, names are in {SHIPPED.name}"
+        if len(begins) > 1:
+            mend = f"so begin {', '.join(known[i] for i in begins[:3])}; say more"
+        raise ProblemError(f"task {name!r} is not known; {mend}")
+    if turn not in list("01234567"):
+        raise ProblemError(f"orientation {turn!r} must be a number from 0 to 7")
+    if sorted(palette) != list("0123456789"):
+        raise ProblemError(f"palette {palette!r} must hold each digit once")
+    cells = [NAME + number, TURN + int(turn), 0, 0, 0, *(FIRST + int(c) for c in palette)]
+    return np.array(cells, np.uint8)
+
+
+def digits(tokens: np.ndarray) -> str:
+    """A digit a colour, '.' for padding and '?' for anything else."""
+    return "".join(
+        str(t - FIRST) if FIRST <= t < TURN else "?" if t else "." for t in tokens.tolist()
+    )
+
+
+def line(tokens: np.ndarray, grid: int) -> str:
+    """Tokens (S,) with the grid from cell ``grid`` on, as the line that is read back."""
+    if grid % (2 * CELLS):  # a prefix, no pairs
+        name, turn = int(tokens[0]) - NAME, int(tokens[1]) - TURN
+        told = [str(name) if name >= 0 else "?", str(turn) if 0 <= turn < 8 else "?"]
+        told.append(digits(tokens[SIDE:grid]))
+    else:
+        halves = [(digits(a), digits(b)) for a, b in tokens[:grid].reshape(-1, 2, CELLS)]
+        told = ["-" if half == (BLANK, BLANK) else ">".join(half) for half in halves]
+    return " ".join([*told, digits(tokens[grid:])])
+
+
+def board(tokens: np.ndarray, grid: int) -> str:
+    """The same in several lines, a row of cells each."""
+
+    def row(cells: np.ndarray) -> str:
+        return " ".join(digits(cells))
+
+    if grid % (2 * CELLS):
+        lines = [line(tokens, grid).rpartition(" ")[0], ""]
+    else:
+        lines = []
+        for pair in tokens[:grid].reshape(-1, 2, SIDE, SIDE):
+            if pair.any():
+                lines += [f"{row(a)} > {row(b)}" for a, b in zip(*pair, strict=True)] + [""]
+    return "\n".join(lines + [row(cells) for cells in tokens[grid:].reshape(SIDE, SIDE)])
