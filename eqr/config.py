@@ -198,7 +198,7 @@ class EvalConfig:
     branches: Count = 1  # noise paths that leave each start
     branch_at: Whole = 0  # the depth they part at
     checked: bool = False  # record whether the rules accept
-    weight_noise: Size = 0.0  # see eqr.tasks.perturb
+    weight_noise: Size = 0.0  # see eqr.tasks.shift
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:

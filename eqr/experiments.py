@@ -27,8 +27,7 @@ from eqr.recipes import load_recipe
 from eqr.select import Outcomes
 from eqr.store import MANIFEST, Result, Run, Store
 from eqr.task import Problems, Task
-from eqr.tasks.perturb import on_board, perturbed
-from eqr.tasks.shift import Level, level_problems, problems_digest
+from eqr.tasks.shift import Level, level_problems, on_board, perturbed, problems_digest
 from eqr.train import Event, train
 
 #: Trajectories in flight in a stored evaluation.

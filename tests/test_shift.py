@@ -21,10 +21,9 @@ from eqr.streams import stream
 from eqr.studies import results as studies, run as study_run
 from eqr.studies.rows import STUDIES
 from eqr.studies.rows_shift import DYNAMICS, FAMILIES, GROUPS, INVALID, LEVELS, levels_of
-from eqr.tasks import invalid
+from eqr.tasks import shift as shifts
 from eqr.tasks.maze import Maze
-from eqr.tasks.perturb import on_board, perturbed
-from eqr.tasks.shift import Level, level_problems, problems_digest
+from eqr.tasks.shift import Level, level_problems, on_board, perturbed, problems_digest
 from eqr.tasks.sudoku import Sudoku
 
 SMALL = ModelConfig(
@@ -198,7 +197,7 @@ def test_answers_are_checked_by_the_rules_where_asked():
     """A puzzle with two solutions, of which one is the label: both are accepted, nothing else."""
     whole = Sudoku(2, 3, minimal=True).generate(4, 0)
     task = Sudoku(2, 3, minimal=True)
-    posed = invalid.several(task, whole, 1, seed=0)
+    posed = shifts.several(task, whole, 1, seed=0)
     solved = np.stack([task.solve(puzzle) for puzzle in posed.inputs])
     broken = solved.copy()
     broken[0, 0] = 2 + (broken[0, 0] - 1) % 6

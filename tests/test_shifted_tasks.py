@@ -12,7 +12,7 @@ from eqr.config import DataConfig
 from eqr.data import build, load
 from eqr.settings import ProblemError
 from eqr.task import task_from_dict, task_to_dict
-from eqr.tasks import invalid
+from eqr.tasks import shift
 from eqr.tasks.maze import GOAL, START, WALL, Maze
 from eqr.tasks.maze_carving import CARVINGS
 from eqr.tasks.sudoku import Sudoku
@@ -183,28 +183,28 @@ def test_spoiled_puzzles_fail_in_the_way_asked_for():
     task = Sudoku(2, 3, minimal=True)
     whole = task.generate(10, 2)
     for taken in (1, 3):
-        found = invalid.several(task, whole, taken, seed=5)
+        found = shift.several(task, whole, taken, seed=5)
         assert ((whole.inputs > 1).sum(1) - (found.inputs > 1).sum(1) == taken).all()
         assert all(task.count_solutions(puzzle) == 2 for puzzle in found.inputs)
         assert task.check(found.inputs, found.labels).all(), "the old solution is one of several"
-    none = invalid.unsolvable(task, whole, 6, seed=5)
+    none = shift.unsolvable(task, whole, 6, seed=5)
     nearest = (none.inputs[:, None] != whole.inputs[None]).sum(2).min(1)
     assert len(none) == 6 and (nearest == 1).all(), "one given of a puzzle was changed"
     assert all(task.count_solutions(puzzle) == 0 for puzzle in none.inputs)
-    again = invalid.unsolvable(task, whole, 6, seed=5)
+    again = shift.unsolvable(task, whole, 6, seed=5)
     assert np.array_equal(none.inputs, again.inputs)
     with pytest.raises(ProblemError, match="taken=0 must be at least 1"):
-        invalid.several(task, whole, 0, seed=5)
+        shift.several(task, whole, 0, seed=5)
 
 
 def test_puzzles_that_cannot_be_spoiled_say_so(monkeypatch):
-    monkeypatch.setattr(invalid, "TRIES", 5)
+    monkeypatch.setattr(shift, "TRIES", 5)
     full = Sudoku(2, 3, 36, 36)
     with pytest.raises(ProblemError, match="puzzle 0 keeps one solution without 1 of"):
-        invalid.several(full, full.generate(1, 0), 1, seed=0)
+        shift.several(full, full.generate(1, 0), 1, seed=0)
     with pytest.raises(ProblemError, match="of 10 puzzles can be spoiled, wanted 11"):
         minimal = Sudoku(2, 3, minimal=True)
-        invalid.unsolvable(minimal, minimal.generate(10, 0), 11, seed=0)
+        shift.unsolvable(minimal, minimal.generate(10, 0), 11, seed=0)
 
 
 # ------------------------------------------------------------------------------------ compatibility

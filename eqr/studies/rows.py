@@ -12,8 +12,7 @@ from typing import Any
 
 from eqr.config import EvalConfig
 from eqr.settings import ConfigError, nearest
-from eqr.studies.rows_miniarc import MINIARC
-from eqr.studies.rows_shift import AMBIGUITY, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
+from eqr.studies.rows_shift import AMBIGUITY, MINIARC, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
 from eqr.studies.study import (
     DEPTHS,
     FEEDFORWARD,
@@ -367,8 +366,8 @@ NIGHT = Study(
     profiles=("paper",),
 )  # fmt: skip
 
-#: All studies by name; those of the preregistration are in :mod:`eqr.studies.rows_shift`,
-#: that of Mini-ARC in :mod:`eqr.studies.rows_miniarc`.
+#: All studies by name; those of the preregistration and of Mini-ARC are in
+#: :mod:`eqr.studies.rows_shift`.
 STUDIES = {
     one.name: one
     for one in (
