@@ -20,25 +20,24 @@ As text (:func:`parse_rule`): ``residual:1e-3``, ``stable:8,min_depth=4``.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eqr.config import EvalConfig
+from eqr.config import Count, EvalConfig, Positive
 from eqr.evaluate import measures, sampling
 from eqr.model import Reasoner, State, Step, residual
 from eqr.recipes import parse_overrides
 from eqr.rollout import NEVER, WINDOW, Iteration, record
 from eqr.select import DTYPES, Outcomes
-from eqr.settings import ConfigError, nearest
+from eqr.settings import ConfigError, nearest, settings
 from eqr.streams import stream
 
 #: The settings of each kind of rule; the first may follow the colon without its name.
@@ -50,26 +49,16 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class Halting:
     """A rule; ``str(rule)`` is the text that :func:`parse_rule` reads, and part of a run's id."""
 
-    kind: str  # one of KINDS
+    section: ClassVar[str] = "halting"
+    kind: Literal["head", "residual", "stable", "fixed"]
     threshold: float = 0.0  # of "head"
-    tolerance: float = 1e-2  # of "residual"
-    patience: int = 1
-    min_depth: int = 1
-
-    def __post_init__(self) -> None:
-        for name in settings_of(self.kind):
-            value, field = getattr(self, name), f"halting {self.kind}.{name}"
-            count = name in ("patience", "min_depth")
-            if isinstance(value, bool) or not isinstance(value, int if count else int | float):
-                raise ConfigError(f"{field} = {value!r} must be a {'whole ' * count}number")
-            if not math.isfinite(value):
-                raise ConfigError(f"{field} = {value!r} must be a finite number")
-            if value < 1 if count else name == "tolerance" and value <= 0:
-                raise ConfigError(f"{field} = {value!r} must be {'at least 1' if count else '> 0'}")
+    tolerance: Positive = 1e-2  # of "residual"
+    patience: Count = 1
+    min_depth: Count = 1
 
     def settles(self, halt: Tensor, residual: Tensor, unchanged: Tensor) -> Tensor:
         """Whether each row looks settled in this iteration, (R,) bool.
@@ -109,21 +98,17 @@ def parse_rule(text: str) -> Halting:
         ConfigError: an unknown name or setting (with the near miss), or a value it cannot take.
     """
     kind, _, rest = text.strip().partition(":")
-    names, settings = settings_of(kind), rest.split(",") if rest else []
-    if settings and not names:
+    names, given = settings_of(kind), rest.split(",") if rest else []
+    if given and not names:
         raise ConfigError(f"halting {text!r}: {kind} has no settings")
-    if settings and "=" not in settings[0]:
-        settings[0] = f"{names[0]}={settings[0]}"
-    values = parse_overrides(settings)
-    if len(values) < len(settings):
+    if given and "=" not in given[0]:
+        given[0] = f"{names[0]}={given[0]}"
+    values = parse_overrides(given)
+    if len(values) < len(given):
         raise ConfigError(f"halting {text!r} gives a setting twice")
     for name in values:
         if name not in names:
-            known = "; " + nearest(name, names)
-            raise ConfigError(f"halting {kind}.{name} is not a known setting{known}")
-    lead = names[0] if names else None
-    if lead in ("threshold", "tolerance") and type(values.get(lead)) is int:
-        values[lead] = float(values[lead])  # "head:0" and "head:0.0" are one rule with one text
+            raise ConfigError(f"halting.{name} is not a known setting; {nearest(name, names)}")
     return Halting(kind, **({"patience": 8} if kind == "stable" else {}) | values)
 
 
