@@ -21,4 +21,3 @@ def locate(path: str | Path) -> Path:
     if path.is_absolute() or path.exists():
         return path
     return SHIPPED.joinpath(*path.parts[1:]) if path.parts[0] == "data" else PROJECT / path
-

@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]  # (done, of)
 
 
 class DataError(UserError):
-    """A data set that cannot be used; the message names the file, the field and the mend."""
+    """A data set that cannot be used; the message names the file, the field and a remedy."""
 
 
 class NoDataSet(DataError):
@@ -76,7 +76,7 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
         DataError: too few essentially different problems to fill both splits.
     """
     wanted = {"train": config.train, "test": config.test}
-    found: dict[str, list[Problems]] = {split: [] for split in SPLITS}
+    parts: dict[str, list[Problems]] = {split: [] for split in SPLITS}
     count = dict.fromkeys(SPLITS, 0)
     side: dict[bytes, str] = {}  # group -> split
     seen: set[bytes] = set()
@@ -98,7 +98,7 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
                 seen.add(problem)
                 rows[split].append(row)
         for split in SPLITS:
-            found[split].append(take_rows(pool, rows[split]))
+            parts[split].append(take_rows(pool, rows[split]))
             count[split] += len(rows[split])
         idle = 0 if any(rows.values()) else idle + 1
         if idle == 20:
@@ -110,7 +110,7 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
         if progress:
             progress(sum(count.values()), sum(wanted.values()))
     origin = {"kind": "generated", "seed": config.seed, **wanted}
-    return Dataset(task, join(found["train"]), join(found["test"]), origin)
+    return Dataset(task, join(parts["train"]), join(parts["test"]), origin)
 
 
 def _deal(keys: list[bytes], config: DataConfig, wanted: dict[str, int]) -> dict[bytes, str]:

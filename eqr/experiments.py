@@ -177,13 +177,13 @@ class HaltingRun:
     """What several halting rules did in one stored run, and where it comes from."""
 
     run: Run
-    kept: dict[str, Halted]  # by the text of the rule
+    by_rule: dict[str, Halted]  # by the text of the rule
     config: EvalConfig
 
     def table(self, select: Sequence[str]) -> pd.DataFrame:
         """The tidy table of :func:`eqr.tables.halting_table`."""
         limit, noise = self.config.depths[-1], self.config.noise
-        return tables.halting_table(self.kept, select=select, limit=limit, noise=noise)
+        return tables.halting_table(self.by_rule, select=select, limit=limit, noise=noise)
 
 
 def within(config: EvalConfig, model: Trained) -> EvalConfig:

@@ -282,8 +282,8 @@ def test_a_halting_run_is_stored_with_its_wall_times(learned, problems, tmp_path
     rules = ["residual:1e-1", "fixed"]
     made = experiments.halt_or_load(model, config, rules, store)
     again = experiments.halt_or_load(model, config, ["residual:0.1", "fixed"], store)
-    assert again.run.id == made.run.id and list(again.kept) == ["residual:0.1", "fixed"]
-    assert again.kept["fixed"].seconds == made.kept["fixed"].seconds > 0
+    assert again.run.id == made.run.id and list(again.by_rule) == ["residual:0.1", "fixed"]
+    assert again.by_rule["fixed"].seconds == made.by_rule["fixed"].seconds > 0
     assert (
         experiments.halt_or_load(model, config, rules, store, first_settled=0.1).run.id
         != made.run.id

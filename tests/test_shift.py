@@ -286,17 +286,17 @@ def written(tmp_path_factory):
 def test_what_an_evaluation_keeps_is_read_back(written):
     store, out = written
     found = studies.load("ambiguity", "smoke", out)
-    wide = found.kept("checked", "ambiguous", 0, "wide")
+    wide = found.recorded("checked", "ambiguous", 0, "wide")
     problems = found.problems("wide")
     assert wide.shape == (3, problems, 8) and wide.dtype == bool
-    residual = found.kept("residual", "ambiguous", 0, "wide")
+    residual = found.recorded("residual", "ambiguous", 0, "wide")
     (run,) = set(found.rows[found.rows.evaluation == "wide"].eval_run)
     exact = results.records_of(store.get(run)).residual[-1]
     assert residual.shape == (problems, 8) and abs(residual / exact - 1).max() < 2**-10
-    answer = found.kept("answer", "ambiguous", 0, "wide")
+    answer = found.recorded("answer", "ambiguous", 0, "wide")
     assert (answer[:, 0] == 0).all() and (answer <= np.arange(8)).all()
     with pytest.raises(studies.StudyError, match="run it with keep"):
-        found.kept("residual", "ambiguous", 0, "depth")
+        found.recorded("residual", "ambiguous", 0, "depth")
 
 
 def test_an_evaluation_under_shift_is_repeated_with_its_problems(written):

@@ -171,9 +171,9 @@ def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
         pick = Pick(name, row.depth)
         values = [study.outcomes(pick, seed).mean() for seed in study.seeds(name)]
         ax.plot(values, [place] * len(values), "o", color="C0", alpha=0.5, markersize=5)
-        found = study.accuracy(pick)
-        half = np.nan_to_num(found.high - found.mean)
-        ax.errorbar(found.mean, place, xerr=half, fmt="k|", markersize=12, capsize=3)
+        accuracy = study.accuracy(pick)
+        half = np.nan_to_num(accuracy.high - accuracy.mean)
+        ax.errorbar(accuracy.mean, place, xerr=half, fmt="k|", markersize=12, capsize=3)
         for figure in row.paper[:1]:
             ax.plot(figure.value / 100, place, "D", color="C1", markerfacecolor="none")
     ax.set_yticks(range(len(rows)), [study.study.row(name).title for name in rows], fontsize=8)

@@ -90,12 +90,12 @@ def train_command(
     from eqr.recipes import load_recipe, parse_overrides
     from eqr.store import Store
 
-    found = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
+    chosen = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
     where = pick_device(device)
-    with joined(where) as world, progress(f"training {found.name}", world.rank == 0) as bar:
+    with joined(where) as world, progress(f"training {chosen.name}", world.rank == 0) as bar:
 
         def report(event: Event) -> None:
-            bar(event.step, found.train.steps)
+            bar(event.step, chosen.train.steps)
             if event.kind == "eval" and not as_json:
                 exact = {k: v for k, v in event.metrics.items() if k.startswith("exact_")}
                 text = "  ".join(f"D={k[6:]}: {v:.1%}" for k, v in exact.items())
@@ -103,7 +103,7 @@ def train_command(
 
         try:
             run = train_run(
-                found,
+                chosen,
                 Store(store),
                 device=where,
                 on_event=report if world.rank == 0 else None,

@@ -30,15 +30,15 @@ def list_command(
     from eqr import runs as results
     from eqr.store import Store, StoreError
 
-    found = Store(store)
-    rows = results.listing(found, kind)
-    if kind and not rows and (kinds := {row["kind"] for row in results.listing(found)}):
-        raise StoreError(f"--kind {kind!r}: {found.root} has only {', '.join(sorted(kinds))}")
+    opened = Store(store)
+    rows = results.listing(opened, kind)
+    if kind and not rows and (kinds := {row["kind"] for row in results.listing(opened)}):
+        raise StoreError(f"--kind {kind!r}: {opened.root} has only {', '.join(sorted(kinds))}")
     shown = [{k: row[k] for k in COLUMNS} for row in rows]
     for row in shown:
         row["seconds"] = None if row["seconds"] is None else f"{row['seconds']:.0f}"
         row["bytes"] = size(row["bytes"])
-    show(rows, text(shown) if rows else f"{found.root}: no runs", as_json)
+    show(rows, text(shown) if rows else f"{opened.root}: no runs", as_json)
 
 
 def size(count: int) -> str:
@@ -61,8 +61,8 @@ def show_command(run: RunId, store: StoreDir = None, as_json: Json = False) -> N
     from eqr import runs as results
     from eqr.store import Store
 
-    found = Store(store)
-    values = results.description(found, results.find(found, run))
+    opened = Store(store)
+    values = results.description(opened, results.find(opened, run))
     lines = [f"{values['id']}  {values['state']}", values["path"]]
     for part in ("config", "provenance"):
         for name, value in results.flat(values[part] or {}, f"{part}.").items():
@@ -107,9 +107,9 @@ def verify_command(
     from eqr import runs as results
     from eqr.store import Store, StoreError, inspect
 
-    found = Store(store)
-    paths = [results.find(found, text) for text in runs] if runs else found.paths()
-    if partial := [path.name for path in paths if path.parent != found.root]:
+    opened = Store(store)
+    paths = [results.find(opened, text) for text in runs] if runs else opened.paths()
+    if partial := [path.name for path in paths if path.parent != opened.root]:
         raise StoreError(f"{', '.join(partial)}: not complete; train to the end before verifying")
     rows = []
     for path in paths:
@@ -117,7 +117,7 @@ def verify_command(
         row: dict[str, Any] = {"run": path.name, "faults": [*looked.faults, *looked.strays]}
         if rerun and not row["faults"]:
             with progress(f"repeating {path.name}") as bar:
-                again = results.repeat(found, found.get(path.name), device, bar)
+                again = results.repeat(opened, opened.get(path.name), device, bar)
             row["rerun"] = {"verdict": again.verdict, "details": again.details}
             row["rerun"]["elsewhere"] = again.elsewhere
             if again.verdict == "differs" and not again.elsewhere:
@@ -130,7 +130,7 @@ def verify_command(
         if not as_json:
             show((), report(rows[-1]), False)
     faulty = [row for row in rows if row["faults"]]
-    sound = f"{len(rows)} results, all sound; {len(found.partial())} partial runs not looked at"
+    sound = f"{len(rows)} results, all sound; {len(opened.partial())} partial runs not looked at"
     show(rows, () if faulty else sound, as_json)
     if faulty:
         first, count = faulty[0]["faults"][0], sum(len(row["faults"]) for row in faulty)
@@ -162,11 +162,11 @@ def diff_command(one: RunId, other: RunId, store: StoreDir = None, as_json: Json
     from eqr import runs as results
     from eqr.store import Store, StoreError
 
-    found = Store(store)
-    both = [results.find(found, name) for name in (one, other)]
-    if partial := [path.name for path in both if path.parent != found.root]:
+    opened = Store(store)
+    both = [results.find(opened, name) for name in (one, other)]
+    if partial := [path.name for path in both if path.parent != opened.root]:
         raise StoreError(f"{', '.join(partial)}: not complete; only complete runs are compared")
-    values = results.comparison(*(found.get(path.name) for path in both))
+    values = results.comparison(*(opened.get(path.name) for path in both))
     lines = [f"a = {values['runs'][0]}", f"b = {values['runs'][1]}"]
     for part in ("config", "provenance"):
         lines.append(f"{part}: {'equal' if not values[part] else ''}")

@@ -232,22 +232,22 @@ def plan_command(
         raise ConfigError(f"{given[0]} {budget:g} must be a positive number")
     if depth is None and (breadth, noise) != (1, 0):
         raise ConfigError("--breadth and --noise are of a new recording: name its --depth too")
-    found = Store(store)
-    path = find_model(model, profile, seed, found)
+    opened = Store(store)
+    path = find_model(model, profile, seed, opened)
     loaded = load_model(path)
     if depth is not None:
         depths = whole_numbers(depth, "--depth")
         config = EvalConfig(depths, breadth, noise, seed=seed, problems=problems)
-        home = runs.models(found).get(loaded.sha256)
+        home = runs.models(opened).get(loaded.sha256)
         if home is None:
-            raise ConfigError(f"{path}: only models trained in {found.root} can be recorded there")
+            raise ConfigError(f"{path}: only models trained in {opened.root} can be recorded there")
         with progress("recording") as bar:
-            evaluate_or_load(load_trained(found.get(home.name), found), config, found, bar)
+            evaluate_or_load(load_trained(opened.get(home.name), opened), config, opened, bar)
     if measure:
         say("measuring, about 2 s")
     rates = plan_grid.measured_rates(loaded.model) if measure else None
     with progress("reading records") as bar:
-        grid = plan_grid.stored_grid(loaded, found, rates=rates, least=problems, progress=bar)
+        grid = plan_grid.stored_grid(loaded, opened, rates=rates, least=problems, progress=bar)
     unit = "seconds" if budget_seconds is not None else "nfe"
     answer = plan(grid, budget=budget, target=target_accuracy, unit=unit, seed=seed)
     table = None
@@ -329,13 +329,13 @@ def bench_command(
     torch.set_num_threads(threads)
     where = pick_device(device)
     overrides = parse_overrides(setting or ())
-    found = [load_recipe(n, profile, overrides=overrides) for n in recipes or BENCHED]
+    chosen = [load_recipe(n, profile, overrides=overrides) for n in recipes or BENCHED]
     if growth:
         say(f"measuring, about {24 * seconds:.0f} s a recipe")
-        rows = [{"recipe": r.name} | asdict(g) for r in found for g in scaling(r, where, seconds)]
+        rows = [{"recipe": r.name} | asdict(g) for r in chosen for g in scaling(r, where, seconds)]
     else:
         say(f"measuring, about {6 * seconds:.0f} s a recipe, and up to a minute to compile")
-        rows = [row for one in found for row in bench(one, where, seconds)]
+        rows = [row for one in chosen for row in bench(one, where, seconds)]
     lines = []
     for row in rows:
         lines.append(f"{row['recipe']}, {row.get('operator') or row['quantity']}:")

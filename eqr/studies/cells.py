@@ -107,16 +107,20 @@ class CellFile:
 
     @classmethod
     def of(
-        cls, cell: Cell, model: Trained, found: Sequence[tuple[Evaluation, Evaluated]], price: Cost
+        cls,
+        cell: Cell,
+        model: Trained,
+        results: Sequence[tuple[Evaluation, Evaluated]],
+        price: Cost,
     ) -> CellFile:
         """Of a trained model and its evaluations."""
-        origins = [run.manifest["provenance"] for run in (model.run, *(e.run for _, e in found))]
+        origins = [run.manifest["provenance"] for run in (model.run, *(e.run for _, e in results))]
         about = {
             "format": FORMAT,
             **{name: getattr(cell, name) for name in ("study", "profile", "row", "seed")},
             "semantics": SEMANTICS,
             "train_run": model.run.id,
-            "evaluations": {kind.name: described(kind) for kind, _ in found},
+            "evaluations": {kind.name: described(kind) for kind, _ in results},
             "runs": {
                 "commits": sorted({origin["commit"] for origin in origins}),
                 "hardware": sorted({origin["hardware"] for origin in origins}),
@@ -128,8 +132,10 @@ class CellFile:
         curve = model.log("eval")
         curve.insert(0, "row", cell.row)
         curve.insert(1, "seed", cell.seed)
-        outcomes = {k: v for kind, one in found for k, v in outcomes_of(kind, one.records).items()}
-        return cls.packed(table_of(cell, model, found, price), curve, outcomes, about)
+        outcomes: dict[str, np.ndarray] = {}
+        for kind, one in results:
+            outcomes |= outcomes_of(kind, one.records)
+        return cls.packed(table_of(cell, model, results, price), curve, outcomes, about)
 
     @classmethod
     def packed(
@@ -211,11 +217,11 @@ def described(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def table_of(
-    cell: Cell, model: Trained, found: Sequence[tuple[Evaluation, Evaluated]], price: Cost
+    cell: Cell, model: Trained, results: Sequence[tuple[Evaluation, Evaluated]], price: Cost
 ) -> pd.DataFrame:
     """The tidy table of a cell."""
     train, parts = model.recipe.train, []
-    for kind, one in found:
+    for kind, one in results:
         part = one.table(kind.breadths, kind.select)
         part.insert(0, "evaluation", kind.name)
         part["eval_seconds"] = one.run.manifest["provenance"]["seconds"]

@@ -52,8 +52,8 @@ class Claim:
     @classmethod
     def of_difference(cls, name: str, ours: np.ndarray, other: np.ndarray, **rest) -> Claim:
         """A claim about the mean of ``ours − other`` over the same problems (n,), paired."""
-        found = paired_difference(ours, other)
-        return cls(name, found.mean, found.low, found.high, found.n, **rest)
+        gap = paired_difference(ours, other)
+        return cls(name, gap.mean, gap.low, gap.high, gap.n, **rest)
 
     @classmethod
     def of_mean(cls, name: str, values: np.ndarray, **rest) -> Claim:
@@ -61,14 +61,16 @@ class Claim:
         values = np.asarray(values, float).ravel()
         if len(values) < 2:
             return cls(name, None, None, None, len(values), **rest)
-        found = mean_interval(values)
-        return cls(name, found.mean, found.low, found.high, found.n, **rest)
+        interval = mean_interval(values)
+        return cls(name, interval.mean, interval.low, interval.high, interval.n, **rest)
 
     @classmethod
-    def of_seeds(cls, name: str, found: Difference, n: int, **rest) -> Claim:
+    def of_seeds(cls, name: str, interval: Difference, n: int, **rest) -> Claim:
         """A claim about a mean over seeds, each on n problems; fewer than two seeds: not run."""
-        told = (found.mean, found.low, found.high) if found.n > 1 else (None, None, None)
-        return cls(name, *told, n, seeds=found.n, **rest)
+        bounds = (
+            (interval.mean, interval.low, interval.high) if interval.n > 1 else (None, None, None)
+        )
+        return cls(name, *bounds, n, seeds=interval.n, **rest)
 
     @classmethod
     def of_ratio(cls, name: str, ours: np.ndarray, other: np.ndarray, **rest) -> Claim:
@@ -90,10 +92,10 @@ class Claim:
         shared &= set(study.seeds(other.row, other.evaluation))
         if len(shared) < 2:
             return cls(name, None, None, None, 0, seeds=len(shared), **rest)
-        found = study.compare(ours, other)
-        rest = {"seeds": found.seeds.n, "run": study.id, **rest}
-        gap = found.seeds
-        return cls(name, gap.mean, gap.low, gap.high, found.problems.n, **rest)
+        both = study.compare(ours, other)
+        rest = {"seeds": both.seeds.n, "run": study.id, **rest}
+        gap = both.seeds
+        return cls(name, gap.mean, gap.low, gap.high, both.problems.n, **rest)
 
     @property
     def verdict(self) -> str:

@@ -79,7 +79,7 @@ OTHERS = (
 
 def entries() -> list[Entry]:
     """All figures of the paper that the book knows, by table."""
-    found = [
+    figures = [
         Entry(
             figure.table,
             row.title,
@@ -92,7 +92,7 @@ def entries() -> list[Entry]:
         for row in study.rows
         for figure in row.paper
     ]
-    return sorted([*found, *OTHERS], key=lambda entry: entry.table)
+    return sorted([*figures, *OTHERS], key=lambda entry: entry.table)
 
 
 def base_of(entry: Entry) -> Pick | None:
@@ -114,8 +114,8 @@ def profile_of(study: str, profile: str) -> str:
 
 def available(profile: str) -> dict[str, Results]:
     """The studies whose records are there; altered ones raise, absent ones are left out."""
-    found = {name: shipped(name, profile_of(name, profile)) for name in STUDIES}
-    return {name: results for name, results in found.items() if results}
+    studies = {name: shipped(name, profile_of(name, profile)) for name in STUDIES}
+    return {name: results for name, results in studies.items() if results}
 
 
 def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[str, str]:
@@ -166,10 +166,10 @@ def beside(profile: str = "laptop") -> pd.DataFrame:
             study = studies[entry.study]
             seeds = len(study.seeds(entry.pick.row, entry.pick.evaluation))
             if seeds:
-                found, n = study.accuracy(entry.pick), study.problems(entry.pick.evaluation)
-                ours = f"{100 * found.mean:.1f}"
+                mean, n = study.accuracy(entry.pick), study.problems(entry.pick.evaluation)
+                ours = f"{100 * mean.mean:.1f}"
                 if seeds > 1:
-                    low, high = max(0.0, found.low), min(1.0, found.high)
+                    low, high = max(0.0, mean.low), min(1.0, mean.high)
                     ours += f" [{100 * low:.1f}, {100 * high:.1f}]"
         step, verdict = direction(entry, studies, base)
         gap = entry.value - base

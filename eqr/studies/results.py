@@ -99,8 +99,8 @@ class Results:
             return exact.mean(1) if pick.select == "average" else exact.max(1)
         return self.unpack(f"{key}/{pick.select}")[k, kind["breadths"].index(pick.breadth)] * 1.0
 
-    def kept(self, name: str, row: str, seed: int, evaluation: str) -> np.ndarray:
-        """What an evaluation kept of every trajectory: see :func:`eqr.studies.cells.outcomes_of`.
+    def recorded(self, name: str, row: str, seed: int, evaluation: str) -> np.ndarray:
+        """What an evaluation records of every trajectory; :func:`eqr.studies.cells.outcomes_of`.
 
         Raises:
             StudyError: it did not keep that.
@@ -148,17 +148,17 @@ class Results:
         for row in self.study.rows:
             mine = self.rows[(self.rows.row == row.name) & (self.rows.evaluation == "depth")]
             mine = mine[mine.depth == row.depth]
-            found = mean_interval(mine.exact.tolist())
+            interval = mean_interval(mine.exact.tolist())
             paper = "; ".join(f"{p.value:g} ({p.table})" for p in row.paper)
             lines.append(
                 {
                     "row": row.name,
                     "title": row.title,
                     "depth": row.depth,
-                    "seeds": found.n,
-                    "exact": found.mean,
-                    "low": found.low,
-                    "high": found.high,
+                    "seeds": interval.n,
+                    "exact": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
                     "paper": paper or "–",
                     "parameters": mine.parameters.max(),
                     "train_layers": mine.train_layers.max(),

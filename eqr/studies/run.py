@@ -61,11 +61,11 @@ def work(
     if run is None:
         return None
     model, trained = experiments.load_trained(run, store, device), time.monotonic()
-    found = []
+    evaluations = []
     for kind in cell.evaluations():
-        if found and stop_after_s is not None and time.monotonic() - began > stop_after_s:
+        if evaluations and stop_after_s is not None and time.monotonic() - began > stop_after_s:
             return None  # what there is, is stored; the rest another time
-        found.append(
+        evaluations.append(
             (kind, experiments.evaluate_or_load(model, kind.config, store, level=kind.level))
         )
     path = cell.path(out)
@@ -73,9 +73,9 @@ def work(
     if weights:
         source = run.file("model.safetensors")
         shipped = "; " + ship_weights(source, path.with_suffix(".safetensors"))
-    CellFile.of(cell, model, found, cost(recipe, model.data)).write(path)
+    CellFile.of(cell, model, evaluations, cost(recipe, model.data)).write(path)
     row = study(cell.study).row(cell.row)
-    exact = found[0][1].records.at(row.depth).exact[:, 0].mean()
+    exact = evaluations[0][1].records.at(row.depth).exact[:, 0].mean()
     seconds = f"trained {model.seconds:.0f} s, evaluated {time.monotonic() - trained:.0f} s"
     return f"{cell}: exact {exact:.1%} at D = {row.depth}; {seconds}{shipped}"
 

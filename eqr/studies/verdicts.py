@@ -95,10 +95,10 @@ def asked(
     exact = results.unpack(f"{row}/{seed}/{wide}")[-1].astype(bool)
     best = Pick(row, BASES[-1], FACTOR, "converged", wide)
     chosen = results.outcomes(best, seed).astype(bool)
-    residual = results.kept("residual", row, seed, wide).astype(float)
+    residual = results.recorded("residual", row, seed, wide).astype(float)
     valid = np.zeros_like(chosen) if LEVELS.get(level, PLAIN).spoil == "unsolvable" else chosen
     if f"{row}/{seed}/{wide}/checked" in results.bits:
-        accepted = results.kept("checked", row, seed, wide)[-1]
+        accepted = results.recorded("checked", row, seed, wide)[-1]
         valid = accepted[np.arange(len(accepted)), residual.argmin(1)]
     return Asked(
         accuracy,
@@ -108,7 +108,7 @@ def asked(
         chosen,
         valid,
         results.unpack(f"{row}/{seed}/{deep}")[-1, :, 0].astype(bool),
-        results.kept("residual", row, seed, deep)[:, 0].astype(float),
+        results.recorded("residual", row, seed, deep)[:, 0].astype(float),
         bases,
     )
 
@@ -135,16 +135,16 @@ def curve(results: Results, row: str, family: Family) -> pd.DataFrame:
     """
     lines, base = [], BASES[-1]
     for level in (family.trained, *family.levels):
-        found = by_seed(results, row, level).values()
+        cells = by_seed(results, row, level).values()
         measures = {
-            "base": [one.accuracy[base, 1] for one in found],
-            "deep": [one.accuracy[FACTOR * base, 1] for one in found],
-            "wide": [one.accuracy[base, FACTOR] for one in found],
-            "coverage": [one.coverage for one in found],
-            "selector": [one.accuracy[base, FACTOR] / max(one.coverage, 1e-9) for one in found],
-            "signal": [one.signal for one in found],
-            "depth": [one.repair("depth") for one in found],
-            "breadth": [one.repair("breadth") for one in found],
+            "base": [one.accuracy[base, 1] for one in cells],
+            "deep": [one.accuracy[FACTOR * base, 1] for one in cells],
+            "wide": [one.accuracy[base, FACTOR] for one in cells],
+            "coverage": [one.coverage for one in cells],
+            "selector": [one.accuracy[base, FACTOR] / max(one.coverage, 1e-9) for one in cells],
+            "signal": [one.signal for one in cells],
+            "depth": [one.repair("depth") for one in cells],
+            "breadth": [one.repair("breadth") for one in cells],
         }
         title = LEVELS[level].title if level in LEVELS else level.rpartition("-")[2]
         line = {"level": level, "title": "trained" if level == family.trained else title}
@@ -236,10 +236,10 @@ def grace(results: Results, row: str, family: Family) -> tuple[Difference, str]:
         before = values[:-1] if family.ordered else [values[0]] * (len(values) - 1)
         steps = [a - b for a, b in zip(before, values[1:], strict=True)]
         losses.append(max(steps) / values[0] if values[0] else math.nan)
-    found = mean_interval(losses)
-    if found.high <= STEEP:
-        return found, "graceful"
-    return found, "catastrophic" if found.low > STEEP else "undecided"
+    interval = mean_interval(losses)
+    if interval.high <= STEEP:
+        return interval, "graceful"
+    return interval, "catastrophic" if interval.low > STEEP else "undecided"
 
 
 def loss_of_breadth(results: Results, row: str, level: str) -> tuple[Difference, str]:
@@ -262,15 +262,17 @@ def loss_of_breadth(results: Results, row: str, level: str) -> tuple[Difference,
             shares.append(math.log(after.coverage / before.coverage) / fall)
     if not shares:
         return nothing, "all lost"
-    found = mean_interval(shares)
-    return found, "coverage" if found.mean > 0.5 else "selection"
+    interval = mean_interval(shares)
+    return interval, "coverage" if interval.mean > 0.5 else "selection"
 
 
 def signal_verdict(results: Results, row: str, level: str) -> tuple[Difference, str]:
     """H3: the AUROC of the residual at a level, and ``stays``, ``is lost`` or ``undecided``."""
-    found = over_seeds(one.signal for one in by_seed(results, row, level).values())
-    word = "stays" if found.low > SIGNAL else "is lost" if found.high < SIGNAL else "undecided"
-    return found, word
+    interval = over_seeds(one.signal for one in by_seed(results, row, level).values())
+    word = (
+        "stays" if interval.low > SIGNAL else "is lost" if interval.high < SIGNAL else "undecided"
+    )
+    return interval, word
 
 
 def threshold(home: Asked) -> float:
@@ -301,9 +303,9 @@ def abstention(results: Results, row: str, level: str) -> tuple[Difference, Diff
         given.append(answered.mean())
         if answered.any():
             wrong.append(1 - one.valid[first:][answered].mean())
-    found = mean_interval(wrong)
-    word = "few" if found.high <= FEW else "many" if found.low > MANY else "undecided"
-    return found, mean_interval(given), word
+    interval = mean_interval(wrong)
+    word = "few" if interval.high <= FEW else "many" if interval.low > MANY else "undecided"
+    return interval, mean_interval(given), word
 
 
 def settling(results: Results, row: str, level: str) -> tuple[Difference, str]:
@@ -315,8 +317,11 @@ def settling(results: Results, row: str, level: str) -> tuple[Difference, str]:
         failed = here[seed].deep_residual[~here[seed].deep_exact]
         if len(right) and len(failed):
             shares.append(float((failed <= np.quantile(right, SETTLED)).mean()))
-    found = mean_interval(shares)
-    return found, "settle" if found.low > 0.5 else "wander" if found.high < 0.5 else "undecided"
+    interval = mean_interval(shares)
+    return (
+        interval,
+        "settle" if interval.low > 0.5 else "wander" if interval.high < 0.5 else "undecided",
+    )
 
 
 def retention(results: Results, row: str, other: str, level: str) -> tuple[Difference, str]:
@@ -331,8 +336,8 @@ def retention(results: Results, row: str, other: str, level: str) -> tuple[Diffe
         both = [s for s in home if s in here and home[s].accuracy[top] > 0]
         shares.append({s: here[s].accuracy[top] / home[s].accuracy[top] for s in both})
     seeds = sorted(set(shares[0]) & set(shares[1]))
-    found = mean_interval([shares[0][s] - shares[1][s] for s in seeds])
-    return found, "above" if found.low > 0 else "below" if found.high < 0 else "undecided"
+    interval = mean_interval([shares[0][s] - shares[1][s] for s in seeds])
+    return interval, "above" if interval.low > 0 else "below" if interval.high < 0 else "undecided"
 
 
 def risk_coverage(one: Asked, points: int = 41) -> tuple[np.ndarray, np.ndarray]:
@@ -353,8 +358,8 @@ def verdict_table(results: Results, row: str) -> pd.DataFrame:
         far = family.far
         line = {"family": family.name, "far level": far}
         for axis in AXES:
-            found = by_seed(results, row, far).values()
-            line[f"R {axis}"] = over_seeds(one.repair(axis) for one in found).text()
+            cells = by_seed(results, row, far).values()
+            line[f"R {axis}"] = over_seeds(one.repair(axis) for one in cells).text()
             line[axis] = axis_verdict(results, row, far, axis)
         line["H1"] = first_hypothesis(results, row, family)
         loss, word = grace(results, row, family)
