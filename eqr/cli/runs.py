@@ -125,10 +125,15 @@ def verify_command(
         rows.append(row)
         if not as_json:
             show((), report(row), False)
-    for name, faults in () if runs else results.shipped(shipped or SHIPPED / "results").items():
+    folder = shipped or SHIPPED / "results"
+    published = [] if runs else list(results.shipped(folder).items())
+    for name, faults in published:  # there are hundreds: those that are sound are counted only
         rows.append({"run": name, "faults": faults})
-        if not as_json:
+        if faults and not as_json:
             show((), report(rows[-1]), False)
+    if published and not as_json:
+        count = sum(not faults for _, faults in published)
+        show((), f"{folder}: {count} of {len(published)} published files sound", False)
     faulty = [row for row in rows if row["faults"]]
     sound = f"{len(rows)} results, all sound; {len(opened.partial())} partial runs not looked at"
     show(rows, () if faulty else sound, as_json)
