@@ -90,7 +90,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 test: lint chromium $(VENDOR)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # Tests that open a page skip themselves where there is no Chromium, so failing to
 # install one is not an error.

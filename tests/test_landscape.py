@@ -31,7 +31,7 @@ from eqr.analysis.landscape import (
 )
 from eqr.config import ModelConfig
 from eqr.evaluate import answer_hash
-from eqr.experiments import measure_or_load
+from eqr.experiments import Trained, measure_or_load
 from eqr.model import Reasoner, State
 from eqr.rollout import rollout
 from eqr.stats import paired_difference, wilson
@@ -500,9 +500,8 @@ def test_uncertainty_exponent_where_nothing_can_be_fitted():
 
 
 def test_a_measurement_is_made_once_and_an_altered_one_is_refused(tmp_path):
-    model = SimpleNamespace(
-        checkpoint=SimpleNamespace(sha256="aa"), data=SimpleNamespace(digest="bb")
-    )
+    stored, problems = SimpleNamespace(sha256="aa"), SimpleNamespace(digest="bb")
+    model = Trained(None, None, problems, stored)
     store, calls = Store(tmp_path), []
 
     def measure() -> dict[str, np.ndarray]:
@@ -520,7 +519,7 @@ def test_a_measurement_is_made_once_and_an_altered_one_is_refused(tmp_path):
     np.testing.assert_array_equal(again["residual"], direct.residual)
     assert kinds(replace(found)).shape == (2, 3)
 
-    other = SimpleNamespace(checkpoint=SimpleNamespace(sha256="cc"), data=model.data)
+    other = Trained(None, None, problems, SimpleNamespace(sha256="cc"))
     for call in (("ends", other, settings), ("ends", model, {"depth": 6}), ("e", model, settings)):
         assert measure_or_load(*call, measure, store).run.id != first.run.id
     assert len(calls) == 4
