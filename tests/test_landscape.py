@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from eqr.analysis import landscape
 from eqr.analysis.dynamics import Dynamics, MapModel
 from eqr.analysis.landscape import (
     MODES,
@@ -20,12 +21,7 @@ from eqr.analysis.landscape import (
     cluster,
     ends,
     kinds,
-    latent_slice,
-    mode_gains,
     modes,
-    path_independence,
-    reliability,
-    settled_correct,
     settling_time,
     uncertainty_exponent,
 )
@@ -34,7 +30,6 @@ from eqr.evaluate import answer_hash
 from eqr.experiments import Trained, measure_or_load
 from eqr.model import Reasoner, State
 from eqr.rollout import rollout
-from eqr.stats import paired_difference, wilson
 from eqr.store import Store, StoreError
 from eqr.streams import stream
 
@@ -205,7 +200,7 @@ def test_cluster_radius_is_a_root_mean_square():
     assert cluster(np.zeros((1, 3)), 0.1).tolist() == [0]
 
 
-# ------------------------------------------------------------------------------ modes and tables
+# ------------------------------------------------------------------------------------------- modes
 
 
 def test_modes_by_hand():
@@ -224,62 +219,6 @@ def test_modes_by_hand():
     assert modes(exact[:, order], settled[:, order]).tolist() == list(cases.values())
     strict = modes(exact, settled, broad=1.0)
     assert strict.tolist() == [*list(cases.values())[:9], "b", "c", "d"]
-
-
-def test_gains_are_paired_within_each_mode():
-    mode = np.array(list("aabbbd"))
-    base = np.array([0.0, 0.0, 0.2, 0.4, 0.6, 1.0])
-    deeper = base + np.array([0.0, 0.0, 0.1, 0.0, 0.2, 0.0])
-    wider = base + np.array([0.0, 0.1, 0.4, 0.3, 0.2, 0.0])
-    found = mode_gains(mode, base, deeper, wider)
-    assert found.index.tolist() == list("abcd") and found.n.tolist() == [2, 3, 0, 1]
-    assert found.base[["a", "b", "d"]].tolist() == pytest.approx([0, 0.4, 1])
-    assert found.breadth[["a", "b", "d"]].tolist() == pytest.approx([0.05, 0.3, 0])
-    wanted = paired_difference(deeper[2:5], base[2:5])
-    assert found.loc["b", ["depth", "depth_low", "depth_high"]].tolist() == [
-        wanted.mean, wanted.low, wanted.high,
-    ]  # fmt: skip
-    assert found.loc["c"].drop("n").isna().all()
-
-
-def test_settled_and_correct_is_a_two_by_two_table():
-    settled = np.array([[1, 1, 0], [0, 1, 1]], bool)
-    exact = np.array([[1, 0, 1], [0, 1, 1]], bool)
-    found = settled_correct(settled, exact)
-    assert found.loc["right", ["settled", "not settled", "n"]].tolist() == [3, 1, 4]
-    assert found.loc["wrong", ["settled", "not settled", "n"]].tolist() == [1, 1, 2]
-    assert found.share.tolist() == [0.75, 0.5]
-    assert (found.low["right"], found.high["right"]) == wilson(3, 4)
-    none = settled_correct(settled, np.ones_like(exact))
-    assert none.n["wrong"] == 0 and math.isnan(none.share["wrong"])
-    assert (none.low["wrong"], none.high["wrong"]) == (0, 1)
-
-
-def test_reliability_bins_hold_everything_once_in_order():
-    draw = np.random.default_rng(0)
-    size = draw.random((10, 5))
-    exact = draw.random((10, 5)) > size  # the smaller the residual, the likelier right
-    found = reliability(size, exact, bins=7)
-    assert found.n.sum() == 50 and found.n.max() - found.n.min() <= 1 and len(found) == 7
-    assert (found.n * found.exact).sum() == pytest.approx(exact.sum())
-    assert found.residual.is_monotonic_increasing
-    order = np.argsort(size.ravel())[: found.n[0]]
-    first = exact.ravel()[order]
-    assert found.exact[0] == first.mean() and found.residual[0] == np.median(size.ravel()[order])
-    assert (found.low[0], found.high[0]) == wilson(first.sum(), len(order))
-    assert len(reliability(size[0], exact[0], bins=8)) == 5, "no empty bin"
-
-
-def test_path_independence_is_its_definition():
-    exact = np.random.default_rng(0).random((40, 6)) < 0.5
-    wanted = [abs(sum(row) / 6 - row[0]) for row in exact.tolist()]
-    found = path_independence(exact)
-    assert found.mean == pytest.approx(np.mean(wanted)) and found.n == 40
-    assert found.low < found.mean < found.high
-    assert path_independence(exact[:, :1]).mean == 0
-    assert path_independence(np.tile(exact[:, :1], 5)).mean == 0, "all starts alike"
-    shuffled = path_independence(exact[:, [0, 5, 3, 1, 4, 2]])
-    assert shuffled.mean == pytest.approx(found.mean), "only the first restart is special"
 
 
 # ------------------------------------------------------------------------------------------- slices
@@ -305,6 +244,10 @@ def nearest_root(z: torch.Tensor) -> torch.Tensor:
     """One token: which of the three roots is closest, (B, 1, 3)."""
     roots = torch.exp(2j * math.pi * torch.arange(3) / 3)
     return -(torch.view_as_complex(z.contiguous())[:, None] - roots).abs()[:, None]
+
+
+def latent_slice(*given, **settings) -> SimpleNamespace:
+    return SimpleNamespace(**landscape.latent_slice(*given, **settings))
 
 
 PLANE = states([0, 0], [1, 0], [0, 1])  # u and v are the coordinates themselves

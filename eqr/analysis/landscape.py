@@ -1,7 +1,7 @@
 """The attractors of a problem and their basins: how many, how broad, right or wrong (paper §2).
 
 Two ways to look at a landscape (chapter *Reading the landscape*): what many trajectories of many
-problems do, sorted into attractors, modes and tables; and slices of the latent space of one
+problems do, sorted into attractors and modes; and slices of the latent space of one
 problem, which show what start ends where and how tangled the border is. Derivatives at a state are
 in :mod:`eqr.analysis.dynamics`.
 
@@ -27,7 +27,7 @@ from eqr.analysis.dynamics import Dynamics
 from eqr.evaluate import answer_hash
 from eqr.model import residual
 from eqr.rollout import Iteration, record, rollout
-from eqr.stats import Difference, paired_difference, power_law, wilson
+from eqr.stats import power_law
 
 TOLERANCE = 0.02  # residual below which a trajectory counts as settled, as in eqr.solve
 UNSETTLED = -1  # settling time of a trajectory that did not settle
@@ -188,17 +188,7 @@ def attractors(trajectories: Ends, tolerance: float = TOLERANCE) -> pd.DataFrame
     return table
 
 
-def path_independence(exact: np.ndarray) -> Difference:
-    """``Δ_PI(B) = E_x |mean over B of acc(x) − acc_1(x)|`` with a 95 % interval (paper A.1).
-
-    Args:
-        exact: (P, B) bool; the first restart is the single one.
-    """
-    exact = np.asarray(exact, float)
-    return paired_difference(np.abs(exact.mean(1) - exact[:, 0]), np.zeros(len(exact)))
-
-
-# --- modes and tables --------------------------------------------------------------------
+# --- modes ----------------------------------------------------------------------------------
 
 #: The four landscapes of the paper (§1), as this classifier decides them.
 MODES: Mapping[str, str] = {
@@ -226,74 +216,7 @@ def modes(
     return np.select([~exact.any(1), stable, few | ~spurious], ["a", "d", "c"], "b")
 
 
-def mode_gains(
-    mode: np.ndarray, base: np.ndarray, deeper: np.ndarray, wider: np.ndarray
-) -> pd.DataFrame:
-    """What depth and breadth bought in each mode, at equal cost.
-
-    Args:
-        mode: (P,) from :func:`modes`, on other restarts than the ones below.
-        base, deeper, wider: (P,) accuracy of each problem at the base budget, with more depth, and
-            with more breadth.
-
-    Returns:
-        One row a mode: ``n``, ``base``, and the paired gains ``depth`` and ``breadth`` with their
-        95 % intervals; NaN where no problem has the mode.
-    """
-    rows = {}
-    for name in MODES:
-        mine = mode == name
-        rows[name] = row = {"n": int(mine.sum())}
-        if not mine.any():
-            continue
-        row["base"] = float(np.mean(base[mine]))
-        for kind, gained in (("depth", deeper), ("breadth", wider)):
-            gain = paired_difference(gained[mine], base[mine])
-            row |= {kind: gain.mean, f"{kind}_low": gain.low, f"{kind}_high": gain.high}
-    return pd.DataFrame.from_dict(rows, "index").rename_axis("mode")
-
-
-def settled_correct(settled: np.ndarray, exact: np.ndarray) -> pd.DataFrame:
-    """The 2×2 table of settled × correct, (n,) bool each, as counts and shares of each column.
-
-    ``share`` is that of the right (or wrong) answers which settled, with its Wilson interval.
-    """
-    settled, exact = np.asarray(settled, bool).ravel(), np.asarray(exact, bool).ravel()
-    rows = {}
-    for name, mine in (("right", exact), ("wrong", ~exact)):
-        n, hits = int(mine.sum()), int((mine & settled).sum())
-        rows[name] = (hits, n - hits, n, hits / n if n else math.nan, *wilson(hits, n))
-    columns = ["settled", "not settled", "n", "share", "low", "high"]
-    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("answer")
-
-
-def reliability(residuals: np.ndarray, exact: np.ndarray, bins: int = 8) -> pd.DataFrame:
-    """Accuracy in bins of equal count by residual, with Wilson intervals: a reliability curve.
-
-    Args:
-        residuals, exact: (n,).
-    """
-    residuals, exact = np.ravel(residuals), np.ravel(exact)
-    rows = []
-    for part in np.array_split(np.argsort(residuals, kind="stable"), min(bins, len(residuals))):
-        n, hits = len(part), float(exact[part].sum())
-        rows.append((np.median(residuals[part]), n, hits / n, *wilson(hits, n)))
-    return pd.DataFrame(rows, columns=["residual", "n", "exact", "low", "high"])
-
-
 # --- slices of the latent space ----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A plane of starts of one problem and what became of each; ``vars`` gives the arrays."""
-
-    u: np.ndarray  # (n,) coordinates along the first direction
-    v: np.ndarray  # (m,)
-    answer: np.ndarray  # (m, n) int: decoded answer, 0 the most frequent
-    exact: np.ndarray  # (m, n) bool
-    residual: np.ndarray  # (m, n) of the last iteration
-    settled_at: np.ndarray  # (m, n) settling time, UNSETTLED where it did not
 
 
 @torch.no_grad()
@@ -308,7 +231,7 @@ def latent_slice(
     span_v: tuple[float, float] | None = None,
     tolerance: float = TOLERANCE,
     rows: int = 512,
-) -> Slice:
+) -> dict[str, np.ndarray]:
     """Iterate every start of the plane through three states; a map of the basins it cuts.
 
     The start at (u, v) is ``c0 + u (c1 − c0) + v (c2 − c0)``: the corners lie at (0, 0), (1, 0)
@@ -318,8 +241,13 @@ def latent_slice(
         dynamics: of one problem (one row).
         corners: (3, N) flat states.
         label: (S,) the right tokens; None marks nothing as exact.
-        size: points a side.
+        size: points a side, n.
         span: range of the coordinate u, and of v unless ``span_v`` says otherwise.
+
+    Returns:
+        ``u`` and ``v``, (n,) coordinates; and of each start, (n, n) with v along the rows:
+        ``answer``, a number for the decoded answer, 0 the most frequent; ``exact``, bool;
+        ``residual`` of the last iteration; ``settled_at``, :func:`settling_time`.
     """
     axis_u, axis_v = (np.linspace(*reach, size) for reach in (span, span_v or span))
     grids = np.meshgrid(axis_v, axis_u, indexing="ij")
@@ -341,8 +269,14 @@ def latent_slice(
     _, names, counts = np.unique(answers, axis=0, return_inverse=True, return_counts=True)
     rank = np.argsort(np.argsort(-counts, kind="stable"))
     exact = np.zeros(len(answers), bool) if label is None else (answers == label).all(1)
-    points = (rank[names.ravel()], exact, trace[-1], settling_time(trace, tolerance))
-    return Slice(axis_u, axis_v, *(each.reshape(size, size) for each in points))
+    points = {
+        "answer": rank[names.ravel()],
+        "exact": exact,
+        "residual": trace[-1],
+        "settled_at": settling_time(trace, tolerance),
+    }
+    points = {name: each.reshape(size, size) for name, each in points.items()}
+    return {"u": axis_u, "v": axis_v} | points
 
 
 @dataclass(frozen=True, slots=True)
