@@ -96,16 +96,14 @@ def test_the_jacobian_is_that_of_all_cycles_and_training_s_own_is_not():
         cut.vjp(z, z)
 
 
-def test_precise_leaves_the_model_as_it_was():
+def test_the_model_itself_stays_as_it_was():
     model = reasoner()
-    twin = dyn.precise(model)
+    twin = Dynamics.of(model, X).model
     assert twin.config.grad_cycles == 2 and model.config.grad_cycles == 1
     assert {p.dtype for p in twin.parameters()} == {torch.float64}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in twin.parameters())
-    function = MapModel(torch.tanh)
-    assert dyn.precise(function) is function
 
 
 def test_rows_and_states_keep_their_places():
@@ -164,8 +162,6 @@ def test_spectrum_and_norms_of_a_linear_map(matrix):
     np.testing.assert_allclose(
         dyn.jacobian_norm(own, z, power=5, iterations=10), several, rtol=1e-6
     )
-    ball = dyn.local_lipschitz(own, z, radius=3.0, samples=1)
-    np.testing.assert_allclose(ball, norm, rtol=1e-3)
     # A skewed complex pair leaves the mean growth off by its condition number over 50 steps.
     radius = abs(np.linalg.eigvals(matrix)).max()
     np.testing.assert_allclose(dyn.spectral_radius(own, z), radius, rtol=0.03)
@@ -201,9 +197,6 @@ def test_derivatives_belong_to_their_own_row():
     torch.testing.assert_close(dyn.jacobian_norm(own, z), largest)
     torch.testing.assert_close(dyn.spectral_radius(own, z), largest)
     torch.testing.assert_close(dyn.jacobian_norm(own, z, power=2, iterations=20), largest**2)
-    few, many = (dyn.local_lipschitz(own, z, radius=0.1, samples=n) for n in (1, 5))
-    assert (largest - 1e-6 <= few).all() and (few <= many).all() and (many > few).any()
-    assert (many <= largest + 0.1 * math.sqrt(4)).all(), "the norm nowhere in the ball is larger"
 
 
 def test_a_constant_map_has_no_derivative_to_trip_over():

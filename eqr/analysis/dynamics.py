@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eqr.model import State, Step
+from eqr.model import Reasoner, State, Step
 from eqr.streams import stream
 
 
@@ -67,20 +67,6 @@ class MapModel:
         return State(z[..., None], z.new_zeros(len(z), 0, 1))
 
 
-def precise(model: Any, dtype: torch.dtype = torch.float64) -> Any:
-    """A copy of a model in ``dtype`` whose derivatives run through all cycles, not the last only.
-
-    Training truncates the gradient of an outer iteration to its last ``grad_cycles`` cycles
-    (paper §3); a Jacobian must see all of them. Anything but an ``nn.Module`` is returned as it is.
-    """
-    if not isinstance(model, nn.Module):
-        return model
-    twin = copy.deepcopy(model).to(dtype).requires_grad_(False)
-    if hasattr(twin, "config"):
-        twin.config = replace(twin.config, grad_cycles=twin.config.high_cycles)
-    return twin
-
-
 @dataclass(frozen=True, slots=True)
 class Dynamics:
     """The map ``z ↦ f(z; x)`` of B problems, on flat states (B, N)."""
@@ -93,14 +79,20 @@ class Dynamics:
     @classmethod
     def of(
         cls,
-        model: Any,
+        model: Reasoner,
         inputs: Any,
         *,
         damping: float | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> Dynamics:
-        """The map of a trained reasoner on problems (B, S); float32 where only its orbits count."""
-        twin = precise(model, dtype)
+        """The map of a trained reasoner on problems (B, S); float32 where only its orbits count.
+
+        The map has a copy of the model, whose derivatives run through all cycles: training
+        truncates the gradient of an outer iteration to its last ``grad_cycles`` cycles (paper §3),
+        but a Jacobian must see all of them.
+        """
+        twin = copy.deepcopy(model).to(dtype).requires_grad_(False)
+        twin.config = replace(twin.config, grad_cycles=twin.config.high_cycles)
         x = torch.as_tensor(inputs, device=twin.device)
         return cls(twin, x, twin.initial_state(1, stream(0, "unused")), damping)
 
@@ -187,10 +179,21 @@ def fixed_point(
     return FixedPoint(z, gap, done, gap < bound)
 
 
-def _unit(like: Tensor, seed: int) -> Tensor:
-    """Random directions of length one, (B, N)."""
-    draws = torch.randn(like.shape, generator=stream(seed, "directions"), dtype=like.dtype)
-    return draws / norm(draws)[:, None]
+def power_iteration(
+    apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int, seed: int = 0
+) -> Tensor:
+    """Growth of random directions, of length one each time, under a linear map (B, N) to (B, N).
+
+    Returns:
+        (iterations, B): their length after the map; 1e-300 at least, so that it has a logarithm.
+    """
+    v = torch.randn(like.shape, generator=stream(seed, "directions"), dtype=like.dtype)
+    v, growth = v / norm(v)[:, None], []
+    for _ in range(iterations):
+        image = apply(v)
+        growth.append(norm(image).clamp_min(1e-300))
+        v = image / growth[-1][:, None]
+    return torch.stack(growth)
 
 
 def jacobian_norm(
@@ -201,14 +204,18 @@ def jacobian_norm(
     With ``power=1`` the Lipschitz constant of the linearised map; at a fixed point with
     ``power=m`` that of its m-fold iterate. Power iteration with jvp and vjp; converges from below.
     """
-    v, size = _unit(z, seed), z.new_zeros(len(z))
-    for _ in range(iterations):
+    size = z.new_zeros(len(z))
+
+    def there_and_back(v: Tensor) -> Tensor:
+        nonlocal size
         for _ in range(power):
             _, v = dynamics.jvp(z, v)
-        size = norm(v)
+        size = norm(v)  # the square root of what both ways make of v would lose half the digits
         for _ in range(power):
             v = dynamics.vjp(z, v)
-        v = v / norm(v).clamp_min(1e-300)[:, None]
+        return v
+
+    power_iteration(there_and_back, z, iterations, seed)
     return size
 
 
@@ -220,13 +227,8 @@ def spectral_radius(
     Power iteration; the growth is averaged, geometrically, over the second half of the iterations,
     because with a complex pair of leading eigenvalues single steps swing about it.
     """
-    v, growth = _unit(z, seed), []
-    for _ in range(iterations):
-        _, image = dynamics.jvp(z, v)
-        size = norm(image).clamp_min(1e-300)
-        v = image / size[:, None]
-        growth.append(size.log())
-    return torch.stack(growth[iterations // 2 :]).mean(0).exp()
+    growth = power_iteration(lambda v: dynamics.jvp(z, v)[1], z, iterations, seed)
+    return growth[iterations // 2 :].log().mean(0).exp()
 
 
 def lyapunov(
@@ -257,28 +259,6 @@ def lyapunov(
         if done >= skip:
             total += upper.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-300).log()
     return total / depth
-
-
-def local_lipschitz(
-    dynamics: Dynamics,
-    z: Tensor,
-    *,
-    radius: float,
-    samples: int = 4,
-    iterations: int = 20,
-    seed: int = 0,
-) -> Tensor:
-    """Estimate of the Lipschitz constant on the ball of RMS ``radius`` around ``z``, (B,).
-
-    The largest Jacobian norm at ``z`` and at ``samples`` random points of the ball's surface; an
-    estimate from below, as any finite sample must be.
-    """
-    best = jacobian_norm(dynamics, z, iterations=iterations, seed=seed)
-    for k in range(samples):
-        nudge = _unit(z, seed + 1 + k) * (radius * math.sqrt(z.shape[1]))
-        there = jacobian_norm(dynamics, z + nudge, iterations=iterations, seed=seed)
-        best = torch.maximum(best, there)
-    return best
 
 
 def margin(logits: Tensor, labels: Tensor | None = None) -> Tensor:

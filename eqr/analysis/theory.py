@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -230,21 +231,17 @@ def selection_success(p: float, right: np.ndarray, wrong: np.ndarray, breadth: i
     """
     if (p > 0 and not len(right)) or (p < 1 and not len(wrong)):
         raise ValueError(f"with p = {p:g} both kinds of trajectory need residuals")
-    values = np.concatenate([right, wrong])
-    mass = np.concatenate(
-        [
-            np.full(len(right), p / max(len(right), 1)),
-            np.full(len(wrong), (1 - p) / max(len(wrong), 1)),
-        ]
+    sizes = len(right), len(wrong)
+    ours, others = p / max(sizes[0], 1), (1 - p) / max(sizes[1], 1)
+    atoms = pd.DataFrame(
+        {
+            "residual": np.concatenate([right, wrong]),
+            "mass": np.repeat([ours, others], sizes),
+            "right": np.repeat([ours, 0.0], sizes),
+        }
     )
-    is_right = np.arange(len(values)) < len(right)
     # Atoms of equal size share what falls on them in proportion to their mass.
-    order, at = np.unique(values, return_inverse=True)
-    together = np.bincount(at, mass, len(order))
-    ours = np.bincount(at, mass * is_right, len(order))
-    survival = np.clip(1 - np.cumsum(together), 0, 1)
-    before = np.concatenate([[1.0], survival[:-1]])
-    chosen = before**breadth - survival**breadth
-    with np.errstate(invalid="ignore", divide="ignore"):
-        part = np.where(together > 0, ours / together, 0.0)
-    return float((chosen * part).sum())
+    atoms = atoms.groupby("residual").sum()
+    survival = (1 - atoms.mass.cumsum()).clip(0, 1)
+    chosen = survival.shift(fill_value=1.0) ** breadth - survival**breadth
+    return float((chosen * atoms.right / atoms.mass).fillna(0.0).sum())
