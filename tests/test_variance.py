@@ -81,10 +81,11 @@ def test_nfe_is_that_of_an_evaluation():
 def test_held_out_groups():
     values = draw(TRUE, (4000, 8, 4), 7)[0]
     for paths in (1, 2, 4):
-        assert variance.held_out(values, paths).ratio == pytest.approx(1.0, abs=0.08)
-    known = variance.measured_variance(values[:, :4], 4)
-    assert variance.held_out(values, 4).predicted == pytest.approx(known), "an identity"
-    assert math.isnan(variance.held_out(np.ones((3, 4, 2)), 2).ratio)
+        predicted, measured = variance.held_out(values, paths)
+        assert predicted / measured == pytest.approx(1.0, abs=0.08)
+    second = np.roll(values, 4, axis=1)  # halves swapped: with all paths it is an identity
+    assert variance.held_out(values, 4)[0] == pytest.approx(variance.held_out(second, 4)[1])
+    assert variance.held_out(np.ones((3, 4, 2)), 2) == (0, 0)
 
 
 @pytest.mark.parametrize("part_at", [0, 1, 8, 12, 15])
@@ -157,7 +158,7 @@ def test_groups_that_cannot_be():
     with pytest.raises(ValueError, match="2 starts"):
         variance.held_out(np.ones((3, 2, 4)), 2)
     with pytest.raises(ValueError, match="2 paths"):
-        variance.measured_variance(np.ones((3, 4, 2)), 3)
+        variance.held_out(np.ones((3, 4, 2)), 3)
     with pytest.raises(ValueError, match="not at 17"):
         variance.nfe(1, 1, 17, 16)
     with pytest.raises(ValueError, match="one start"):

@@ -153,17 +153,6 @@ def latent_paths(ax: Axes, plane: np.ndarray, right: np.ndarray) -> None:
     ax.set(xlabel="first main axis (thousandths)", ylabel="second main axis", aspect="equal")
 
 
-def answer_colours(answer: np.ndarray, right: np.ndarray) -> list:
-    """A colour for each of (n,) answers: blue where ``right``, else darker the more frequent."""
-    wrong, counts = np.unique(answer[~right], return_counts=True)
-    order = wrong[np.argsort(-counts, kind="stable")].tolist()
-    others = sns.color_palette("YlOrBr", 8)[::-1]
-    return [
-        sns.color_palette(PALETTE)[0] if ok else others[min(order.index(number), 7)]
-        for number, ok in zip(answer.tolist(), right.tolist(), strict=True)
-    ]
-
-
 def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
     """Accuracy of rows of a study, one line a row: seeds, mean with t interval, paper's value."""
     for place, name in enumerate(rows):

@@ -74,19 +74,6 @@ class Purchase:
     group: Group
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A group's variance as predicted from some starts and as measured among others."""
-
-    predicted: float
-    measured: float
-
-    @property
-    def ratio(self) -> float:
-        """Predicted over measured; NaN where nothing varied."""
-        return self.predicted / self.measured if self.measured > 0 else math.nan
-
-
 # -------------------------------------------------------------------------------------- components
 
 
@@ -185,28 +172,12 @@ def group_variance(
     return Group((parts.start + parts.path / paths) / starts, cost)
 
 
-def measured_variance(values: np.ndarray, paths: int) -> float:
-    """Variance, among the starts of a puzzle, of the mean over ``paths`` of its paths.
+def held_out(values: np.ndarray, paths: int) -> tuple[float, float]:
+    """Variance of a group of one start and ``paths`` paths: predicted, and measured elsewhere.
 
-    Averaged over the puzzles, and over as many disjoint sets of paths as there are.
-
-    Args:
-        values: (P, I, J).
-
-    Raises:
-        ValueError: fewer than two starts, or than ``paths`` paths.
-    """
-    values = _nested(values, (1, 2, max(1, paths)))
-    sets = values.shape[2] // paths
-    grouped = values[:, :, : sets * paths].reshape(*values.shape[:2], sets, paths)
-    return float(grouped.mean(3).var(1, ddof=1).mean())
-
-
-def held_out(values: np.ndarray, paths: int) -> Check:
-    """A group of one start and ``paths`` paths: predicted from the first half of the starts.
-
-    The second half measures it. With all the paths there are the prediction is, identically, what
-    :func:`measured_variance` finds in the first half; with fewer it extrapolates.
+    Predicted from the first half of the starts. Measured among the second: the variance of the mean
+    over ``paths`` paths, averaged over the puzzles and over the disjoint sets of paths there are.
+    With fewer paths than there are the prediction extrapolates.
 
     Args:
         values: (P, I, J) with I at least 4.
@@ -214,9 +185,12 @@ def held_out(values: np.ndarray, paths: int) -> Check:
     Raises:
         ValueError: too few starts or paths.
     """
-    half = _nested(values, (2, 4, 2)).shape[1] // 2
+    half = _nested(values, (2, 4, max(2, paths))).shape[1] // 2
     parts = components(values[:, :half])
-    return Check(parts.start + parts.path / paths, measured_variance(values[:, half:], paths))
+    sets = values.shape[2] // paths
+    others = values[:, half:, : sets * paths]
+    means = others.reshape(*others.shape[:2], sets, paths).mean(3)  # (P, starts, sets)
+    return parts.start + parts.path / paths, float(means.var(1, ddof=1).mean())
 
 
 # -------------------------------------------------------------------------------------- allocation
