@@ -125,8 +125,8 @@ def test_the_best_of_noise_is_not_believed(cost):
 def test_intervals_cover_what_other_problems_give():
     rng, inside = np.random.default_rng(4), []
     for _ in range(40):
-        kept = synthetic(rng, depths=(2, 4), problems=160, breadth=4, right=(0.3, 0.5))
-        found = validate(grid(list(columns_of_records(kept))), [4, 8, 16], splits=1)
+        records = synthetic(rng, depths=(2, 4), problems=160, breadth=4, right=(0.3, 0.5))
+        found = validate(grid(list(columns_of_records(records))), [4, 8, 16], splits=1)
         inside += found.covered.tolist()
     assert np.mean(inside) > 0.88
 
@@ -140,12 +140,12 @@ def test_validation_reports_the_optimism():
 
 
 def test_a_setting_at_its_full_breadth_is_what_the_table_says(known):
-    kept = synthetic(np.random.default_rng(1))
-    for row in table(kept, breadths=[8], select=list(RULES), layers=6, noise=0).itertuples():
+    records = synthetic(np.random.default_rng(1))
+    for row in table(records, breadths=[8], select=list(RULES), layers=6, noise=0).itertuples():
         at = known.settings.index(Setting(row.depth, 8, row.select))
         mine = option(known, at)
-        told = (mine.recorded.mean, mine.recorded.low, mine.recorded.high, mine.nfe, mine.layers)
-        assert told == pytest.approx((row.exact, row.low, row.high, row.nfe, row.layers))
+        numbers = (mine.recorded.mean, mine.recorded.low, mine.recorded.high, mine.nfe, mine.layers)
+        assert numbers == pytest.approx((row.exact, row.low, row.high, row.nfe, row.layers))
 
 
 def test_groups_of_restarts_shrink_the_interval(known):
@@ -252,8 +252,8 @@ def stored(learned, tmp_path_factory):
 def test_reads_all_stored_records_of_the_weights(stored):
     store, model, wide = stored
     found = stored_grid(model.checkpoint, store)
-    told = {(s.noise, s.halting) for s in found.settings}
-    assert told == {(0.0, "fixed"), (0.02, "fixed"), (0.0, "stable:2")}
+    recorded_with = {(s.noise, s.halting) for s in found.settings}
+    assert recorded_with == {(0.0, "fixed"), (0.02, "fixed"), (0.0, "stable:2")}
     at = found.settings.index(Setting(4, 4, "converged"))
     row = wide.table([4], ["converged"]).set_index("depth").loc[4]
     assert found.exact[at].mean() == row.exact and found.runs[at] == wide.run.id
@@ -270,6 +270,7 @@ def test_command(stored, eqr):
     found = json.loads(done.out)
     assert found["best"]["nfe"] <= 8 and found["validation"]["splits"] == 20
     assert eqr(*words, "--budget-seconds", 1).code == 0
+    assert "measured now" in eqr(*words, "--budget-nfe", 8, "--measure").out
     text = eqr(*words, "--budget-nfe", 1000, "--depth", "2,4", "--breadth", 3).out
     expected = plan(stored_grid(model.checkpoint, store), budget=1000).expected.mean
     assert f"expected  {100 * expected:.1f} %" in text

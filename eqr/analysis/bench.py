@@ -63,6 +63,20 @@ def run_through(model: Reasoner, inputs: Tensor, depth: int, rows: int, breadth:
         pass
 
 
+def row_seconds(model: Reasoner, seconds: float = 1.0, rows: int = 256) -> dict[bool, float]:
+    """Seconds a row-iteration here and now, without noise (False) and with it (True).
+
+    Measured for ``seconds`` each with ``rows`` trajectories in flight, as in an evaluation: one
+    problem alone takes longer for an iteration than a row among many.
+    """
+    inputs, rates = torch.zeros(rows, model.tokens, dtype=torch.long), {}
+    for noisy in (False, True):
+        # The first iteration draws the starts; :func:`rate` does not count it.
+        iterations = rollout(model, inputs, depth=2**31, noise=0.1 * noisy, rows=rows)
+        rates[noisy] = 1 / (rate(lambda: next(iterations), seconds, "cpu") * rows)  # noqa: B023
+    return rates
+
+
 def bench(
     recipe: Recipe, device: str = "cpu", seconds: float = 5.0, fused: Sequence[bool] = (False, True)
 ) -> list[dict[str, Any]]:

@@ -8,20 +8,16 @@ groups of b, the rule chooses in each, and a problem's value is the mean over it
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import torch
 
 from eqr import checkpoint
 from eqr.config import SEMANTICS, EvalConfig
 from eqr.evaluate import Records
 from eqr.experiments import halted_of
 from eqr.halting import Halted
-from eqr.model import Reasoner
-from eqr.rollout import rollout
 from eqr.select import RULES, Outcomes, selected
 from eqr.settings import ConfigError, from_dict, nearest
 from eqr.store import MANIFEST, Run, Store, inspect_manifest, read_arrays
@@ -212,24 +208,6 @@ def grid(columns: Sequence[Column], layers: int = 1, least: int | None = None) -
 # ---------------------------------------------------------------------------------- from the store
 
 
-def measured_rates(model: Reasoner, seconds: float = 1.0, rows: int = 256) -> dict[bool, float]:
-    """Seconds a row-iteration here and now, without noise (False) and with it (True).
-
-    Measured for ``seconds`` each with ``rows`` trajectories in flight, as in an evaluation: one
-    problem alone takes longer for an iteration than a row among many.
-    """
-    inputs, rates = torch.zeros(rows, model.tokens, dtype=torch.long), {}
-    for noisy in (False, True):
-        began = None  # set after the first iteration, which draws the starts
-        for it in rollout(model, inputs, depth=2**31, noise=0.1 * noisy, rows=rows):
-            began = began or (time.perf_counter(), it.depth)
-            spent = time.perf_counter() - began[0]
-            if it.depth > began[1] and spent >= seconds:
-                break
-        rates[noisy] = spent / ((it.depth - began[1]) * rows)
-    return rates
-
-
 def runs_grid(
     runs: Sequence[Run],
     layers: int,
@@ -242,8 +220,9 @@ def runs_grid(
 
     Args:
         layers: layer evaluations of one outer iteration.
-        rates: of :func:`measured_rates`; None takes the stored runs' own (of evaluations the median
-            over those with, and those without, noise: a busy machine slows single runs).
+        rates: of :func:`eqr.analysis.bench.row_seconds`; None takes the stored runs' own (of
+            evaluations the median over those with, and those without, noise: a busy machine slows
+            single runs).
         least: as for :func:`grid`.
         progress: called with (runs read, of).
 

@@ -211,6 +211,7 @@ def plan_command(
     """
     from eqr import runs
     from eqr.analysis import plan_grid
+    from eqr.analysis.bench import row_seconds
     from eqr.analysis.plan import plan, validate as validated, validation_table
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
@@ -245,7 +246,7 @@ def plan_command(
             evaluate_or_load(load_trained(opened.get(home.name), opened), config, opened, bar)
     if measure:
         say("measuring, about 2 s")
-    rates = plan_grid.measured_rates(loaded.model) if measure else None
+    rates = row_seconds(loaded.model) if measure else None
     with progress("reading records") as bar:
         grid = plan_grid.stored_grid(loaded, opened, rates=rates, least=problems, progress=bar)
     unit = "seconds" if budget_seconds is not None else "nfe"
