@@ -1,8 +1,8 @@
 """Measure accuracy against depth and breadth (paper §4).
 
 :func:`records` runs the trajectories once, at the largest depth and breadth, and keeps a few
-numbers for each (depth, problem, restart); :func:`eqr.tables.table` turns them into one tidy table
-for any selection rule and any smaller breadth (the first b restarts).
+numbers for each (depth, problem, restart); :func:`eqr.experiments.table` turns them into one tidy
+table for any selection rule and any smaller breadth (the first b restarts).
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ class Records(Outcomes):
 
     depths: np.ndarray  # (K,)
     checked: np.ndarray | None = None  # bool, whether the rules accept; None: not asked for
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by name, as a stored evaluation holds them; ``checked`` where it was asked."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
 
     def at(self, depth: int) -> Outcomes:
         """The outcomes at one of the recorded depths."""

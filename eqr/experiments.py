@@ -6,6 +6,7 @@ gets what another has already made. (``eqr eval`` computes anew and stores nothi
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr import checkpoint, data, tables
+from eqr import checkpoint, data
 from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
@@ -24,8 +25,11 @@ from eqr.halting import Halted, halting_records, parse_rule
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.recipes import load_recipe
-from eqr.select import Outcomes
-from eqr.store import MANIFEST, Result, Run, Store
+from eqr.rollout import NEVER
+from eqr.select import check_selections, selected
+from eqr.settings import ConfigError, from_dict
+from eqr.stats import wilson
+from eqr.store import MANIFEST, Result, Run, Store, read_arrays
 from eqr.task import Problems, Task
 from eqr.tasks.shift import Level, level_problems, on_board, perturbed, problems_digest
 from eqr.train import Event, train
@@ -154,36 +158,125 @@ def timing(run: Run) -> dict[str, Any]:
 # --- Evaluations and measurements on a trained model ----------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """Records of an evaluation and where they come from."""
+def accuracy(exact: np.ndarray) -> dict[str, float]:
+    """Columns ``n``, ``exact``, ``low`` and ``high`` for the accuracy of each problem, (P,)."""
+    low, high = wilson(float(exact.sum()), len(exact))
+    return {"n": len(exact), "exact": float(exact.mean()), "low": low, "high": high}
 
-    run: Run
-    records: Records
+
+def table(
+    records: Records,
+    config: EvalConfig,
+    breadths: Sequence[int],
+    select: Sequence[str],
+    layers: int | None = None,
+) -> pd.DataFrame:
+    """One row for each depth, breadth and selection rule.
+
+    Columns: ``depth, breadth, select, noise, symmetry`` (of the restarts), ``n`` (problems),
+    ``exact`` with its 95 % Wilson interval ``low, high``, ``token``, ``residual`` (mean of the
+    chosen trajectories), ``nfe`` (of depth and breadth, see :meth:`eqr.config.EvalConfig.nfe`) and
+    ``layers`` a problem, where the ``layers`` of an outer iteration are given. For the average
+    over restarts the interval treats a problem, not a restart, as the unit (restarts of one
+    problem are not independent): it errs on the wide side.
+
+    Raises:
+        ConfigError: an unknown rule, or a breadth that was not run.
+    """
+    check_selections(select)  # before the work, so that a misspelt rule costs nothing
+    run = records.exact.shape[2]
+    for breadth in breadths:
+        if not 1 <= breadth <= run:
+            raise ConfigError(f"breadth {breadth} was not run; at most {run}")
+    rows = []
+    for depth, breadth in itertools.product(records.depths.tolist(), breadths):
+        outcomes, nfe = records.at(depth).first(breadth), config.nfe(depth, breadth)
+        for name in select:
+            exact, token, residual = selected(outcomes, name)
+            row = {"depth": depth, "breadth": breadth, "select": name}
+            row |= {"noise": config.noise, "symmetry": config.symmetry, **accuracy(exact)}
+            row |= {"token": float(token.mean()), "residual": float(residual.mean()), "nfe": nfe}
+            rows.append(row | ({"layers": nfe * layers} if layers else {}))
+    return pd.DataFrame(rows)
+
+
+def halting_table(
+    rules: Mapping[str, Halted], config: EvalConfig, select: Sequence[str]
+) -> pd.DataFrame:
+    """One row for each halting rule and selection rule.
+
+    Columns: ``halting`` (the rule), ``depth`` (its limit D), ``breadth, select, noise``, ``n``
+    (problems), ``exact`` with its 95 % Wilson interval ``low, high`` (see :func:`table`),
+    ``settled`` (share of the trajectories run that the rule let go), ``nfe`` (mean a problem),
+    ``saving`` (the fixed budget D·B over it), ``seconds`` (wall time) and ``cpu_seconds``.
+
+    Args:
+        rules: what each did, by its text; the rows of ``fixed`` are the fixed budget.
+
+    Raises:
+        ConfigError: an unknown selection rule.
+    """
+    check_selections(select)
+    rows, limit = [], config.depths[-1]
+    for (rule, halted), name in itertools.product(rules.items(), select):
+        ran, nfe = halted.depth > 0, float(halted.nfe.mean())
+        if name == "average":  # over the restarts that were started
+            exact = halted.exact.sum(1) / ran.sum(1)
+        else:
+            exact = selected(halted, name)[0]
+        row = {"halting": rule, "depth": limit, "breadth": ran.shape[1], "select": name}
+        row |= {"noise": config.noise, **accuracy(exact)}
+        row |= {"settled": float((halted.halted_at[ran] < NEVER).mean()), "nfe": nfe}
+        row |= {"saving": limit * ran.shape[1] / nfe, "seconds": halted.seconds}
+        rows.append(row | {"cpu_seconds": halted.cpu_seconds})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult(Result):
+    """A stored evaluation."""
+
     config: EvalConfig
-    layers: int  # layer evaluations of one outer iteration
+    layers: int | None = None  # layer evaluations of one outer iteration, where they are known
+
+    @property
+    def records(self) -> Records:
+        return Records(**self.arrays)
 
     def table(self, breadths: Sequence[int], select: Sequence[str]) -> pd.DataFrame:
-        """The tidy table of :func:`eqr.tables.table`."""
-        config = self.config
-        how = {"noise": config.noise, "symmetry": config.symmetry, "nfe": config.nfe}
-        return tables.table(
-            self.records, breadths=breadths, select=select, layers=self.layers, **how
-        )
+        """The tidy table of :func:`table`."""
+        return table(self.records, self.config, breadths, select, self.layers)
 
 
 @dataclass(frozen=True, slots=True)
-class HaltingRun:
-    """What several halting rules did in one stored run, and where it comes from."""
+class HaltingResult(Result):
+    """What several halting rules did in one stored run."""
 
-    run: Run
-    by_rule: dict[str, Halted]  # by the text of the rule
     config: EvalConfig
 
+    @property
+    def rules(self) -> dict[str, Halted]:
+        """What each rule did, by the text of the rule."""
+        rules: dict[str, dict[str, Any]] = {}
+        for name, values in self.arrays.items():
+            rule, _, measure = name.partition("/")
+            rules.setdefault(rule, {})[measure] = values[()]  # seconds as a number
+        return {rule: Halted(**values) for rule, values in rules.items()}
+
     def table(self, select: Sequence[str]) -> pd.DataFrame:
-        """The tidy table of :func:`eqr.tables.halting_table`."""
-        limit, noise = self.config.depths[-1], self.config.noise
-        return tables.halting_table(self.by_rule, select=select, limit=limit, noise=noise)
+        """The tidy table of :func:`halting_table`."""
+        return halting_table(self.rules, self.config, select)
+
+
+def read_result(run: Run) -> EvalResult | HaltingResult:
+    """A run of kind ``eval`` or ``halting`` with its configuration.
+
+    Raises:
+        ConfigError: its configuration holds a setting that this version does not know.
+    """
+    config = from_dict(EvalConfig, run.manifest["config"]["eval"], f"{run.path / MANIFEST}: eval")
+    kind = {"eval": EvalResult, "halting": HaltingResult}[run.manifest["kind"]]
+    return kind(run, read_arrays(run).arrays, config)
 
 
 def within(config: EvalConfig, model: Trained) -> EvalConfig:
@@ -198,7 +291,7 @@ def evaluate_or_load(
     store: Store | None = None,
     progress: data.Progress | None = None,
     level: Level | None = None,
-) -> Evaluated:
+) -> EvalResult:
     """Evaluate on the recipe's test problems or those of a level, or read the stored evaluation."""
     store, config = store or Store(), within(config, model)
 
@@ -218,7 +311,7 @@ def evaluate_or_load(
     shift = {"level": level.named()} if level else {}
     about = model.config(eval=to_dict(config, defaults=False), **shift)
     result = store.arrays("eval", about, compute, name="records.npz")
-    return Evaluated(result.run, Records(**result.arrays), config, model.recipe.model.layers)
+    return EvalResult(result.run, result.arrays, config, model.recipe.model.layers)
 
 
 def posed(
@@ -244,7 +337,7 @@ def halt_or_load(
     store: Store | None = None,
     *,
     first_settled: float | None = None,
-) -> HaltingRun:
+) -> HaltingResult:
     """Run halting rules on the recipe's test problems, or read the stored run.
 
     Accuracy, compute and wall time of all rules come from one process, one after the other; name
@@ -272,23 +365,7 @@ def halt_or_load(
         eval=to_dict(config, defaults=False), rules=list(parsed), first_settled=first_settled
     )
     result = (store or Store()).arrays("halting", about, compute, name="records.npz")
-    return HaltingRun(result.run, halted_of(result), config)
-
-
-def halted_of(result: Result) -> dict[str, Halted]:
-    """What each rule of a stored halting run did, by the text of the rule."""
-    rules: dict[str, dict[str, Any]] = {}
-    for name, values in result.arrays.items():
-        rule, _, measure = name.partition("/")
-        rules.setdefault(rule, {})[measure] = values
-    outcomes = [f.name for f in fields(Outcomes)]
-    return {
-        rule: Halted(
-            Outcomes(**{name: values.pop(name) for name in outcomes}),
-            **{name: value[()] for name, value in values.items()},
-        )
-        for rule, values in rules.items()
-    }
+    return HaltingResult(result.run, result.arrays, config)
 
 
 def measure_or_load(

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -270,19 +270,13 @@ def adaptive(
             flight = flight.join(launch(model, inputs, pairs, seed, window))
 
 
-@dataclass(frozen=True, slots=True)
-class Halted:
-    """What one rule did on P labelled problems × B restarts."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halted(Outcomes):
+    """What one rule did on P labelled problems × B restarts; ``halted_at`` is where it did."""
 
-    outcomes: Outcomes  # (P, B) each; `halted_at` is the depth at which the rule let a row go
     depth: np.ndarray  # (P, B) int32, iterations run: the NFE; 0 where the restart never started
     seconds: float  # wall time of the whole queue
     cpu_seconds: float  # processor time of this process meanwhile: steadier where others compute
-
-    def arrays(self) -> dict[str, Any]:
-        """All of it by name, as a stored run holds it."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "outcomes"}
-        return {f.name: getattr(self.outcomes, f.name) for f in fields(Outcomes)} | parts
 
     @property
     def nfe(self) -> np.ndarray:
@@ -336,6 +330,5 @@ def halting_records(
         progress=progress,
     )
     record(leaving, arrays, lambda it: measures(it, truth) | {"depth": it.depth})
-    depth = arrays.pop("depth")
-    seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    return Halted(Outcomes(**arrays), depth, *seconds)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    return Halted(**arrays, seconds=seconds, cpu_seconds=cpu_seconds)

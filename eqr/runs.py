@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import safetensors
 import torch
 
-from eqr import SHIPPED, checkpoint, experiments, tables
-from eqr.config import SEMANTICS, EvalConfig, recipe_from_dict, to_dict
+from eqr import SHIPPED, checkpoint, experiments
+from eqr.config import SEMANTICS, recipe_from_dict, to_dict
 from eqr.evaluate import Records
+from eqr.experiments import read_result
 from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.select import selected
-from eqr.settings import ConfigError, from_dict
+from eqr.settings import ConfigError
 from eqr.stats import paired_difference
 from eqr.store import (
     MANIFEST,
@@ -34,7 +34,7 @@ from eqr.store import (
     Store,
     StoreError,
     files_of,
-    inspect_manifest,
+    inspect,
     provenance,
     read_arrays,
 )
@@ -94,8 +94,8 @@ def stored_sha256(path: Path) -> str | None:
 
 def models(store: Store) -> dict[str, Path]:
     """The runs of the store that hold a model, by the sha256 of its weights."""
-    found = {stored_sha256(p / "model.safetensors"): p for p in store.paths()}
-    return {sha256: path for sha256, path in found.items() if sha256}
+    paths = {stored_sha256(p / "model.safetensors"): p for p in store.paths()}
+    return {sha256: path for sha256, path in paths.items() if sha256}
 
 
 def listing(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
@@ -107,8 +107,9 @@ def listing(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
     """
     weights, rows = models(store), []
     for path in store.paths():
-        manifest, faults = inspect_manifest(path)
-        rows.append(_row(path, manifest or {}, "damaged" if faults else "complete", weights))
+        looked = inspect(path, contents=False)
+        state = "damaged" if looked.faults else "complete"
+        rows.append(_row(path, looked.manifest, state, weights))
     rows += [_row(path, _pending(path), "partial", weights) for path in store.partial()]
     return [row for row in rows if kind in (None, row["kind"])]
 
@@ -123,7 +124,7 @@ def _row(
     if kind == "eval" and "weights" in config:
         row["seed"] = config.get("eval", {}).get("seed", 0)
         if trained := weights.get(config["weights"]):
-            recipe = (inspect_manifest(trained)[0] or {}).get("config", {}).get("recipe")
+            recipe = inspect(trained, contents=False).manifest.get("config", {}).get("recipe")
             row["model"] = trained.name
     elif "parameters" in config:  # a chapter
         row["name"] = next((Path(name).stem for name in files if name.endswith(".ipynb")), None)
@@ -163,7 +164,9 @@ def description(store: Store, path: Path) -> dict[str, Any]:
     if (log := last_rows(path)) and values["kind"] in ("train", None):
         values["last"] = log
     if run and values["kind"] == "eval":
-        values["table"] = result_table(run).to_dict(orient="records")
+        result = read_result(run)
+        table = result.table(breadths_of(result.records), RULES)
+        values["table"] = table.to_dict(orient="records")
     return values
 
 
@@ -180,28 +183,10 @@ def last_rows(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def records_of(run: Run) -> Records:
-    """The records of a stored evaluation."""
-    return Records(**read_arrays(run).arrays)
-
-
 def breadths_of(records: Records) -> list[int]:
     """The powers of two up to the recorded breadth, and that breadth."""
     breadth = records.exact.shape[2]
     return sorted({2**k for k in range(breadth.bit_length())} | {breadth})
-
-
-def result_table(run: Run) -> pd.DataFrame:
-    """The table of a stored evaluation at every recorded depth, without the count of layers."""
-    records, config = records_of(run), evaluation_of(run)
-    how = {"noise": config.noise, "symmetry": config.symmetry, "nfe": config.nfe}
-    table = tables.table(records, breadths=breadths_of(records), select=RULES, layers=1, **how)
-    return table.drop(columns="layers")
-
-
-def evaluation_of(run: Run) -> EvalConfig:
-    """The configuration of a stored evaluation."""
-    return from_dict(EvalConfig, run.manifest["config"]["eval"], f"{run.path / MANIFEST}: eval")
 
 
 # -------------------------------------------------------------------------------- shipped results
@@ -267,7 +252,7 @@ def repeat(
             other = Store(Path(folder))
             if kind == "eval":
                 level = Level("stored", **config["level"]) if "level" in config else None
-                asked = evaluation_of(run)
+                asked = read_result(run).config
                 again = experiments.evaluate_or_load(model, asked, other, progress, level).run
             else:
                 recipe = recipe_from_dict(config["recipe"], f"{run.path / MANIFEST}: recipe")
@@ -299,11 +284,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> flat({"a": {"b": 1, "c": [2]}})
     {'a.b': 1, 'a.c': [2]}
     """
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
+        leaves |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return leaves
 
 
 def compared(one: Run, other: Run) -> list[str]:
@@ -383,7 +368,7 @@ def full_config(run: Run) -> dict[str, Any]:
     if "recipe" in config:
         config["recipe"] = to_dict(recipe_from_dict(config["recipe"], f"{where}: recipe"))
     if "eval" in config:
-        config["eval"] = to_dict(evaluation_of(run))
+        config["eval"] = to_dict(read_result(run).config)
     return config
 
 
@@ -393,7 +378,7 @@ def paired_rows(one: Run, other: Run) -> list[dict[str, Any]]:
     ``difference`` (the second minus the first) with its 95 % interval is given where both were run
     on the same problems, else None.
     """
-    both = [records_of(run) for run in (one, other)]
+    both = [read_result(run).records for run in (one, other)]
     depths = sorted(set(both[0].depths.tolist()) & set(both[1].depths.tolist()))
     breadths = sorted(set(breadths_of(both[0])) & set(breadths_of(both[1])))
     same = one.manifest["config"]["data"] == other.manifest["config"]["data"]

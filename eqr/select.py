@@ -35,6 +35,11 @@ class Outcomes:
         """The same with the first ``breadth`` restarts only."""
         return Outcomes(*(getattr(self, f.name)[..., :breadth] for f in fields(Outcomes)))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it by name, as a stored run holds it; what was not asked for is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 #: How outcomes are stored.
 DTYPES = {"residual": np.float32, "answer": np.int64, "margin": np.float32, "halt": np.float32,

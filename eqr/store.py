@@ -39,7 +39,7 @@ OTHER = ("data", "downloads", "locks", "partial")  # folders of a store that are
 
 
 class StoreError(UserError):
-    """A stored run that cannot be used; the message names the file and the mend."""
+    """A stored run that cannot be used; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,62 +99,47 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def files_of(path: Path) -> dict[str, Path]:
     """The files below a run's directory by their relative names, its manifest left out."""
-    found = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-    return {name: p for name, p in found.items() if name not in (MANIFEST, PENDING)}
+    below = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+    return {name: p for name, p in below.items() if name not in (MANIFEST, PENDING)}
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found in a run's directory: each fault names file, field and mend."""
+    """The state of a run's directory: each fault names the file, the field and the remedy."""
 
-    manifest: dict[str, Any] | None  # None where it cannot be read
+    manifest: dict[str, Any]  # empty where it cannot be read
     faults: tuple[str, ...]  # the run cannot be used
-    strays: tuple[str, ...]  # files that do not belong to it
+    strays: tuple[str, ...] = ()  # files that do not belong to it
 
 
-def inspect_manifest(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The manifest of a run's directory and what is wrong with it; None if it cannot be read."""
-    anew = f"delete {path} to make it anew"
+def inspect(path: Path, contents: bool = True) -> Inspection:
+    """Check a run's directory: manifest, id, seal, and (``contents``) every file of it."""
+    anew, where = f"delete {path} to make it anew", path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        named, _ = manifest["id"], dict(manifest["files"].items())
+        manifest = json.loads(where.read_text())
+        named, files = manifest["id"], dict(manifest["files"].items())
         computed = run_id(manifest["kind"], manifest["config"], manifest["semantics"])
-        seal, wanted = manifest.get("seal"), sealed(manifest)["seal"]
+        unsealed = manifest["seal"] != sealed(manifest)["seal"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-        return None, [f"{path / MANIFEST}: damaged ({reason}); {anew}"]
+        return Inspection({}, (f"{where}: damaged ({reason}); {anew}",))
     faults = []
     if computed != named:
         what = f"altered: kind, config and semantics hash to {computed}, and its id is {named}"
-        faults.append(f"{path / MANIFEST}: {what}; {anew}")
-    elif seal is None:
-        faults.append(f"{path / MANIFEST}: damaged (field seal is missing); {anew}")
-    elif seal != wanted:
-        faults.append(f"{path / MANIFEST}: altered, field seal does not match the rest; {anew}")
-    if named != path.name and computed == named:
-        faults.append(
-            f"{path / MANIFEST}: field id says that it belongs to {named}; rename {path} back"
-        )
-    return manifest, faults
-
-
-def inspect(path: Path) -> Inspection:
-    """Check a run's directory: manifest, id, seal, and every file of it."""
-    manifest, faults = inspect_manifest(path)
-    if manifest is None:
-        return Inspection(None, tuple(faults), ())
-    there, anew = files_of(path), f"delete {path} to make it anew"
-    for name, sha256 in manifest["files"].items():
+        faults.append(f"{where}: {what}; {anew}")
+    elif unsealed:
+        faults.append(f"{where}: altered, field seal does not match the rest; {anew}")
+    elif named != path.name:
+        faults.append(f"{where}: field id says that it belongs to {named}; rename {path} back")
+    there = files_of(path) if contents else {}
+    for name, sha256 in files.items() if contents else ():
         if name not in there:
             faults.append(f"{path / name}: missing; {anew}")
         elif file_sha256(there[name]) != sha256:
             faults.append(f"{path / name}: altered, its sha256 differs; {anew}")
-    strays = [
-        f"{path / name}: not part of the run (its manifest does not name it); move it elsewhere"
-        for name in there
-        if name not in manifest["files"]
-    ]
-    return Inspection(manifest, tuple(faults), tuple(strays))
+    remedy = "not part of the run (its manifest does not name it); move it elsewhere"
+    strays = tuple(f"{path / name}: {remedy}" for name in there if name not in files)
+    return Inspection(manifest, tuple(faults), strays)
 
 
 class Store:
@@ -188,11 +173,11 @@ class Store:
         path = self.root / run_id
         if not path.is_dir():
             return None
-        found = inspect(path)
-        if found.faults:
-            raise StoreError(found.faults[0])
-        USED[run_id] = str(found.manifest["config"].get("data", ""))
-        return Run(run_id, path, found.manifest)
+        state = inspect(path)
+        if state.faults:
+            raise StoreError(state.faults[0])
+        USED[run_id] = str(state.manifest["config"].get("data", ""))
+        return Run(run_id, path, state.manifest)
 
     def obtain(
         self,
@@ -221,7 +206,8 @@ class Store:
             whole = inspect(work).faults == ()  # killed between the manifest and the renaming
             if not whole:
                 (work / MANIFEST).unlink(missing_ok=True)
-                _write(work / PENDING, {"id": run_id, "kind": kind, "config": dict(config)})
+                about = {"id": run_id, "kind": kind, "config": dict(config)}
+                replace_file(work / PENDING, _json(about))
                 began = time.time()
                 if make(work) is False:
                     return None
@@ -231,16 +217,13 @@ class Store:
                 files = {k: p for k, p in files_of(work).items() if k not in scratch}
                 for path in files.values():
                     _sync(path)
-                manifest = {
-                    "id": run_id,
-                    "kind": kind,
-                    "config": dict(config),
+                manifest = about | {
                     "semantics": SEMANTICS,
                     "files": {name: file_sha256(path) for name, path in files.items()},
                     "provenance": provenance()
                     | {"finished": _utc(), "seconds": time.time() - began},
                 }
-                _write(work / MANIFEST, sealed(manifest))
+                replace_file(work / MANIFEST, _json(sealed(manifest)))
             for name in (*scratch, PENDING):
                 (work / name).unlink(missing_ok=True)
             for folder in [*(p for p in work.rglob("*") if p.is_dir()), work]:
@@ -289,22 +272,19 @@ def _sync(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file, and its folder, so that it is there whole or not at all."""
+    """Write a file, and its folder, so that it is on the disk whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
+        _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON; the file appears whole, and on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name.lstrip('.')}.tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n")
-    _sync(temporary)
-    temporary.replace(path)
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def git(*words: str) -> str:
@@ -319,8 +299,8 @@ def git(*words: str) -> str:
 
 def commit() -> str:
     """The commit of the project's working tree, ``+`` where it has changes; or ``unknown``."""
-    found = git("rev-parse", "--short=10", "HEAD")
-    return found + ("+" if git("status", "--short") else "") if found else "unknown"
+    head = git("rev-parse", "--short=10", "HEAD")
+    return head + ("+" if git("status", "--short") else "") if head else "unknown"
 
 
 def provenance() -> dict[str, Any]:

@@ -11,11 +11,11 @@ from eqr import evaluate, select
 from eqr.checkpoint import load_model
 from eqr.config import EvalConfig
 from eqr.evaluate import records
+from eqr.experiments import table
 from eqr.rollout import NEVER, rollout
 from eqr.select import RULES, SELECTIONS, Outcomes, selected
 from eqr.settings import ConfigError
 from eqr.stats import wilson
-from eqr.tables import table
 
 # Two problems, four restarts. Problem 0: restarts 1 and 3 agree and are wrong, 2 is right.
 HAND = Outcomes(
@@ -159,9 +159,8 @@ def test_rows_in_flight_do_not_change_records_and_smaller_breadths_are_nested(
 
 
 def test_table_has_its_columns_and_forms_every_number_from_the_records(results):
-    actual = table(
-        results, breadths=(1, 3), select=("average", "majority", "oracle"), layers=6, noise=0.02
-    )
+    select = ("average", "majority", "oracle")
+    actual = table(results, replace(CONFIG, noise=0.02), (1, 3), select, layers=6)
     columns = "depth breadth select noise symmetry n exact low high token residual nfe layers"
     assert list(actual.columns) == columns.split()
     assert len(actual) == 3 * 2 * 3
@@ -177,7 +176,7 @@ def test_table_has_its_columns_and_forms_every_number_from_the_records(results):
 
 
 def test_what_was_not_run_is_refused_with_what_was(results):
-    ask = {"breadths": (1,), "select": ("average",), "layers": 6, "noise": 0.0}
+    ask = {"breadths": (1,), "select": ("average",), "layers": 6, "config": CONFIG}
     with pytest.raises(ConfigError, match=r"'majorty'.*did you mean 'majority'"):
         table(results, **ask | {"select": ("majorty",)})
     for breadth in (0, 4):

@@ -21,7 +21,6 @@ from eqr.rollout import NEVER, rollout
 from eqr.select import RULES as SELECT, Outcomes
 from eqr.settings import ConfigError
 from eqr.store import Store
-from eqr.tables import halting_table
 
 DEPTH, BREADTH = 16, 3
 NOISES = [0.0, 0.02]
@@ -227,7 +226,7 @@ def test_a_rule_sees_three_numbers_of_a_row_and_no_label(model, problems):
         for y in (labels, np.roll(labels, 1, 0))
     ]
     np.testing.assert_array_equal(runs[0].depth, runs[1].depth)
-    assert runs[0].outcomes.exact.sum() > runs[1].outcomes.exact.sum()
+    assert runs[0].exact.sum() > runs[1].exact.sum()
 
 
 def test_the_fixed_rule_gives_the_records_of_a_rollout(model, problems):
@@ -237,10 +236,10 @@ def test_the_fixed_rule_gives_the_records_of_a_rollout(model, problems):
     plain = records(model, test.inputs, test.labels, config).at(6)
     for f in fields(Outcomes):
         if f.name != "halted_at":
-            one, other = getattr(run.outcomes, f.name), getattr(plain, f.name)
+            one, other = getattr(run, f.name), getattr(plain, f.name)
             np.testing.assert_allclose(one, other, atol=1e-3, err_msg=f.name)
     assert (run.depth == 6).all() and (run.nfe == 12).all()
-    assert (run.outcomes.halted_at == NEVER).all() and min(run.seconds, run.cpu_seconds) > 0
+    assert (run.halted_at == NEVER).all() and min(run.seconds, run.cpu_seconds) > 0
 
 
 def test_rules_save_compute_and_keep_the_accuracy(model, problems):
@@ -249,7 +248,7 @@ def test_rules_save_compute_and_keep_the_accuracy(model, problems):
         text: halting_records(model, test.inputs, test.labels, config, parse_rule(text))
         for text in ("residual:0.001", "stable:6", "fixed")
     }
-    table = halting_table(results, select=["average"], limit=64, noise=0.0).set_index("halting")
+    table = experiments.halting_table(results, config, ["average"]).set_index("halting")
     fixed = table.loc["fixed"]
     assert fixed.nfe == 64 and fixed.saving == 1 and fixed.exact > 0.2 and fixed.n == len(test)
     assert (table.nfe <= 64).all() and (table.low <= table.exact).all()
@@ -267,13 +266,13 @@ def test_restarts_that_never_started_are_never_chosen(model, problems):
     assert (np.diff(ran.astype(int), axis=1) <= 0).all(), "restarts start in order"
     row = np.arange(len(ran))
     for name, choose in SELECT.items():
-        assert ran[row, choose(run.outcomes)].all(), name
-    table = halting_table({"r": run}, select=["average", "oracle"], limit=16, noise=0.0)
+        assert ran[row, choose(run)].all(), name
+    table = experiments.halting_table({"r": run}, config, ["average", "oracle"])
     average, oracle = table.exact
-    assert average == pytest.approx((run.outcomes.exact.sum(1) / ran.sum(1)).mean())
-    assert oracle == pytest.approx(run.outcomes.exact.any(1).mean())
+    assert average == pytest.approx((run.exact.sum(1) / ran.sum(1)).mean())
+    assert oracle == pytest.approx(run.exact.any(1).mean())
     with pytest.raises(ConfigError, match="did you mean 'majority'"):
-        halting_table({"r": run}, select=["majorty"], limit=16, noise=0.0)
+        experiments.halting_table({"r": run}, config, ["majorty"])
 
 
 def test_a_halting_run_is_stored_with_its_wall_times(learned, problems, tmp_path):
@@ -282,8 +281,8 @@ def test_a_halting_run_is_stored_with_its_wall_times(learned, problems, tmp_path
     rules = ["residual:1e-1", "fixed"]
     made = experiments.halt_or_load(model, config, rules, store)
     again = experiments.halt_or_load(model, config, ["residual:0.1", "fixed"], store)
-    assert again.run.id == made.run.id and list(again.by_rule) == ["residual:0.1", "fixed"]
-    assert again.by_rule["fixed"].seconds == made.by_rule["fixed"].seconds > 0
+    assert again.run.id == made.run.id and list(again.rules) == ["residual:0.1", "fixed"]
+    assert again.rules["fixed"].seconds == made.rules["fixed"].seconds > 0
     assert (
         experiments.halt_or_load(model, config, rules, store, first_settled=0.1).run.id
         != made.run.id

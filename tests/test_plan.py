@@ -30,12 +30,12 @@ from eqr.analysis.plan_grid import (
 )
 from eqr.config import EvalConfig, to_dict
 from eqr.evaluate import Records
+from eqr.experiments import table
 from eqr.halting import Halted
 from eqr.rollout import NEVER
 from eqr.select import RULES, Outcomes
 from eqr.settings import ConfigError
 from eqr.store import Store
-from eqr.tables import table
 
 
 def synthetic(rng, depths=(1, 4, 16), problems=400, breadth=8, right=(0.1, 0.5, 0.7)) -> Records:
@@ -141,7 +141,7 @@ def test_validation_reports_the_optimism():
 
 def test_a_setting_at_its_full_breadth_is_what_the_table_says(known):
     records = synthetic(np.random.default_rng(1))
-    for row in table(records, breadths=[8], select=list(RULES), layers=6, noise=0).itertuples():
+    for row in table(records, EvalConfig((64,), 8), [8], list(RULES), layers=6).itertuples():
         at = known.settings.index(Setting(row.depth, 8, row.select))
         mine = option(known, at)
         numbers = (mine.recorded.mean, mine.recorded.low, mine.recorded.high, mine.nfe, mine.layers)
@@ -207,7 +207,7 @@ def halted(rng, problems=50, breadth=4) -> Halted:
     depth = rng.integers(2, 9, (problems, breadth)).astype(np.int32)
     values = {f.name: rng.random((problems, breadth)) for f in fields(Outcomes)}
     values |= {"exact": values["exact"] < 0.5, "answer": depth.astype(np.int64)}
-    return Halted(Outcomes(**values | {"halted_at": depth}), depth, 2.0, 2.0)
+    return Halted(**values | {"halted_at": depth}, depth=depth, seconds=2.0, cpu_seconds=2.0)
 
 
 def test_halting_costs_what_it_ran():

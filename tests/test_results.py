@@ -85,7 +85,7 @@ def test_show_takes_the_beginning_of_an_id_and_gives_the_result(eqr, store):
     text = eqr("results", "show", train).out
     assert all(word in text for word in ("recipe.train.steps", "hardware", "last eval: step 8"))
     found = json.loads(eqr("results", "show", evaluation, "--json").out)
-    kept = results.records_of(store.get(evaluation))
+    kept = experiments.read_result(store.get(evaluation)).records
     assert found["table"][0]["exact"] == kept.exact[0, :, 0].mean() and len(found["table"]) == 24
     assert {row["breadth"] for row in found["table"]} == {1, 2, 3}
     partial = eqr("results", "show", store.partial()[0].name)
@@ -204,7 +204,7 @@ def test_diff_shows_settings_and_paired_results(eqr, store):
     assert not same["config"] and same["weights"] == "equal to the bit"
     found = json.loads(eqr("results", "diff", *evals, "--json").out)
     assert list(found["config"]) == ["weights"] and len(found["result"]) == 24
-    kept = [results.records_of(store.get(name)) for name in evals]
+    kept = [experiments.read_result(store.get(name)).records for name in evals]
     for row in found["result"]:
         assert row["difference"] == pytest.approx(row["b"] - row["a"])
         assert row["low"] < row["difference"] < row["high"]

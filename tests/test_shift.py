@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqr import data, evaluate, experiments, runs as results, tables
+from eqr import data, evaluate, experiments, runs as results
 from eqr.analysis.plan_grid import PlanError, stored_runs
 from eqr.config import DataConfig, EvalConfig, ModelConfig
 from eqr.data import DataError
@@ -93,8 +93,7 @@ def test_records_of_paths_average_over_the_prefix_too(model, problems):
             changes[int(p), int(r), it.depth] = change
     wanted = np.mean([changes[1, 2, 1], changes[1, 3, 2]])
     assert kept.residual[0, 1, 3] == pytest.approx(wanted, rel=1e-4)
-    table = tables.table(kept, breadths=[4], select=["average"], layers=2, noise=0.1,
-                           nfe=config.nfe)  # fmt: skip
+    table = experiments.table(kept, config, [4], ["average"], layers=2)
     assert table.nfe.tolist() == [2 * 1 + 4 * 1, 14] and table.layers.tolist() == [12, 28]
 
 
@@ -291,7 +290,7 @@ def test_what_an_evaluation_keeps_is_read_back(written):
     assert wide.shape == (3, problems, 8) and wide.dtype == bool
     residual = found.recorded("residual", "ambiguous", 0, "wide")
     (run,) = set(found.rows[found.rows.evaluation == "wide"].eval_run)
-    exact = results.records_of(store.get(run)).residual[-1]
+    exact = experiments.read_result(store.get(run)).records.residual[-1]
     assert residual.shape == (problems, 8) and abs(residual / exact - 1).max() < 2**-10
     answer = found.recorded("answer", "ambiguous", 0, "wide")
     assert (answer[:, 0] == 0).all() and (answer <= np.arange(8)).all()

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from eqr.analysis.bench import Bench
-from eqr.experiments import Evaluated, HaltingRun, Trained
+from eqr.experiments import Trained
 from eqr.solve import Solution
 from eqr.store import Result, Run, commit
 from eqr.studies.results import Pick, Results
@@ -48,7 +48,7 @@ def set_style() -> None:
 
 def finish(
     fig: Figure,
-    runs: Sequence[Run | Trained | Evaluated | Result | HaltingRun | Results | Bench],
+    runs: Sequence[Run | Trained | Result | Results | Bench],
     *,
     profile: str,
     n: int | str | None = None,

@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from eqr import checkpoint
-from eqr.config import SEMANTICS, EvalConfig
+from eqr.config import SEMANTICS
 from eqr.evaluate import Records
-from eqr.experiments import halted_of
+from eqr.experiments import read_result
 from eqr.halting import Halted
 from eqr.select import RULES, Outcomes, selected
-from eqr.settings import ConfigError, from_dict, nearest
-from eqr.store import MANIFEST, Run, Store, inspect_manifest, read_arrays
+from eqr.settings import ConfigError, nearest
+from eqr.store import Run, Store, inspect
 
 UNITS = ("nfe", "layers", "seconds")
 
@@ -159,7 +159,7 @@ def columns_of_halted(
     # `halted_at` says when the rule fired, and the fixed budget never fires.
     rules = [name for name in RULES if (rule, name) != ("fixed", "first_to_halt")]
     rate = halted.seconds / max(1, int(halted.depth.sum()))
-    yield from columns(halted.outcomes, halted.depth, setting, rules=rules, rate=rate, run=run)
+    yield from columns(halted, halted.depth, setting, rules=rules, rate=rate, run=run)
 
 
 def grid(columns: Sequence[Column], layers: int = 1, least: int | None = None) -> Grid:
@@ -238,17 +238,17 @@ def runs_grid(
                 "a store that has one"
             )
     for done, run in enumerate(runs, 1):
-        hashed = run.manifest["config"]
-        config = from_dict(EvalConfig, hashed["eval"], f"{run.path / MANIFEST}: eval")
+        result = read_result(run)
+        config = result.config
         about = {"noise": config.noise, "window": config.window, "run": run.id}
         if run.manifest["kind"] == "eval":
-            records = Records(**read_arrays(run).arrays)
+            records = result.records
             work = records.exact[0].size * config.depths[-1]
             stored[config.noise > 0].append(run.manifest["provenance"]["seconds"] / work)
             laid_out += columns_of_records(records, **about)
         else:
-            about |= {"first_settled": hashed["first_settled"]}
-            for rule, halted in halted_of(read_arrays(run)).items():
+            about |= {"first_settled": run.manifest["config"]["first_settled"]}
+            for rule, halted in result.rules.items():
                 laid_out += columns_of_halted(halted, rule, config.depths[-1], **about)
         if progress:
             progress(done, len(runs))
@@ -280,7 +280,7 @@ def stored_runs(weights: str, store: Store) -> list[Run]:
     for path in store.paths():
         if path.name.partition("-")[0] not in ("eval", "halting"):
             continue
-        manifest, _ = inspect_manifest(path)
+        manifest = inspect(path, contents=False).manifest
         if not manifest or manifest["semantics"] != SEMANTICS:
             continue
         config = manifest["config"]

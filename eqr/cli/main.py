@@ -180,9 +180,10 @@ def eval_command(
 
     Example: eqr eval -c MODEL --breadth 1,8,32 --symmetry
     """
-    from eqr import evaluate, tables
+    from eqr import evaluate
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
+    from eqr.experiments import table as accuracy_table
     from eqr.parallel import joined
     from eqr.select import check_selections
 
@@ -199,14 +200,7 @@ def eval_command(
         records = evaluate.records(
             loaded.model, *test, task=asked.task, rows=rows, progress=bar, world=world
         )
-        table = tables.table(
-            records,
-            breadths=breadths,
-            select=rules,
-            layers=loaded.model.config.layers,
-            noise=noise,
-            symmetry=symmetry,
-        )
+        table = accuracy_table(records, config, breadths, rules, loaded.model.config.layers)
     if world.rank == 0:
         if plot:
             draw_accuracy(table, plot)
@@ -243,9 +237,9 @@ def halt_command(
 
     Example: eqr halt -c MODEL residual:1e-3 fixed --depth 1024
     """
-    from eqr import tables
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
+    from eqr.experiments import halting_table
     from eqr.halting import halting_records, parse_rule
     from eqr.select import check_selections
 
@@ -264,8 +258,7 @@ def halt_command(
             )
             for text, rule in stops.items()
         }
-    table = tables.halting_table(halted, select=selections, limit=depth, noise=noise)
-    report_table(table, out, as_json)
+    report_table(halting_table(halted, config, selections), out, as_json)
 
 
 def check_folders(**files: Path | None) -> None:

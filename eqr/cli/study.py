@@ -276,7 +276,7 @@ def find_model(text: str, profile: str, seed: int, store: Store) -> Path:
     """
     from eqr.config import to_dict
     from eqr.recipes import load_recipe, recipe_names
-    from eqr.store import inspect_manifest
+    from eqr.store import inspect
 
     if Path(text).is_file():
         return Path(text)
@@ -287,8 +287,8 @@ def find_model(text: str, profile: str, seed: int, store: Store) -> Path:
         )
     wanted = to_dict(load_recipe(text, profile, seed=seed), defaults=False)
     for path in store.paths():
-        manifest, faults = inspect_manifest(path) if path.name.startswith("train-") else (None, [])
-        if manifest and not faults and manifest["config"].get("recipe") == wanted:
+        looked = inspect(path, contents=False)
+        if not looked.faults and looked.manifest["config"].get("recipe") == wanted:
             return store.get(path.name).file("model.safetensors")
     raise ConfigError(
         f"{text} (profile {profile}, seed {seed}) has not been trained in {store.root}; "

@@ -25,7 +25,7 @@ from eqr.config import SEMANTICS, EvalConfig, Recipe, to_dict
 from eqr.cost import Cost
 from eqr.data import NoDataSet
 from eqr.evaluate import Records
-from eqr.experiments import Evaluated, Trained
+from eqr.experiments import EvalResult, Trained
 from eqr.select import selected
 from eqr.settings import ConfigError, UserError
 from eqr.store import Store, provenance, replace_file
@@ -99,7 +99,7 @@ def cells_of(
 class CellFile:
     """The content of a cell's file."""
 
-    table: pd.DataFrame  # row, seed, evaluation, the columns of eqr.tables.table, costs and runs
+    table: pd.DataFrame  # row, seed, evaluation, those of eqr.experiments.table, costs, runs
     curve: pd.DataFrame  # held-out accuracy during training: row, seed, step, exact_1, exact_2, …
     outcomes: dict[str, np.ndarray]  # see :func:`outcomes_of`; bools as bits
     about: dict[str, Any]
@@ -110,7 +110,7 @@ class CellFile:
         cls,
         cell: Cell,
         model: Trained,
-        results: Sequence[tuple[Evaluation, Evaluated]],
+        results: Sequence[tuple[Evaluation, EvalResult]],
         price: Cost,
     ) -> CellFile:
         """Of a trained model and its evaluations."""
@@ -217,7 +217,7 @@ def described(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def table_of(
-    cell: Cell, model: Trained, results: Sequence[tuple[Evaluation, Evaluated]], price: Cost
+    cell: Cell, model: Trained, results: Sequence[tuple[Evaluation, EvalResult]], price: Cost
 ) -> pd.DataFrame:
     """The tidy table of a cell."""
     train, parts = model.recipe.train, []
