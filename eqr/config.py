@@ -42,6 +42,7 @@ class ModelConfig:
     learned start      ``init="learned"``: one trained vector for each latent (paper Tables 10–12)
     learned noise      ``learn_noise=True``: a trained gain on the noise of each channel
     normalised SwiGLU  ``norm_swiglu=True``: an RMS norm before the last map of every SwiGLU
+    released weights   ``prefix=16``: so many trained tokens stand before the board (paper §7)
     =================  ==========================================================================
     """
 
@@ -64,12 +65,18 @@ class ModelConfig:
     noise: Size = 0.01  # the paper's beta, while training
     learn_noise: bool = False  # beta exp(g), g trained from 0
     norm_swiglu: bool = False  # see eqr.layers.SwiGLU
+    prefix: Whole = 0  # tokens before the board, see eqr.model.Reasoner
+    prefix_width: Count | None = None  # trained numbers of the prefix; None: hidden
 
     def __post_init__(self) -> None:
         rule = f"must be at most model.high_cycles = {self.high_cycles}"
         require(self.grad_cycles <= self.high_cycles, "grad_cycles", rule)
         rule = "must be positive for model.learn_noise to have something to scale"
         require(self.noise > 0 or not self.learn_noise, "noise", rule)
+        rule = 'has no place on a board: it needs model.rope = "1d" or "none"'
+        require(self.prefix == 0 or self.rope != "2d", "prefix", rule)
+        rule = f"must be at most model.prefix * model.hidden = {self.prefix * self.hidden}"
+        require((self.prefix_width or 0) <= self.prefix * self.hidden, "prefix_width", rule)
         if self.mixer == "mlp":
             require(self.rope == "none", "rope", 'needs model.mixer = "attention"')
             return

@@ -37,7 +37,7 @@ def forward_flops(model: Reasoner) -> int:
     Counts the matrix products of the blocks and the attention scores; norms, embeddings and heads
     are left out (below one per cent).
     """
-    config, tokens = model.config, model.tokens
+    config, tokens = model.config, model.latent_tokens
     channel = 3 * config.hidden * swiglu_width(config.hidden, config) * tokens
     if config.mixer == "mlp":
         mixing = 3 * tokens * swiglu_width(tokens, config) * config.hidden
@@ -73,7 +73,7 @@ def block_activations(model: Reasoner, weights: bool = True) -> int:
     row. Attention keeps its input, queries, keys, values, the mixed values
     and one number for each query and head; rotary positions keep turned queries and keys.
     """
-    config, tokens, hidden = model.config, model.tokens, model.config.hidden
+    config, tokens, hidden = model.config, model.latent_tokens, model.config.hidden
     inputs, normed = int(weights), int(config.norm_swiglu)
     channel = (3 + inputs + normed) * swiglu_width(hidden, config) * tokens
     channel += (1 + inputs) * tokens * hidden + (1 + normed) * tokens

@@ -87,8 +87,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
         self.out = nn.Linear(config.hidden, config.hidden, bias=False)
         # Not persistent: they follow from the configuration, and a checkpoint holds weights.
-        cos, sin = rope_table(config.hidden // config.heads, height, width, config.rope)
-        self.register_buffer("cos", cos, persistent=False)  # (S, head size)
+        size = config.hidden // config.heads
+        cos, sin = rope_table(size, height, width, config.rope, config.prefix)
+        self.register_buffer("cos", cos, persistent=False)  # (P + S, head size)
         self.register_buffer("sin", sin, persistent=False)
         self.rope_parts = {"none": 0, "1d": 1, "2d": 2}[config.rope]
 
@@ -109,16 +110,19 @@ class Attention(nn.Module):
         return (wide * self.cos + swapped * self.sin).to(h.dtype)
 
 
-def rope_table(size: int, height: int, width: int, kind: str) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (S, size) of rotary positions for tokens in row-major order.
+def rope_table(
+    size: int, height: int, width: int, kind: str, prefix: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (P + S, size) of rotary positions for tokens in row-major order.
 
-    1-D turns by the token's index; 2-D turns the first half of a head by the row and the second
-    half by the column (RoPE: arXiv 2104.09864).
+    1-D turns by the token's index, the ``prefix`` tokens before the board counted; 2-D, which has
+    no place for these, turns the first half of a head by the row and the second half by the column
+    (RoPE: arXiv 2104.09864).
     """
-    index = torch.arange(height * width)
+    index = torch.arange(prefix + height * width)
     axes = {"none": [], "1d": [index], "2d": [index // width, index % width]}[kind]
     if not axes:
-        return torch.ones(height * width, size), torch.zeros(height * width, size)
+        return torch.ones(len(index), size), torch.zeros(len(index), size)
     part = size // len(axes)
     rates = 1.0 / ROPE_BASE ** (torch.arange(0, part, 2).float() / part)
     angles = [torch.outer(axis.float(), rates).repeat(1, 2) for axis in axes]
@@ -132,7 +136,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, height: int, width: int) -> None:
         super().__init__()
         self.mixer = (
-            TokenMixer(height * width, config)
+            TokenMixer(config.prefix + height * width, config)
             if config.mixer == "mlp"
             else Attention(config, height, width)
         )
@@ -161,6 +165,7 @@ def init_weights(model: Reasoner, generator: torch.Generator) -> None:
     fixed start         truncated normal, std ``init_std_high`` and ``init_std_low``
     learned start       the same draws as the fixed one
     log noise gain      0: the noise is β in every channel
+    prefix              0, as in the official code
     ==================  ==================================================================
     """
     config = model.config

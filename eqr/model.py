@@ -4,7 +4,8 @@ One *outer iteration* (one NFE) maps the latent pair ``(z_high, z_low)`` of a pr
 next one. Which reasoner it is (EqR, TRM-style, single latent, feedforward) is a matter of
 :class:`eqr.config.ModelConfig` alone.
 
-Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels, ``V`` vocabulary.
+Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels, ``V`` vocabulary. The latents of a model
+with a prefix of ``P`` tokens have ``P + S``, the prefix first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
@@ -30,8 +32,8 @@ Noise = Callable[[Tensor], Tensor | None]
 class State:
     """The latent pair. A single-latent model has ``z_low`` with zero tokens."""
 
-    z_high: Tensor  # (B, S, H)
-    z_low: Tensor  # (B, S, H), or (B, 0, H)
+    z_high: Tensor  # (B, P + S, H)
+    z_low: Tensor  # (B, P + S, H), or (B, 0, H)
 
     def detach(self) -> State:
         return State(self.z_high.detach(), self.z_low.detach())
@@ -101,6 +103,12 @@ def gaussian(beta: float, generator: Generators | None) -> Noise:
 class Reasoner(nn.Module):
     """A latent reasoner: embeds a problem, iterates its latents, decodes tokens from ``z_high``.
 
+    With ``config.prefix`` = P, P tokens stand before the board: one trained vector of
+    ``prefix_width`` numbers, zero at first, padded with zeros and cut into P tokens (paper §7).
+    Starts, noise and mixer cover them, the halting head reads the first, the logits leave them
+    out. The official code trains a table of such vectors, one an identifier, by SignSGD at a rate
+    of its own; these tasks have one identifier, and here it is a parameter like any other.
+
     Args:
         config: the operator's settings.
         height, width: the board; ``S = height · width`` tokens in row-major order.
@@ -120,10 +128,13 @@ class Reasoner(nn.Module):
         self.config = config
         self.height, self.width, self.vocab_size = height, width, vocab_size
         self.tokens = height * width
+        self.latent_tokens = config.prefix + self.tokens
         self.embed = nn.Embedding(vocab_size, config.hidden)
         self.blocks = nn.ModuleList(Block(config, height, width) for _ in range(config.blocks))
         self.lm_head = nn.Linear(config.hidden, vocab_size, bias=False)
         self.halt_head = nn.Linear(config.hidden, 1)  # of the two official outputs the one used
+        if config.prefix:
+            self.prefix = nn.Parameter(torch.zeros(config.prefix_width or config.hidden))
         # The start of `init="fixed"`: one vector for all tokens, drawn once and never trained;
         # that of `init="learned"` is the same vector as a parameter.
         learned = config.init == "learned"
@@ -158,18 +169,33 @@ class Reasoner(nn.Module):
         gradient.
         """
         config, like = self.config, self.lm_head.weight
-        tokens_low = self.tokens if config.hierarchical else 0
+        tokens = self.latent_tokens
+        tokens_low = tokens if config.hierarchical else 0
         if config.init != "random":
             high, low = start_vectors(self)
             low = high if low is None else low  # a single latent has no tokens for it
-            high = high.expand(rows, self.tokens, -1)
+            high = high.expand(rows, tokens, -1)
             # Clones: an expanded tensor shares its memory between rows.
             return State(high.clone(), low.expand(rows, tokens_low, -1).clone())
-        shape = (rows, self.tokens, config.hidden)
+        shape = (rows, tokens, config.hidden)
         high = truncated_normal(shape, config.init_std_high, generator, like)
         if not tokens_low:
             return State(high, high.new_zeros(rows, 0, config.hidden))
         return State(high, truncated_normal(shape, config.init_std_low, generator, like))
+
+    def embedding(self, x: Tensor) -> Tensor:
+        """What the latents get of problem tokens ``x`` (B, S): (B, P + S, H)."""
+        hidden, emb = self.config.hidden, self.embed(x.long())
+        if self.config.prefix:
+            padding = self.config.prefix * hidden - self.prefix.numel()
+            first = F.pad(self.prefix, (0, padding)).view(1, -1, hidden)
+            emb = torch.cat((first.expand(len(x), -1, -1), emb), dim=1)
+        # Drawn with std 1/√H, the embedding has elements of size 1 here, as the latents have.
+        return emb * math.sqrt(hidden)
+
+    def read_logits(self, z_high: Tensor) -> Tensor:
+        """The logits (B, S, V) of the board's tokens, from ``z_high`` (B, P + S, H)."""
+        return self.lm_head(z_high[:, self.config.prefix :])
 
     def forward(
         self,
@@ -231,8 +257,7 @@ class Reasoner(nn.Module):
         damping = config.damping if damping is None else damping
         high_cycles = config.high_cycles if high_cycles is None else high_cycles
         low_cycles = config.low_cycles if low_cycles is None else low_cycles
-        # Drawn with std 1/√H, the embedding has elements of size 1 here, as the latents have.
-        emb = self.embed(x.long()) * math.sqrt(config.hidden)  # (B, S, H)
+        emb = self.embedding(x)
         z_high, z_low = state.z_high, state.z_low
         gains = (self.noise_high, getattr(self, "noise_low", None)) if config.learn_noise else ()
         gain_high, gain_low = gains or (None, None)
@@ -250,7 +275,7 @@ class Reasoner(nn.Module):
                     for _ in range(low_cycles):
                         z_high = self(z_high, u, damping, draw(z_high), gain_high)
         # Tokens before halting: gradients of z_high are summed in this order, bit for bit.
-        logits = self.lm_head(z_high)
+        logits = self.read_logits(z_high)
         halt = self.halt_head(z_high[:, 0]).squeeze(-1)  # reads the first token alone
         return Step(State(z_high, z_low), logits, halt)
 

@@ -19,6 +19,7 @@ from scipy import stats
 
 from eqr.checkpoint import load_model
 from eqr.config import ModelConfig
+from eqr.cost import forward_flops
 from eqr.imports.weights import import_official
 from eqr.layers import Attention, rms_norm, swiglu_width
 from eqr.model import Reasoner, State, gaussian, parameter_count, residual
@@ -66,6 +67,33 @@ def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path
         atol = max(1e-4, 2 * rounding)
         np.testing.assert_allclose(value, wanted[key], rtol=0, atol=atol, err_msg=key)
     np.testing.assert_allclose(rounded["logits_1"], wanted["logits_1"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [MIXER, replace(ATTENTION, rope="1d")])
+def test_a_prefix_is_tokens_that_only_the_latents_have(config):
+    plain, model = build(config), build(replace(config, prefix=3, prefix_width=11))
+    assert model.latent_tokens == plain.tokens + 3 and not model.prefix.any()
+    assert forward_flops(model) > forward_flops(plain)
+    state, x = model.initial_state(2, stream(0, "t")), puzzle(model)
+    assert state.z_high.shape == state.z_low.shape == (2, model.latent_tokens, config.hidden)
+    step = model.step(state, x, noise=0.1, generator=stream(1, "t"))
+    assert step.logits.shape == (2, plain.tokens, plain.vocab_size)
+    with torch.no_grad():
+        model.prefix.copy_(torch.arange(11.0))
+    emb = model.embedding(x) / config.hidden**0.5
+    torch.testing.assert_close(emb[1, :3].flatten()[:11], torch.arange(11.0))
+    assert not emb[:, :3].flatten(1)[:, 11:].any()
+    torch.testing.assert_close(emb[:, 3:], plain.embed(x))
+    other = model.step(state, x, noise=0.1, generator=stream(1, "t"))
+    assert (other.logits != step.logits).any(), "the board's tokens see the prefix"
+    model.halt_head.weight.data.normal_(generator=stream(2, "t"))
+    z = other.state.z_high
+    assert torch.equal(
+        model.step(state, x, noise=0.1, generator=stream(1, "t")).halt,
+        model.halt_head(z[:, 0]).squeeze(-1),
+    ), "the halting head reads the first token of the prefix"
+    (step.logits.sum() + step.halt.sum()).backward()
+    assert model.prefix.grad.abs().sum() > 0
 
 
 def golden_numbers(config: ModelConfig) -> dict:

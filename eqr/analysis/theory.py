@@ -27,10 +27,10 @@ Loss = Callable[[Tensor], Tensor]  # states (B, N) to a scalar
 
 def answer_loss(dynamics: Dynamics, labels: np.ndarray) -> Loss:
     """Token cross-entropy of the answers decoded from states (B, N), for labels (B, S)."""
-    head, truth = dynamics.model.lm_head, torch.as_tensor(labels).long()
+    read, truth = dynamics.model.read_logits, torch.as_tensor(labels).long()
 
     def loss(z: Tensor) -> Tensor:
-        return F.cross_entropy(head(dynamics.state(z).z_high).transpose(1, 2), truth)
+        return F.cross_entropy(read(dynamics.state(z).z_high).transpose(1, 2), truth)
 
     return loss
 
@@ -39,6 +39,8 @@ def operator_parameters(dynamics: Dynamics) -> list[Tensor]:
     """The weights that the map itself depends on, made trainable; the heads are not among them."""
     model = dynamics.model
     weights = [*model.blocks.parameters(), model.embed.weight]
+    if model.config.prefix:
+        weights.append(model.prefix)
     return [weight.requires_grad_(True) for weight in weights]
 
 

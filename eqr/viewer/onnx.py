@@ -191,7 +191,7 @@ def describe(model: Reasoner, task: Task) -> dict[str, Any]:
         "task": board_of(task),
         "vocab_size": task.vocab_size,
         "hidden": config.hidden,
-        "tokens_low": model.tokens if config.hierarchical else 0,
+        "tokens_low": model.latent_tokens if config.hierarchical else 0,
         "updates": model.config.updates,
         "noise": config.noise,
         "damping": config.damping,
