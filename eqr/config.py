@@ -18,7 +18,7 @@ from eqr.settings import ConfigError, from_dict, require, settings
 from eqr.task import Task, task_from_dict, task_to_dict
 
 #: Raised whenever a change to the code would change results; part of every run id.
-SEMANTICS = 1
+SEMANTICS = 2
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]

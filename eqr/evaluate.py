@@ -122,6 +122,7 @@ def measures(it: Iteration, truth: torch.Tensor) -> dict[str, torch.Tensor]:
     right = answer == truth[torch.from_numpy(it.problem).to(truth.device)]
     return {
         "residual": it.recent,
+        "logit_change": it.logit_change,
         "answer": answer_hash(answer),
         "margin": it.step.margin,
         "halt": it.step.halt,

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from eqr.config import Count, EvalConfig, Positive
 from eqr.evaluate import measures, sampling
-from eqr.model import Reasoner, State, Step, residual
+from eqr.model import Reasoner, State, Step, logit_change, residual
 from eqr.recipes import parse_overrides
 from eqr.rollout import NEVER, WINDOW, Iteration, record
 from eqr.select import DTYPES, Outcomes
@@ -127,8 +127,8 @@ class Flight:
     restart: Tensor  # (R,)
     depth: Tensor  # (R,) iterations done
     held: Tensor  # (R,) iterations on end in which the rule's condition held
-    residuals: Tensor  # (R, window) the latest ones, NaN where there was no iteration yet
-    answer: Tensor  # (R, S) decoded in the latest iteration, -1 before the first
+    moved: Tensor  # (R, window, 2) how far latents and logits did of late, NaN: no iteration yet
+    logits: Tensor  # (R, S, V) of the latest iteration, or of the start
     x: Tensor  # (R, S)
     z_high: Tensor  # (R, S, H)
     z_low: Tensor  # (R, S, H), or (R, 0, H)
@@ -163,8 +163,8 @@ def launch(
         restart=restart.to(model.device),
         depth=count,
         held=count,
-        residuals=torch.full((len(pairs), window), torch.nan, device=model.device),
-        answer=torch.full_like(x, -1, dtype=torch.long),
+        moved=torch.full((len(pairs), window, 2), torch.nan, device=model.device),
+        logits=model.read_logits(state.z_high),
         x=x,
         z_high=state.z_high,
         z_low=state.z_low,
@@ -230,14 +230,16 @@ def adaptive(
     while flight.own:
         before = State(flight.z_high, flight.z_low)
         step = model.step(before, flight.x, noise=noise, generator=flight.own, damping=damping)
-        change, answer = residual(before, step.state), step.answer
-        settles = halting.settles(step.halt, change, (answer == flight.answer).all(1))
+        change = residual(before, step.state)
+        unchanged = (step.answer == flight.logits.argmax(-1)).all(1) & (flight.depth > 0)
+        settles = halting.settles(step.halt, change, unchanged)
+        moved = torch.stack((change, logit_change(flight.logits, step.logits).to(change)), 1)
         flight = replace(
             flight,
             depth=flight.depth + 1,
             held=torch.where(settles, flight.held + 1, 0),
-            residuals=torch.cat((flight.residuals[:, 1:], change[:, None]), dim=1),
-            answer=answer,
+            moved=torch.cat((flight.moved[:, 1:], moved[:, None]), dim=1),
+            logits=step.logits,
             z_high=step.state.z_high,
             z_low=step.state.z_low,
         )
@@ -245,15 +247,17 @@ def adaptive(
         leaves = settled | (flight.depth >= depth)
         if not leaves.any():
             continue
-        gone, recent = flight.pick(leaves), flight.residuals[leaves].nanmean(1)
+        gone = flight.pick(leaves)
+        recent, logits_moved = gone.moved.nanmean(1).T
         state = State(gone.z_high, gone.z_low)
         left = Iteration(
             problem=gone.problem.cpu().numpy(),
             restart=gone.restart.cpu().numpy(),
             depth=gone.depth.cpu().numpy(),
-            step=Step(state, step.logits[leaves], step.halt[leaves]),
+            step=Step(state, gone.logits, step.halt[leaves]),
             residual=change[leaves],
             recent=recent,
+            logit_change=logits_moved,
             halted_at=torch.where(settled[leaves], gone.depth, NEVER),
         )
         finished += len(left.problem)
@@ -314,8 +318,8 @@ def halting_records(
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     shape = (len(inputs), config.breadth)
     arrays = {name: np.zeros(shape, dtype) for name, dtype in DTYPES.items()}
-    unstarted = {"residual": np.inf, "margin": -np.inf, "halt": -np.inf, "halted_at": NEVER}
-    for name, value in unstarted.items():
+    unstarted = {"residual": np.inf, "logit_change": np.inf, "margin": -np.inf, "halt": -np.inf}
+    for name, value in (unstarted | {"halted_at": NEVER}).items():
         arrays[name].fill(value)
     arrays["answer"][:] = np.arange(-len(inputs) * config.breadth, 0).reshape(shape)
     arrays["depth"] = np.zeros(shape, np.int32)

@@ -89,6 +89,14 @@ def residual(before: State, after: State) -> Tensor:
     return (change / elements).sqrt()
 
 
+def logit_change(before: Tensor, after: Tensor) -> Tensor:
+    """How far a token's logits moved, ‖Δ logits‖₂ in the mean over tokens, (B, S, V) -> (B,).
+
+    What the official code calls convergence; it sees only what the answer is read from.
+    """
+    return at_least_float32(after - before).norm(dim=-1).mean(1)
+
+
 def gaussian(beta: float, generator: Generators | None) -> Noise:
     """The ε of paper §3: normal with standard deviation ``beta``, drawn anew for each update.
 

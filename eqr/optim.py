@@ -87,7 +87,8 @@ def learning_rate(step: int, config: TrainConfig, peak: float | None = None) -> 
         return peak * (step + 1) / config.warmup
     if config.schedule == "constant":
         return peak
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    # One is added so that the last step has the final rate.
+    share = (step + 1 - config.warmup) / max(1, config.steps - config.warmup)
     low = config.final_lr
     return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqr.model import Reasoner, State, Step, residual
+from eqr.model import Reasoner, State, Step, logit_change, residual
 from eqr.streams import stream
 from eqr.task import Task
 from eqr.tasks.symmetry import Symmetry
@@ -34,6 +34,7 @@ class Iteration:
     step: Step
     residual: Tensor  # (R,) root-mean-square change of the latents in this iteration
     recent: Tensor  # (R,) its mean over the last `window` iterations
+    logit_change: Tensor  # (R,) that of the logits, in the mean over the same iterations
     halted_at: Tensor  # (R,) first depth with a positive halting logit, or NEVER
     chunk: int = 0  # which chunk of rows this is, from 0
     symmetry: Symmetry | None = None  # under which each row was solved; None: as it is
@@ -117,30 +118,34 @@ def rollout(
         start = restart // branches
         own = [stream(seed, "evaluation", p, s) for p, s in zip(problem, start, strict=True)]
         state = model.initial_state(len(problem), own)
-        residuals: deque[Tensor] = deque(maxlen=window)
+        logits = model.read_logits(state.z_high)  # of depth 0: the first iteration changes them
+        # Of each of the last iterations: how far latents and logits moved, (2, R).
+        moved: deque[Tensor] = deque(maxlen=window)
         halted_at = torch.full((len(problem),), NEVER, device=model.device)
         for at in range(1, depth + 1):
             if branches > 1 and at == branch_at + 1:  # each row becomes `branches` rows
                 problem = problem.repeat(branches)
                 restart = restart.repeat(branches) + np.tile(np.arange(branches), len(restart))
-                x, halted_at, high, low, *past = (
+                x, halted_at, logits, high, low = (
                     value.repeat_interleave(branches, 0)
-                    for value in (x, halted_at, state.z_high, state.z_low, *residuals)
+                    for value in (x, halted_at, logits, state.z_high, state.z_low)
                 )
-                state, residuals = State(high, low), deque(past, window)
+                state = State(high, low)
+                moved = deque((past.repeat_interleave(branches, 1) for past in moved), window)
                 own = [stream(seed, "branch", p, r) for p, r in zip(problem, restart, strict=True)]
             step = model.step(state, x, noise=noise, generator=own, damping=damping)
-            residuals.append(residual(state, step.state))
-            recent = torch.stack(tuple(residuals)).mean(0)
+            change = residual(state, step.state)
+            moved.append(torch.stack((change, logit_change(logits, step.logits).to(change))))
+            recent, logits_moved = torch.stack(tuple(moved)).mean(0)
             fired = (step.halt > 0) & (halted_at == NEVER)
             halted_at = torch.where(fired, at, halted_at)
             done += len(problem)
             if progress:
                 progress(done, work)
             yield Iteration(
-                problem, restart, at, step, residuals[-1], recent, halted_at, chunk, symmetry
+                problem, restart, at, step, change, recent, logits_moved, halted_at, chunk, symmetry
             )
-            state = step.state
+            state, logits = step.state, step.logits
 
 
 def record(

@@ -24,6 +24,7 @@ class Outcomes:
     """
 
     residual: np.ndarray  # float32, mean over the last `window` iterations
+    logit_change: np.ndarray  # float32, mean over the same; see eqr.model.logit_change
     answer: np.ndarray  # int64, a hash of the decoded tokens: equal answers, equal numbers
     margin: np.ndarray  # float32, smallest gap between a token's best and second logit
     halt: np.ndarray  # float32, logit of the halting head
@@ -42,13 +43,19 @@ class Outcomes:
 
 
 #: How outcomes are stored.
-DTYPES = {"residual": np.float32, "answer": np.int64, "margin": np.float32, "halt": np.float32,
-          "halted_at": np.int32, "exact": bool, "token": np.float32}  # fmt: skip
+DTYPES = {"residual": np.float32, "logit_change": np.float32, "answer": np.int64,
+          "margin": np.float32, "halt": np.float32, "halted_at": np.int32, "exact": bool,
+          "token": np.float32}  # fmt: skip
 
 
 def converged(outcomes: Outcomes) -> np.ndarray:
-    """Top-1 converged: the restart with the smallest residual (the paper's rule)."""
+    """Top-1 converged: the restart with the smallest residual of the latents (the paper's rule)."""
     return outcomes.residual.argmin(1)
+
+
+def logits(outcomes: Outcomes) -> np.ndarray:
+    """The restart whose logits move least: what the official code calls top-1 converged."""
+    return outcomes.logit_change.argmin(1)
 
 
 def ballot(outcomes: Outcomes) -> np.ndarray:
@@ -95,6 +102,7 @@ def first_to_halt(outcomes: Outcomes) -> np.ndarray:
 #: Rules by the name that ``eqr eval --select`` takes.
 RULES: dict[str, Callable[[Outcomes], np.ndarray]] = {
     "converged": converged,
+    "logits": logits,
     "majority": majority,
     "margin": margin,
     "halt": halt,

@@ -162,14 +162,20 @@ class Trainer:
         )
 
     def sample_batch(self) -> tuple[Tensor, Tensor]:
-        """The new samples offered to the slots at this step: a function of (seed, step)."""
-        draw = stream(self.recipe.seed, "data", self.step, device=self.device)
-        # With replacement: an epoch would have to remember what it has shown.
-        rows = torch.randint(
-            len(self.inputs), (self.recipe.train.batch,), generator=draw, device=self.device
-        )
+        """The new samples offered to the slots at this step: a function of (seed, step).
+
+        Each epoch has an order of its own, so a batch holds distinct problems; what is left over
+        at its end is too short for a batch, as in the authors' loader.
+        """
+        batch, problems = self.recipe.train.batch, len(self.inputs)
+        epoch, place = divmod(self.step, max(1, problems // batch))
+        order = stream(self.recipe.seed, "data order", epoch, device=self.device)
+        rows = torch.randperm(problems, generator=order, device=self.device)
+        # Only a batch that is larger than the data repeats problems.
+        rows = rows.repeat(math.ceil(batch / problems))[place * batch : (place + 1) * batch]
         x, y = self.inputs[rows], self.labels[rows]
         if self.recipe.data.augment:
+            draw = stream(self.recipe.seed, "data", self.step, device=self.device)
             x, y = self.recipe.task.augment(x, y, draw)
         return x, y
 

@@ -20,6 +20,7 @@ from eqr.stats import wilson
 # Two problems, four restarts. Problem 0: restarts 1 and 3 agree and are wrong, 2 is right.
 HAND = Outcomes(
     residual=np.array([[0.4, 0.3, 0.1, 0.2], [0.2, 0.1, 0.3, 0.4]]),
+    logit_change=np.array([[4.0, 1.0, 2.0, 3.0], [3.0, 4.0, 2.0, 1.0]]),
     answer=np.array([[7, 8, 9, 8], [5, 6, 5, 6]]),
     margin=np.array([[4.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]]),
     halt=np.array([[0.0, 2.0, 1.0, -1.0], [-3.0, -1.0, -2.0, -4.0]]),
@@ -29,6 +30,7 @@ HAND = Outcomes(
 )
 CHOICES = {
     "converged": [2, 1],
+    "logits": [1, 3],
     "majority": [3, 1],  # of equal answers and equal counts: the smaller residual
     "margin": [0, 3],
     "halt": [1, 1],
@@ -42,6 +44,7 @@ def random_outcomes(seed: int, problems: int = 60, breadth: int = 7) -> Outcomes
     exact = answer == 0
     return Outcomes(
         residual=draw.random(answer.shape),
+        logit_change=draw.random(answer.shape),
         answer=answer * 977 - 500,
         margin=draw.random(answer.shape),
         halt=draw.normal(size=answer.shape),

@@ -325,8 +325,8 @@ def test_a_vote_has_two_tries():
     answer = np.array([[1, 1, 2, 2, 3], [5, 5, 5, 5, 5]])
     exact = np.array([[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
     zeros = np.zeros((2, 5))
-    outcomes = Outcomes(np.tile([0.1, 0.2, 0.3, 0.4, 0.5], (2, 1)), answer, zeros, zeros, zeros,
-                        exact, exact.astype(float))  # fmt: skip
+    outcomes = Outcomes(np.tile([0.1, 0.2, 0.3, 0.4, 0.5], (2, 1)), zeros, answer, zeros, zeros,
+                        zeros, exact, exact.astype(float))  # fmt: skip
     assert selected(outcomes, "majority")[0].tolist() == [False, False]
     assert selected(outcomes, "majority2")[0].tolist() == [True, False]
     assert selected(outcomes, "majority2")[2].tolist() == [0.3, 0.1]

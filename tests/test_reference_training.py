@@ -65,9 +65,8 @@ def official_draws(patch: pytest.MonkeyPatch, reference: Reference, step: int) -
     Each source of chance has its values in the order in which one step asks for them. A draw of
     another shape, or one more than the official step made, fails.
     """
-    rows = torch.arange(BATCH * step, BATCH * step + BATCH)
     left = {
-        "randint": [rows, torch.tensor(reference["least_steps"][step])],
+        "randint": [torch.tensor(reference["least_steps"][step])],
         "rand": [torch.tensor(reference["explore_uniform"][step])],
         "standard_normal": [],
         "truncated_normal": [],
@@ -86,7 +85,9 @@ def official_draws(patch: pytest.MonkeyPatch, reference: Reference, step: int) -
 
         return draw
 
-    patch.setattr("torch.randint", source("randint"))  # the batch, then the exploration's length
+    # The official loader's order, in which the problems are stored.
+    patch.setattr("torch.randperm", lambda count, **_: torch.arange(count))
+    patch.setattr("torch.randint", source("randint"))  # the exploration's length
     patch.setattr("torch.rand", source("rand"))  # which slots explore
     patch.setattr("eqr.model.standard_normal", source("standard_normal"))  # noise of each update
     patch.setattr("eqr.model.truncated_normal", source("truncated_normal"))  # starts, high then low

@@ -45,6 +45,20 @@ def agree(one: dict, other: dict) -> None:
         assert change == pytest.approx(other[key][1], abs=2e-4), key
 
 
+def test_the_change_of_the_logits_is_the_mean_over_tokens_and_the_last_three_iterations(
+    model, inputs
+):
+    start = model.initial_state(5, [stream(0, "evaluation", p, 0) for p in range(5)])
+    logits = [model.read_logits(start.z_high).detach().numpy()]
+    for it in rollout(model, inputs, depth=5):
+        logits.append(it.step.logits.numpy())
+        latest = list(pairwise(logits))[-3:]
+        wanted = np.mean(
+            [np.sqrt(((b - a) ** 2).sum(-1)).mean(-1) for a, b in latest], axis=0
+        )  # fmt: skip
+        np.testing.assert_allclose(it.logit_change.numpy(), wanted, rtol=1e-4)
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_rows_in_flight_restarts_and_depth_do_not_change_a_trajectory(model, inputs, noise):
     whole = collect(model, inputs, depth=4, breadth=3, noise=noise)
@@ -108,6 +122,9 @@ class Contraction:
     def initial_state(self, rows: int, generator) -> State:
         draws = torch.stack([torch.randn(4, 1, generator=own) for own in generator])
         return State(draws, draws[:, :0])
+
+    def read_logits(self, z_high: torch.Tensor) -> torch.Tensor:
+        return z_high
 
     def step(self, state, x, *, noise, generator=None, damping=None) -> Step:
         goal = x[..., None].float()

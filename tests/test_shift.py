@@ -186,6 +186,9 @@ class Answers:
     def initial_state(self, rows, generator):
         return State(torch.zeros(rows, 1, 1), torch.zeros(rows, 0, 1))
 
+    def read_logits(self, z_high):
+        return torch.zeros(len(z_high), self.inputs.shape[1], 8)
+
     def step(self, state, x, **_):
         which = [int((self.inputs == puzzle).all(1).nonzero()[0]) for puzzle in x]
         logits = torch.nn.functional.one_hot(self.answers[which], 8).float()

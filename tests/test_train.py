@@ -77,6 +77,28 @@ def test_training_is_bitwise_a_function_of_recipe_and_seed(make_recipe, problems
     assert not torch.equal(one["carry.x"], plain["carry.x"])
 
 
+def test_a_batch_holds_distinct_problems_and_an_epoch_shows_each_at_most_once(
+    make_recipe, problems
+):
+    recipe = make_recipe(train={"batch": 5}, data={"augment": False})
+    trainer, size = Trainer(recipe, problems), len(problems.train.inputs)
+
+    def shown(step: int, trainer: Trainer = trainer) -> list[bytes]:
+        trainer.step = step
+        return [row.numpy().tobytes() for row in trainer.sample_batch()[0]]
+
+    epochs = [
+        [row for step in range(size // 5) for row in shown(size // 5 * epoch + step)]
+        for epoch in (0, 1)
+    ]
+    assert all(len(set(epoch)) == len(epoch) == size // 5 * 5 for epoch in epochs)
+    assert epochs[0] != epochs[1], "each epoch has an order of its own"
+    assert shown(3) == shown(3, Trainer(recipe, problems)), "a function of seed and step"
+    assert shown(3) != shown(3, Trainer(replace(recipe, seed=recipe.seed + 1), problems))
+    all_at_once = replace(recipe, train=replace(recipe.train, batch=2 * size + 1))
+    assert len(set(shown(0, Trainer(all_at_once, problems)))) == size, "repeats only where it must"
+
+
 def test_stopping_and_going_on_changes_no_bit(make_recipe, problems, tmp_path):
     """Stopped after each step, between log rows too: all files are those of an unbroken run."""
     recipe = make_recipe(train={"steps": 12, "optimizer": "adam_atan2", "loss": "stablemax"})

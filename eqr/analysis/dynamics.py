@@ -58,9 +58,12 @@ class MapModel:
             image = damping * z + (1 - damping) * image
         if noise:
             image = image + noise * torch.randn(z.shape, generator=generator, dtype=z.dtype)
-        return Step(
-            State(image[..., None], state.z_low), self.decode(image), image.new_zeros(len(z))
-        )
+        after = State(image[..., None], state.z_low)
+        return Step(after, self.read_logits(after.z_high), image.new_zeros(len(z)))
+
+    def read_logits(self, z_high: Tensor) -> Tensor:
+        """The logits (B, S, V) of ``z_high`` (B, N, 1)."""
+        return self.decode(z_high[..., 0])
 
     def start(self, z: Tensor) -> State:
         """The state that holds the flat states ``z`` (B, N)."""

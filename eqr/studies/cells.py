@@ -295,7 +295,8 @@ def finished(cell: Cell, folder: Path, store: Store) -> bool:
     except StudyError as error:
         raise ConfigError(f"{error}; or replace it with --overwrite") from error
     run_id = cell.train_id(store)
-    if run_id is not None and there["train_run"] != run_id:
+    differs = run_id is not None and there["train_run"] != run_id
+    if differs or there["semantics"] != SEMANTICS:
         raise ConfigError(f"{path}: this version would train {cell} otherwise; {giving_up}")
     for kind in cell.evaluations():
         # What was written before a setting existed has that setting's default.

@@ -203,18 +203,28 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
     read: dict[Cell, CellFile] = {}
     for path in (folder / name).glob("*.npz"):
         cell = CellFile.read(path)
-        expected, about = (name, profile, SEMANTICS), cell.about
-        if (about["study"], about["profile"], about["semantics"]) != expected:
-            raise StudyError(f"{path}: is not of {expected}; {remedy}")
+        about = cell.about
+        if (about["study"], about["profile"]) != (name, profile):
+            raise StudyError(f"{path}: is not of study {name!r}, profile {profile!r}; {remedy}")
+        if about["semantics"] > SEMANTICS:
+            raise StudyError(f"{path}: made by a newer version of this package; update it")
         if about["row"] in order:
             read[Cell(name, profile, about["row"], about["seed"])] = cell
     if not read:
         raise StudyError(f"{folder / name}: no results there; {remedy}")
     cells = sorted(read, key=lambda cell: (order[cell.row], cell.seed))
     files = [read[cell] for cell in cells]
+    # Records stay readable when training changes, but what was trained otherwise is not averaged.
+    semantics = sorted({file.about["semantics"] for file in files})
+    if len(semantics) > 1:
+        raise StudyError(
+            f"{folder / name}: cells of semantics {' and '.join(map(str, semantics))}, which were "
+            "trained differently, lie together; move those of one of them elsewhere"
+        )
     own = [f"{cell.row}/{cell.seed}" for cell in cells]
     planned = cells_of(wanted, profile, None, None)
     meta = {
+        "semantics": semantics[0],
         "cells": [[cell.row, cell.seed] for cell in cells],
         "missing": [[cell.row, cell.seed] for cell in planned if cell not in read],
         "evaluations": {k: v for file in files for k, v in file.about["evaluations"].items()},
