@@ -130,6 +130,7 @@ class Counted:
     def __init__(self, model) -> None:
         self.model, self.rows = model, []
         self.device, self.initial_state = model.device, model.initial_state
+        self.read_logits = model.read_logits
 
     def step(self, state, x, **settings) -> Step:
         self.rows.append(len(x))

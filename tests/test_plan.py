@@ -45,6 +45,7 @@ def synthetic(rng, depths=(1, 4, 16), problems=400, breadth=8, right=(0.1, 0.5, 
     return Records(
         depths=np.array(depths),
         residual=rng.random(shape).astype(np.float32),
+        logit_change=rng.random(shape).astype(np.float32),
         answer=np.where(exact, 0, 1 + np.arange(breadth)),
         margin=(exact + 0.1 * rng.random(shape)).astype(np.float32),
         halt=rng.random(shape).astype(np.float32),
