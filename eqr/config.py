@@ -104,6 +104,7 @@ class DataConfig:
     section: ClassVar[str] = "data"
     train: Count = 1000  # training problems before augmentation
     test: Count = 512
+    validation: Whole = 0  # for what is chosen: rates, schedules, a rule's constants
     seed: Whole = 0
     augment: bool = True  # a random symmetry for every training row
     source: str = "generate"  # or a data set directory: from here, else from the project
@@ -150,6 +151,7 @@ class TrainConfig:
     lr: Positive = 1e-4
     muon_lr: Positive | None = None  # of the matrices; None: as lr
     warmup: Whole = 2000
+    clip: Positive | None = None  # the largest norm of a gradient; None: any
     schedule: Literal["constant", "cosine"] = "constant"
     final_lr: Share = 0.0  # where a cosine schedule ends, as a share of lr
     beta1: Rate = 0.9
@@ -200,11 +202,12 @@ class EvalConfig:
     noise: Size = 0.0  # beta while evaluating; always reported
     window: Count = 3  # the residual is averaged over the last so many iterations
     seed: Whole = 0
-    problems: Count | None = None  # the first so many test problems; None: all
+    problems: Count | None = None  # the first so many of its split; None: all
     symmetry: bool = False  # see eqr.rollout.restart_symmetries
     branches: Count = 1  # noise paths that leave each start
     branch_at: Whole = 0  # the depth they part at
     checked: bool = False  # record whether the rules accept
+    split: Literal["test", "validation"] = "test"
     weight_noise: Size = 0.0  # see eqr.tasks.shift
     dtype: Dtype = "float32"
 

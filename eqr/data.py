@@ -1,13 +1,15 @@
 """Data sets on disk: build, verify by hash, load (chapter *The tasks and their data*).
 
 A data set is a directory: ``train_inputs.npy``, ``train_labels.npy``, ``train_rating.npy``, the
-same for ``test``, and ``manifest.json`` with the task, how the problems came about, their numbers,
-and the sha256 of each array file. No test solution is a symmetric image of a training solution.
+same for ``test`` and, where there is one, ``validation``, and ``manifest.json`` with the task, how
+the problems came about, their numbers, and the sha256 of each array file. No solution of a split is
+a symmetric image of one of another. What is chosen is chosen on ``validation``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -26,7 +28,7 @@ from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
 
 ARRAYS = ("inputs", "labels", "rating")
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.json"
 FORMAT = "eqr-data-1"
 
@@ -43,20 +45,27 @@ class NoDataSet(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Training and test problems of one task."""
+    """Training, test and perhaps validation problems of one task."""
 
     task: Task
     train: Problems
     test: Problems
     origin: dict[str, Any]  # how it came about: seed and sizes, or the file it was imported from
+    validation: Problems | None = None
+
+    @property
+    def splits(self) -> dict[str, Problems]:
+        """The splits there are, by name."""
+        there = {split: getattr(self, split) for split in SPLITS}
+        return {split: problems for split, problems in there.items() if problems is not None}
 
     @property
     def digest(self) -> str:
         """Sixteen hex digits over all arrays: what runs record as the data they used."""
         total = hashlib.sha256()
-        for split in SPLITS:
+        for problems in self.splits.values():
             for name in ARRAYS:
-                total.update(np.ascontiguousarray(getattr(getattr(self, split), name)).tobytes())
+                total.update(np.ascontiguousarray(getattr(problems, name)).tobytes())
         return total.hexdigest()[:16]
 
 
@@ -64,7 +73,7 @@ class Dataset:
 
 
 def build(task: Task, config: DataConfig, progress: Progress | None = None) -> Dataset:
-    """Generate a data set whose two splits share no solution up to symmetry.
+    """Generate a data set whose splits share no solution up to symmetry.
 
     Problems are generated in turn and grouped by :meth:`Task.symmetry_key`. The groups of a first
     pool are dealt to the splits, whole groups at a time; later problems follow their group, and a
@@ -73,60 +82,63 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
 
     Raises:
         ProblemError: the task cannot be generated.
-        DataError: too few essentially different problems to fill both splits.
+        DataError: too few essentially different problems to fill the splits.
     """
-    wanted = {"train": config.train, "test": config.test}
-    parts: dict[str, list[Problems]] = {split: [] for split in SPLITS}
-    count = dict.fromkeys(SPLITS, 0)
+    wanted = {s: getattr(config, s) for s in SPLITS if getattr(config, s)}
+    parts: dict[str, list[Problems]] = {split: [] for split in wanted}
+    count = dict.fromkeys(wanted, 0)
     side: dict[bytes, str] = {}  # group -> split
     seen: set[bytes] = set()
     seed = stream_seed(config.seed, "problems")
     # A small first pool could hold one group only, by chance.
-    chunk, start, idle = max(64, config.train + config.test), 0, 0
-    while any(count[split] < wanted[split] for split in SPLITS):
+    chunk, start, idle = max(64, sum(wanted.values())), 0, 0
+    while count != wanted:
         pool = task.generate(chunk, seed, start)
         start += chunk
         keys = task.symmetry_key(pool.inputs, pool.labels)
         if not side:
             side = _deal(keys, config, wanted)
-        rows: dict[str, list[int]] = {split: [] for split in SPLITS}
+        rows: dict[str, list[int]] = {split: [] for split in wanted}
         for row, key in enumerate(keys):
-            missing = {s: wanted[s] - count[s] - len(rows[s]) for s in SPLITS}
-            split = side.setdefault(key, max(SPLITS, key=missing.__getitem__))
+            missing = {s: wanted[s] - count[s] - len(rows[s]) for s in wanted}
+            split = side.setdefault(key, max(wanted, key=missing.__getitem__))
             problem = pool.inputs[row].tobytes()
             if missing[split] > 0 and problem not in seen:
                 seen.add(problem)
                 rows[split].append(row)
-        for split in SPLITS:
+        for split in wanted:
             parts[split].append(take_rows(pool, rows[split]))
             count[split] += len(rows[split])
         idle = 0 if any(rows.values()) else idle + 1
         if idle == 20:
+            there = ", ".join(f"{n} {split}" for split, n in count.items())
             raise DataError(
-                f"no further problems after {start} tries ({count['train']} train, "
-                f"{count['test']} test): ask for fewer, or for a larger board"
+                f"no further problems after {start} tries ({there}): ask for fewer, or for a "
+                "larger board"
             )
         chunk = max(64, chunk // 4)
         if progress:
             progress(sum(count.values()), sum(wanted.values()))
     origin = {"kind": "generated", "seed": config.seed, **wanted}
-    return Dataset(task, join(parts["train"]), join(parts["test"]), origin)
+    return Dataset(task, origin=origin, **{split: join(own) for split, own in parts.items()})
 
 
 def _deal(keys: list[bytes], config: DataConfig, wanted: dict[str, int]) -> dict[bytes, str]:
     """Assign whole groups to the splits, in random order, in proportion to what they want."""
     groups = sorted(set(keys))
-    if len(groups) < 2:
-        raise DataError("all problems are symmetric images of one: train and test would overlap")
+    if len(groups) < len(wanted):
+        raise DataError(
+            f"the problems are symmetric images of {len(groups)}, too few for {len(wanted)} splits"
+        )
     order = np.random.default_rng(stream_seed(config.seed, "split")).permutation(len(groups))
     size = {key: 0 for key in groups}
     for key in keys:
         size[key] += 1
     side: dict[bytes, str] = {}
-    filled = dict.fromkeys(SPLITS, 0)
+    filled = dict.fromkeys(wanted, 0)
     for index in order:
         key = groups[index]
-        split = max(SPLITS, key=lambda s: 1 - filled[s] / wanted[s])
+        split = max(wanted, key=lambda s: 1 - filled[s] / wanted[s])
         side[key] = split
         filled[split] += size[key]
     return side
@@ -168,16 +180,16 @@ def save(dataset: Dataset, directory: Path, *, overwrite: bool = False) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         files = {}
-        for split in SPLITS:
+        for split, problems in dataset.splits.items():
             for name in ARRAYS:
                 path = temporary / f"{split}_{name}.npy"
-                np.save(path, getattr(getattr(dataset, split), name), allow_pickle=False)
+                np.save(path, getattr(problems, name), allow_pickle=False)
                 files[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         manifest = {
             "format": FORMAT,
             "task": task_to_dict(dataset.task),
             "origin": dataset.origin,
-            "sizes": {split: len(getattr(dataset, split)) for split in SPLITS},
+            "sizes": {split: len(problems) for split, problems in dataset.splits.items()},
             "digest": dataset.digest,
             "files": files,
         }
@@ -217,7 +229,7 @@ def load(directory: Path) -> Dataset:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); build or import the data set anew") from error
     splits = {}
-    for split in SPLITS:
+    for split in SPLITS if "validation" in sizes else ("train", "test"):
         arrays = {}
         for name in ARRAYS:
             file = directory / f"{split}_{name}.npy"
@@ -231,7 +243,7 @@ def load(directory: Path) -> Dataset:
         if arrays["inputs"].shape[1] != task.seq_len:
             raise DataError(f"{path}: task does not fit {split}_inputs.npy; restore it")
         splits[split] = Problems(**arrays)
-    dataset = Dataset(task, splits["train"], splits["test"], origin)
+    dataset = Dataset(task, origin=origin, **splits)
     if dataset.digest != manifest.get("digest"):
         raise DataError(f"{path}: digest does not match the arrays; restore it")
     return dataset
@@ -246,16 +258,16 @@ def verify(directory: Path) -> dict[str, Any]:
     dataset = load(directory)
     task, keys = dataset.task, {}
     findings: dict[str, Any] = {"task": task_to_dict(task), "digest": dataset.digest}
-    for split in SPLITS:
-        problems = getattr(dataset, split)
+    for split, problems in dataset.splits.items():
         keys[split] = task.symmetry_key(problems.inputs, problems.labels)
         findings[split] = len(problems)
         findings[f"{split}_wrong_labels"] = int(
             (~task.check(problems.inputs, problems.labels)).sum()
         )
         findings[f"{split}_repeated"] = len(problems) - len(np.unique(problems.inputs, axis=0))
-    shared = set(keys["train"]) & set(keys["test"])
-    findings["test_shares_solution_with_train"] = sum(key in shared for key in keys["test"])
+    for one, other in itertools.combinations(keys, 2):
+        shared = set(keys[one]) & set(keys[other])
+        findings[f"{other}_shares_solution_with_{one}"] = sum(key in shared for key in keys[other])
     return findings
 
 
@@ -267,7 +279,8 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
     """
     config = recipe.data
     if config.source == "generate":
-        named = [task_to_dict(recipe.task), config.train, config.test, config.seed]
+        sizes = [getattr(config, split) for split in SPLITS]
+        named = [task_to_dict(recipe.task), *sizes, config.seed]
         name = digest([*named, SEMANTICS])
         directory = cache / name
         if not directory.exists():
@@ -285,14 +298,17 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
             f"{directory}: holds {task_to_dict(dataset.task)}, but the recipe's task is "
             f"{task_to_dict(recipe.task)}; change data.source or [task]"
         )
+    taken = {}
     for split in SPLITS:
-        if len(getattr(dataset, split)) < getattr(config, split):
+        problems, count = dataset.splits.get(split, ()), getattr(config, split)
+        if len(problems) < count:
             raise DataError(
-                f"{directory}: has {len(getattr(dataset, split))} {split} problems, but "
-                f"data.{split} = {getattr(config, split)}; lower it"
+                f"{directory}: has {len(problems)} {split} problems, but data.{split} = {count}; "
+                "lower it"
             )
-    train, test = (take_rows(getattr(dataset, s), range(getattr(config, s))) for s in SPLITS)
-    return Dataset(dataset.task, train, test, dataset.origin)
+        if count:
+            taken[split] = take_rows(problems, range(count))
+    return Dataset(dataset.task, origin=dataset.origin, **taken)
 
 
 def file_sha256(path: Path) -> str:

@@ -280,8 +280,15 @@ def read_result(run: Run) -> EvalResult | HaltingResult:
 
 
 def within(config: EvalConfig, model: Trained) -> EvalConfig:
-    """The configuration with ``problems`` cut to the test problems that there are."""
-    count = len(model.data.test)
+    """The configuration with ``problems`` cut to those of its split that there are.
+
+    Raises:
+        ConfigError: the recipe's data have no such split.
+    """
+    splits = model.data.splits
+    if config.split not in splits:
+        raise ConfigError(f"eval.split {config.split!r}: the data of {model.recipe.name} have none")
+    count = len(splits[config.split])
     return replace(config, problems=min(config.problems or count, count))
 
 
@@ -292,7 +299,7 @@ def evaluate_or_load(
     progress: data.Progress | None = None,
     level: Level | None = None,
 ) -> EvalResult:
-    """Evaluate on the recipe's test problems or those of a level, or read the stored evaluation."""
+    """Evaluate on a split of the recipe's problems or on a level's, or read what is stored."""
     store, config = store or Store(), within(config, model)
 
     def compute(directory: Path) -> dict[str, np.ndarray]:
@@ -317,9 +324,9 @@ def evaluate_or_load(
 def posed(
     model: Trained, config: EvalConfig, level: Level | None, store: Store
 ) -> tuple[Task, Problems]:
-    """The task and the problems that an evaluation asks: the recipe's test set, or a level's."""
+    """The task and the problems that an evaluation asks: a split of the recipe's, or a level's."""
     if level is None:
-        return model.data.task, model.data.test
+        return model.data.task, model.data.splits[config.split]
 
     def compute(_: Path) -> dict[str, np.ndarray]:
         problems = level_problems(level, model.data, config.problems)
@@ -338,7 +345,7 @@ def halt_or_load(
     *,
     first_settled: float | None = None,
 ) -> HaltingResult:
-    """Run halting rules on the recipe's test problems, or read the stored run.
+    """Run halting rules on a split of the recipe's problems, or read the stored run.
 
     Accuracy, compute and wall time of all rules come from one process, one after the other; name
     ``"fixed"`` among them to have the fixed budget's beside.
@@ -348,14 +355,15 @@ def halt_or_load(
         rules: as :func:`eqr.halting.parse_rule` reads them.
         first_settled: as for :func:`eqr.halting.adaptive`.
     """
-    test, config = model.data.test, within(config, model)
+    config = within(config, model)
+    asked = model.data.splits[config.split]
     parsed = {str(rule): rule for rule in map(parse_rule, rules)}
 
     def compute(_: Path) -> dict[str, np.ndarray]:
         arrays = {}
         for text, rule in parsed.items():
             halted = halting_records(
-                model.model, test.inputs, test.labels, config, rule, first_settled=first_settled
+                model.model, asked.inputs, asked.labels, config, rule, first_settled=first_settled
             )
             # npz members are files: a rule's text holds ":" and "," but never "/".
             arrays |= {f"{text}/{name}": value for name, value in halted.arrays().items()}

@@ -138,8 +138,10 @@ class Trainer:
         means["loss"].backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.world.average_([*means.values(), *gradients], len(y) / config.batch)
-        # Only reported: an update of these optimizers does not depend on the gradient's scale.
         means["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        if config.clip:  # one large gradient would stay in the optimizers' second moments
+            parameters = list(self.model.parameters())
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, means["grad_norm"])
         if self.device != "cuda":  # asking a GPU waits for it; there the sums are asked in time
             self.require_finite(means["loss"] + means["grad_norm"])
         for optimizer in self.optimizers:
@@ -286,8 +288,8 @@ class Trainer:
         depths = tuple(sorted(powers | {config.eval_depth}))
         # The seed is the run's own, so that runs of one recipe do not share their luck.
         held = EvalConfig(depths=depths, seed=self.recipe.seed, problems=config.eval_problems)
-        test = self.data.test
-        results = records(self.ema, test.inputs, test.labels, held, world=self.world)
+        problems = self.data.validation or self.data.test  # what is tuned never sees the test
+        results = records(self.ema, problems.inputs, problems.labels, held, world=self.world)
         exact = results.exact.mean((1, 2))
         return {
             "problems": float(results.exact.shape[1]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -27,12 +29,14 @@ def same(one: Problems, other: Problems) -> bool:
     ids=["4x4", "6x6", "maze"],
 )
 def test_splits_have_their_sizes_and_share_no_solution_up_to_symmetry(task):
-    config = DataConfig(train=40, test=25, seed=3)
+    third = {} if task.seq_len == 16 else {"validation": 30}  # 4×4 Sudoku has two groups
+    config = DataConfig(train=40, test=25, seed=3, **third)
     built = data.build(task, config)
-    assert (len(built.train), len(built.test)) == (40, 25)
-    keys = [set(task.symmetry_key(p.inputs, p.labels)) for p in (built.train, built.test)]
-    assert keys[0] and keys[1] and not keys[0] & keys[1]
-    for split in (built.train, built.test):
+    sizes = {split: len(problems) for split, problems in built.splits.items()}
+    assert sizes == {"train": 40, "test": 25} | third
+    keys = [set(task.symmetry_key(p.inputs, p.labels)) for p in built.splits.values()]
+    assert all(keys) and not any(a & b for a, b in combinations(keys, 2))
+    for split in built.splits.values():
         assert task.check(split.inputs, split.labels).all()
         assert len(np.unique(split.inputs, axis=0)) == len(split)
     again, other = data.build(task, config), data.build(task, replace(config, seed=4))
@@ -64,6 +68,12 @@ def test_what_is_saved_is_what_is_loaded_and_appears_all_at_once(problems, tmp_p
     assert loaded.task == problems.task and loaded.digest == problems.digest
     assert same(loaded.train, problems.train) and same(loaded.test, problems.test)
     assert [path.name for path in tmp_path.iterdir()] == ["set"], "no temporary is left"
+    three = data.load(data.save(replace(problems, validation=problems.test), tmp_path / "three"))
+    assert same(three.validation, problems.test) and three.digest != problems.digest
+    assert data.verify(tmp_path / "three")["test_shares_solution_with_validation"] == len(
+        three.test
+    )
+    shutil.rmtree(tmp_path / "three")
     with pytest.raises(DataError, match="exists already"):
         data.save(problems, folder)
     swapped = replace(problems, train=problems.test, test=problems.train)

@@ -99,6 +99,26 @@ def test_a_batch_holds_distinct_problems_and_an_epoch_shows_each_at_most_once(
     assert len(set(shown(0, Trainer(all_at_once, problems)))) == size, "repeats only where it must"
 
 
+def test_what_is_reported_while_training_never_reads_the_test_problems(make_recipe, problems):
+    recipe = make_recipe(train={"steps": 2, "eval_every": 1})
+    held = replace(problems, validation=problems.test, test=None)  # reading it would fail
+    seen = [event.metrics for event in train(recipe, held) if event.kind == "eval"]
+    without = [event.metrics for event in train(recipe, problems) if event.kind == "eval"]
+    assert len(seen) == 2 and seen == without, "without a validation split it is the test problems"
+
+
+def test_a_gradient_is_clipped_to_the_norm_asked_for(make_recipe, problems):
+    recipe = make_recipe(train={"optimizer": "adamw", "halt_max": 1})
+    norms = {}
+    for clip in (None, 1e-3):
+        trainer = Trainer(replace(recipe, train=replace(recipe.train, clip=clip)), problems)
+        trainer.advance()
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        norms[clip] = torch.nn.utils.get_total_norm(gradients).item()
+        assert trainer.read_sums()["grad_norm"] == pytest.approx(norms[None]), "as it came"
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2) and norms[None] > 2e-3
+
+
 def test_stopping_and_going_on_changes_no_bit(make_recipe, problems, tmp_path):
     """Stopped after each step, between log rows too: all files are those of an unbroken run."""
     recipe = make_recipe(train={"steps": 12, "optimizer": "adam_atan2", "loss": "stablemax"})

@@ -31,6 +31,7 @@ def build_command(
     profile: Profile = "laptop",
     train: Annotated[int | None, typer.Option(min=1, help="Problems (default: 1000).")] = None,
     test: Annotated[int | None, typer.Option(min=1, help="Problems (default: 512).")] = None,
+    validation: Annotated[int | None, typer.Option(min=0, help="Problems (default: 0).")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="(default: 0).")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing data set.")] = False,
     as_json: Json = False,
@@ -54,7 +55,7 @@ def build_command(
     else:
         task = task_from_dict({"kind": kind or "sudoku", **parse_overrides(setting or ())})
         config = DataConfig()
-    given = {"train": train, "test": test, "seed": seed}
+    given = {"train": train, "test": test, "validation": validation, "seed": seed}
     config = replace(config, **{k: v for k, v in given.items() if v is not None})
     data.refuse_existing(out, overwrite)
     with progress("generating") as bar:
@@ -121,10 +122,12 @@ def report(out: Path, built: Dataset, as_json: bool) -> None:
         "task": task_to_dict(built.task),
         "train": len(built.train),
         "test": len(built.test),
+        "validation": len(built.validation or ()),
         "digest": built.digest,
         "left_out_of_test": left_out,
     }
-    lines = [f"{out}: {values['train']} training and {values['test']} test problems"]
+    sizes = [f"{len(own)} {split}" for split, own in built.splits.items()]
+    lines = [f"{out}: {', '.join(sizes)} problems"]
     if left_out:
         lines.append(f"  {left_out} test problems left out: solution seen in training")
     show(values, [*lines, f"  digest {built.digest}"], as_json)
@@ -149,7 +152,8 @@ def verify_command(
     lines = []
     for path, values in findings.items():
         verdict = f"NOT SOUND {faults[path]}" if faults[path] else "sound"
-        lines.append(f"{path}: {values['train']} + {values['test']} problems, {verdict}")
+        sizes = " + ".join(str(values[split]) for split in data.SPLITS if split in values)
+        lines.append(f"{path}: {sizes} problems, {verdict}")
     show(findings, lines, as_json)
     if any(faults.values()):
         raise data.DataError("; ".join(f"{p}: {f}" for p, f in faults.items() if f))

@@ -129,7 +129,7 @@ Noise = Annotated[float, typer.Option(min=0, help="The noise level (beta) of rol
 Select = Annotated[
     str,
     typer.Option(
-        help="average, converged, majority, margin, halt, first_to_halt, majority2, oracle."
+        help="average, converged, logits, majority, margin, halt, first_to_halt, majority2, oracle."
     ),
 ]
 Window = Annotated[int, typer.Option(min=1, help="Iterations the residual averages.")]

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr.data import SPLITS, DataError, Dataset, file_sha256, take_rows
+from eqr.data import DataError, Dataset, file_sha256, take_rows
 from eqr.imports import hub
 from eqr.settings import nearest
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task
 
+SPLITS = ("train", "test")  # of the published files
 CSV_FILES = tuple(f"{split}.csv" for split in SPLITS)
 NPY_FILES = tuple(f"{split}/all__{name}.npy" for split in SPLITS for name in ("inputs", "labels"))
 NPY_GROUPS = tuple(f"{split}/all__group_indices.npy" for split in SPLITS)  # where there are any

@@ -12,6 +12,7 @@ from typing import Any
 
 from eqr.config import EvalConfig
 from eqr.settings import ConfigError, nearest
+from eqr.studies.campaign import TUNING
 from eqr.studies.rows_shift import AMBIGUITY, MINIARC, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
 from eqr.studies.study import (
     DEPTHS,
@@ -371,6 +372,7 @@ NIGHT = Study(
 STUDIES = {
     one.name: one
     for one in (
+        TUNING,
         *(CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST),
         *(SHIFT, AMBIGUITY, VERIFIER, VARIANCE),
         MINIARC,

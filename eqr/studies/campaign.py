@@ -1,0 +1,93 @@
+"""The campaign: one table of trained models, from which the claims are read.
+
+``tuning`` runs every row at three rates with two seeds and reads the validation problems only;
+``campaign`` trains every row at its best rate with many seeds and reads the test problems. Seed s
+has the same data order and the same evaluation in every row, so differences are taken within seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from eqr.config import EvalConfig
+from eqr.studies.study import (
+    DEPTHS,
+    FEEDFORWARD,
+    NO_HALTING,
+    ONE_PASS,
+    RULES,
+    Evaluation,
+    Published,
+    Row,
+    Study,
+)
+
+RATES = (0.003, 0.006, 0.012)
+FIXED = {"model.init": "fixed", "model.damping": 0.0, "model.noise": 0.0}
+SINGLE = {"model.hierarchical": False, "model.grad_cycles": 2, "model.low_cycles": 3}
+
+HELD = EvalConfig((1, 2, 4, 8, 16, 64), split="validation")
+TUNED = Evaluation("validation", HELD)
+# A fixed start without noise is one trajectory, whatever the breadth.
+TUNED_WIDE = Evaluation(
+    "validation-breadth",
+    replace(HELD, depths=(8,), breadth=8, noise=0.1),
+    (1, 8),
+    (*RULES, "logits"),
+)
+
+DEEP = Evaluation("depth", EvalConfig(DEPTHS))
+FAR = Evaluation("far", EvalConfig((64, 256, 1024), problems=256))
+WIDE = Evaluation(
+    "breadth",
+    EvalConfig((4, 8, 16), breadth=32, noise=0.1, problems=512),
+    (1, 2, 4, 8, 16, 32),
+    (*RULES, "logits", "margin", "halt", "first_to_halt"),
+    keep=("residual", "answer"),
+)
+
+#: Name, title, settings and the paper's figures of each row, each step after the one before it.
+PATH: tuple[tuple[str, str, dict[str, Any], tuple[Published, ...], int], ...] = (
+    ("feedforward", "Feedforward: 6 blocks, one pass", FEEDFORWARD | FIXED,
+     (Published("Table 2", 2.6),), 1),
+    ("weight-tied", "Weight-tied: one block 6 times", ONE_PASS | FIXED,
+     (Published("Table 2", 32.6),), 1),
+    ("segmented", "Segmented online training, single latent", SINGLE | NO_HALTING | FIXED,
+     (Published("Table 2", 74.7),), 16),
+    ("hierarchy", "Two latents", NO_HALTING | FIXED, (Published("Table 2", 76.5),), 16),
+    ("halting", "Learned halting: the TRM-style baseline", FIXED,
+     (Published("Table 2", 84.8), Published("Table 3", 84.8)), 16),
+    ("ri", "Random start (RI)", {"model.damping": 0.0, "model.noise": 0.0},
+     (Published("Table 3", 86.0),), 16),
+    ("ni", "Damping and noise (NI)", {"model.init": "fixed"}, (), 16),
+    ("ri-ni", "Both (EqR)", {}, (Published("Table 3", 86.4),), 16),
+)  # fmt: skip
+
+
+def _tuned(name: str, title: str, settings: dict, rate: float, depth: int) -> Row:
+    wide = (TUNED_WIDE,) if name in ("ri", "ni", "ri-ni") else ()
+    return Row(
+        f"{name}-{rate:g}",
+        f"{title}; rate {rate:g}",
+        "minimal6",
+        (TUNED, *wide),
+        settings | {"train.lr": rate},
+        depth=depth,
+        seeds=2,
+    )
+
+
+TUNING = Study(
+    "tuning",
+    "The rate of each row of the campaign, chosen on validation problems",
+    "none: what the campaign's rows are trained with",
+    "Every row has the same three rates, two seeds, steps, schedule, clipping and data. No "
+    "evaluation reads the test problems.",
+    tuple(
+        _tuned(name, title, settings, rate, depth)
+        for name, title, settings, _, depth in PATH
+        for rate in RATES
+    ),
+    profiles=("laptop",),
+)
