@@ -196,6 +196,8 @@ def save(dataset: Dataset, directory: Path, *, overwrite: bool = False) -> Path:
         manifest["seal"] = digest(manifest)  # of all the above
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.chmod(0o755)
+        # Another process may have written it meanwhile: what it has begun to read must stay.
+        refuse_existing(directory, overwrite)
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(temporary, directory)

@@ -62,7 +62,7 @@ def test_a_few_problems_of_a_task_with_two_groups_can_be_split():
         assert (len(built.train), len(built.test)) == (2, 2)
 
 
-def test_what_is_saved_is_what_is_loaded_and_appears_all_at_once(problems, tmp_path):
+def test_what_is_saved_is_what_is_loaded_and_appears_all_at_once(problems, tmp_path, monkeypatch):
     folder = data.save(problems, tmp_path / "set")
     loaded = data.load(folder)
     assert loaded.task == problems.task and loaded.digest == problems.digest
@@ -78,6 +78,17 @@ def test_what_is_saved_is_what_is_loaded_and_appears_all_at_once(problems, tmp_p
         data.save(problems, folder)
     swapped = replace(problems, train=problems.test, test=problems.train)
     assert data.load(data.save(swapped, folder, overwrite=True)).digest == swapped.digest
+    write = np.save
+
+    def slow(path, *rest, **settings):  # meanwhile another process finishes the same set
+        write(path, *rest, **settings)
+        if not (tmp_path / "raced").exists():
+            (tmp_path / "set").rename(tmp_path / "raced")
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="exists already"):
+        patch.setattr(data.np, "save", slow)
+        data.save(problems, tmp_path / "raced")
+    (tmp_path / "raced").rename(tmp_path / "set")
     broken = replace(problems, origin={"seed": object()})
     with pytest.raises(TypeError):
         data.save(broken, tmp_path / "broken")
