@@ -8,6 +8,7 @@ All intervals are at 95 %. Which one fits depends on what is independent of what
 :func:`share_interval`     a share where each problem is itself a mean over restarts
 :func:`mean_interval`      a mean over few seeds (Student's t)
 :func:`paired_difference`  two methods on the same problems, or on the same groups of problems
+:func:`holm`               several tests of one table
 :func:`auroc`              the area under a ROC curve (DeLong)
 :func:`power_law`          the slope of a line on logarithmic axes
 :func:`bootstrap`          anything else, by resampling; :func:`resampled` does it by groups
@@ -163,6 +164,62 @@ def paired_difference(
     gap, n = ours - other, len(ours)
     half = Z95 * math.sqrt((((gap - gap.mean()) ** 2).sum() + 1.0) / n) / math.sqrt(n)
     return Difference(float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half), n)
+
+
+def seeds_for_difference(sd: float, effect: float, power: float = 0.9, level: float = 0.05) -> int:
+    """The least number of paired differences for which a two-sided t test has the power.
+
+    Args:
+        sd: of the differences.
+        effect: their true mean, not 0.
+
+    >>> [seeds_for_difference(9.2, effect) for effect in (10, 5, 2)]
+    [11, 38, 225]
+    """
+    from scipy.special import nctdtr, stdtrit
+
+    def enough(n: int) -> bool:
+        critical, shift = stdtrit(n - 1, 1 - level / 2), math.sqrt(n) * abs(effect) / sd
+        return 1 - nctdtr(n - 1, shift, critical) >= power
+
+    return _least(enough, (Z95 + 1.2816) * sd / abs(effect))
+
+
+def seeds_for_equivalence(sd: float, margin: float, power: float = 0.9, level: float = 0.05) -> int:
+    """The least number of differences of true mean 0 for which two one-sided t tests, of whether
+    they lie within ``±margin``, have the power.
+
+    >>> seeds_for_equivalence(9.2, 2), seeds_for_equivalence(3, 2)
+    (231, 27)
+    """
+    from scipy.special import stdtr, stdtrit
+
+    def enough(n: int) -> bool:
+        critical, shift = stdtrit(n - 1, 1 - level), math.sqrt(n) * margin / sd
+        return 2 * stdtr(n - 1, shift - critical) - 1 >= power
+
+    return _least(enough, 3.29 * sd / margin)
+
+
+def _least(enough: Callable[[int], bool], root: float) -> int:
+    """The least n ≥ 2 that is enough, near and above the ``root ** 2`` of a normal test."""
+    n = max(2, math.floor(root**2) - 2)
+    while not enough(n):
+        n += 1
+    return n
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values of several tests, adjusted for their number (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, most = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(np.argsort(p_values).tolist()):
+        most = max(most, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = most
+    return adjusted
 
 
 def auroc(residual: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:

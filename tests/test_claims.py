@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from eqr.studies.claims import Claim, claims_table
+from eqr.stats import seeds_for_difference, seeds_for_equivalence
+from eqr.studies.claims import MARGIN, Claim, Step, claims_table, decide
 
 
 def told(low, high, **bounds):
@@ -69,3 +72,56 @@ def test_a_value_that_lies_on_its_bound_with_no_width_decides_nothing():
     assert Claim("x", **zero, at_least=0.0).verdict == "undecided"
     assert Claim("x", **zero, at_most=0.0).verdict == "undecided"
     assert Claim("x", **zero, at_most=0.1).verdict == "reproduced"
+
+
+# -------------------------------------------------------------------------------- steps of a table
+
+
+def simulated(effect: float, paper: float, seeds: int, sd: float, draws: int = 400, others=()):
+    """Verdicts of ``draws`` simulated tables whose first step has the true ``effect``."""
+    rng = np.random.default_rng(0)
+    verdicts = Counter()
+    for _ in range(draws):
+        table = {}
+        for number, size in enumerate((effect, *others)):
+            base = 0.5 + rng.normal(0, 0.05, seeds)
+            table[str(number)] = Step(base + size + rng.normal(0, sd, seeds), base, paper)
+        verdicts[decide(table)["0"].verdict] += 1 / draws
+    return verdicts
+
+
+@pytest.mark.parametrize("effect", [-0.05, -0.02, 0.0, 0.02, 0.05])
+def test_simulated_studies_are_decided_rightly(effect):
+    """n from the power calculation decides at rate 0.9, and wrongly in at most 5 %."""
+    sd, paper = 0.03, 0.1
+    size = abs(effect) or None
+    n = seeds_for_difference(sd, size) if size else seeds_for_equivalence(sd, MARGIN)
+    verdicts = simulated(effect, paper, n, sd)
+    right, wrong = "reproduced", "not reproduced"
+    if effect <= 0:
+        right, wrong = wrong, right
+    assert verdicts[right] >= 0.86 and verdicts[wrong] <= 0.05, verdicts
+
+
+def test_a_table_of_false_claims_is_not_called_reproduced():
+    """The check that can fail: no true differences, eight steps, few seeds, small paper effects."""
+    verdicts = simulated(0.0, 0.01, 8, 0.05, others=[0.0] * 7)
+    assert verdicts["reproduced"] <= 0.05 and verdicts["undecided"] >= 0.9, verdicts
+    opposite = simulated(-0.05, 0.3, 8, 0.02)
+    assert opposite["not reproduced"] >= 0.9 and opposite["reproduced"] == 0
+
+
+def test_an_undecided_step_says_how_many_seeds_would_decide_it():
+    base = np.linspace(0.4, 0.6, 8)
+    gap = 0.02 + 0.06 * np.tile([-1.0, 1.0], 4)
+    decision = decide({"a": Step(base + gap, base, 0.1)})["a"]
+    assert decision.verdict == "undecided" and decision.gap.mean == pytest.approx(0.02)
+    assert decision.needed == seeds_for_difference(gap.std(ddof=1), 0.02)
+    assert decide({"a": Step(base[:2], base[:2], 0.1)})["a"].verdict == "not run"
+
+
+def test_differences_near_the_ends_are_tested_on_logits():
+    """99.9 against 99.0 per cent is a factor of ten in errors, and points hardly show it."""
+    other = np.array([0.99, 0.985, 0.992, 0.97, 0.99, 0.988])
+    ours = np.array([0.999, 0.9985, 0.9992, 0.997, 0.999, 0.9988])
+    assert decide({"a": Step(ours, other, 0.01)})["a"].p < 0.001

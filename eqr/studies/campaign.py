@@ -24,14 +24,16 @@ from eqr.studies.study import (
 )
 
 RATES = (0.003, 0.006, 0.012)
+#: Of each row, from the records of ``tuning``: the best on the validation problems.
+LEARNING_RATE: dict[str, float] = {}
 FIXED = {"model.init": "fixed", "model.damping": 0.0, "model.noise": 0.0}
 SINGLE = {"model.hierarchical": False, "model.grad_cycles": 2, "model.low_cycles": 3}
 
 HELD = EvalConfig((1, 2, 4, 8, 16, 64), split="validation")
-TUNED = Evaluation("validation", HELD)
+TUNED = Evaluation("depth", HELD)
 # A fixed start without noise is one trajectory, whatever the breadth.
 TUNED_WIDE = Evaluation(
-    "validation-breadth",
+    "breadth",
     replace(HELD, depths=(8,), breadth=8, noise=0.1),
     (1, 8),
     (*RULES, "logits"),

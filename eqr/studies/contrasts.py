@@ -1,0 +1,107 @@
+"""The steps that the campaign decides: which row, depth, breadth and rule against which other.
+
+Each step of a construction path is compared with the row before it, in the table it stands in.
+:func:`planned` fixes the number of seeds before any of them is run on the test problems, from the
+pilots of the study ``tuning``; :func:`decided` gives the verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from eqr.stats import seeds_for_difference
+from eqr.studies.campaign import LEARNING_RATE
+from eqr.studies.claims import LARGE, Decision, Step, decide
+from eqr.studies.results import Pick, Results
+
+LEAST, MOST = 8, 40  # seeds of a step
+
+FEEDFORWARD, TIED = Pick("feedforward", 1), Pick("weight-tied", 1)
+EQR, TRM = Pick("ri-ni"), Pick("halting")
+WIDE = Pick("ri-ni", 16, 32, "converged", "breadth")
+
+#: By table, and name: ours, the other, and the paper's difference (0: it has none).
+TABLES: dict[str, dict[str, tuple[Pick, Pick, float]]] = {
+    "Table 2": {
+        "weight tying": (TIED, FEEDFORWARD, 0.300),
+        "segments": (Pick("segmented"), TIED, 0.421),
+        "two latents": (Pick("hierarchy"), Pick("segmented"), 0.018),
+        "halting": (TRM, Pick("hierarchy"), 0.083),
+    },
+    "Table 3": {
+        "random start": (Pick("ri"), TRM, 0.012),
+        "damping and noise": (EQR, Pick("ri"), 0.004),
+    },
+    "Table 4": {
+        "depth": (replace(EQR, depth=64), EQR, 0.066),
+        "breadth": (WIDE, replace(WIDE, breadth=1, select="average"), 0.068),
+    },
+    "Figure 8": {
+        "residual above majority, EqR": (WIDE, replace(WIDE, select="majority"), 0.01),
+        "residual above average, EqR": (WIDE, replace(WIDE, select="average"), 0.05),
+        "residual above logits, EqR": (WIDE, replace(WIDE, select="logits"), 0.0),
+    },
+}
+
+
+def step(results: Results, ours: Pick, other: Pick, paper: float) -> Step:
+    """The accuracies of two picks over the seeds that both have."""
+    seeds = set(results.seeds(ours.row, ours.evaluation))
+    seeds &= set(results.seeds(other.row, other.evaluation))
+    both = (
+        np.array([results.outcomes(pick, seed).mean() for seed in sorted(seeds)])
+        for pick in (ours, other)
+    )
+    return Step(*both, paper)
+
+
+def decided(results: Results) -> dict[str, dict[str, Decision]]:
+    """The verdicts of every table; those of one are tested together."""
+    return {
+        table: decide({name: step(results, *pair) for name, pair in pairs.items()})
+        for table, pairs in TABLES.items()
+    }
+
+
+def planned(pilots: Results) -> pd.DataFrame:
+    """How many seeds each step needs, from the pilots' paired spread on the validation problems.
+
+    The effect is the paper's, or 5 points where it has less: smaller ones are decided only if they
+    are larger here. Steps between ways to run one row are planned with the rows' own seeds.
+    """
+    lines = []
+    for table, pairs in TABLES.items():
+        for name, (ours, other, paper) in pairs.items():
+            if ours.row == other.row:
+                continue
+            picks = (tuned(pick) for pick in (ours, other))
+            own = step(pilots, *picks, paper)
+            gap = own.ours - own.other
+            sd = float(gap.std(ddof=1)) if len(gap) > 1 else np.nan
+            effect = max(abs(paper), LARGE)
+            needed = seeds_for_difference(sd, effect) if sd > 0 else None
+            line = {"table": table, "step": name, "pilots": len(gap), "pilot": gap.mean()}
+            line |= {"sd": sd, "effect": effect, "for power 0.9": needed}
+            lines.append(line | {"seeds": needed and min(MOST, max(LEAST, needed))})
+    return pd.DataFrame(lines)
+
+
+def tuned(pick: Pick) -> Pick:
+    """The pick in the study ``tuning``: the row at its chosen rate, on validation problems."""
+    return replace(pick, row=f"{pick.row}-{LEARNING_RATE[pick.row]:g}")
+
+
+def best_rates(pilots: Results) -> Mapping[str, float]:
+    """The rate of each row with the highest mean accuracy on the validation problems."""
+    seen: dict[str, dict[float, float]] = {}
+    for one in pilots.study.rows:
+        row, _, rate = one.name.rpartition("-")
+        pick = Pick(one.name, one.depth)
+        shared = [seed for seed in pilots.seeds(one.name) if seed < 2]  # the tuning budget of each
+        mean = float(np.mean([pilots.outcomes(pick, seed).mean() for seed in shared]))
+        seen.setdefault(row, {})[float(rate)] = mean
+    return {row: max(rates, key=rates.__getitem__) for row, rates in seen.items()}
