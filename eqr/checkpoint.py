@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from eqr.config import ModelConfig, to_dict
 from eqr.model import Reasoner
 from eqr.settings import UserError, from_dict
+from eqr.store import replace_file
 from eqr.task import Task, task_from_dict, task_to_dict
 
 FORMAT = "eqr-1"
@@ -60,15 +60,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     sha256 = content_digest(tensors, text)
     # One key, since safetensors writes several in random order: equal content, equal file.
     header = {FORMAT: json.dumps({"sha256": sha256, "meta": text})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata=header)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the new name on no content
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, save(tensors, metadata=header))
     return sha256
 
 

@@ -126,19 +126,9 @@ class TrainConfig:
     no halting          ``halting="limit", halt_weight=0``
     ==================  ======================================================================
 
-    And so are the ways to train faster that others report (study ``fast``):
-
-    ==================  ======================================================================
-    Muon                ``optimizer="muon", muon_lr=0.005``: :class:`eqr.optimizers.Muon` for the
-                        matrices of the blocks, AdamW with ``lr`` for everything else
-    cosine              ``schedule="cosine", final_lr=0.01``: down to one per cent of both rates
-    winner takes all    ``starts=4``: every sample runs from four starts, each with a carry of its
-                        own, and the gradient is that of the one with the smallest token loss; it
-                        costs as much as four times the batch
-    short at first      ``short_until=0.25``: the first quarter of the steps has an operator of
-                        ``short_high_cycles`` and ``short_low_cycles``, the last ``grad_cycles``
-                        of which, or all if it has fewer, carry a gradient
-    ==================  ======================================================================
+    Ways to train faster that others report (study ``fast``) are ``optimizer="muon"``, a cosine
+    schedule, ``starts`` (only the best of a sample's trajectories has the gradient, at the cost of
+    a larger batch), and ``short_until`` (fewer cycles in the first share of the steps).
 
     ``model.grad_cycles`` cuts the gradient inside an outer iteration whatever ``unroll`` is: a loss
     reaches back through earlier iterations only with ``grad_cycles = high_cycles``.

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig, Recipe, TrainConfig
-from eqr.layers import STACKED, at_least_float32
+from eqr.layers import at_least_float32
 from eqr.model import Reasoner
-from eqr.optimizers import AdamATan2, Muon
+from eqr.optimizers import AdamATan2, Muon, matrices
 
 
 def widest(device: torch.device | str) -> torch.dtype:
@@ -55,13 +55,8 @@ def build_optimizers(
         "weight_decay": config.weight_decay,
     }
     if config.optimizer == "muon":
-        stacks: dict[int, list[Tensor]] = {}
-        for name, p in model.blocks.named_parameters():
-            if p.ndim == 2:
-                stacks.setdefault(STACKED.get(name.split(".")[-2], 1), []).append(p)
-        # By the number of maps a parameter holds, since a group has one setting for all.
-        groups = [{"params": stack, "maps": maps} for maps, stack in stacks.items()]
-        inside = {p for stack in stacks.values() for p in stack}
+        groups = matrices(model.blocks)
+        inside = {p for group in groups for p in group["params"]}
         rate = config.lr if config.muon_lr is None else config.muon_lr
         optimizers = (
             Muon(groups, lr=rate, weight_decay=config.weight_decay),

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from eqr.layers import STACKED
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -154,3 +157,12 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 size = MUON_RMS * math.sqrt(max(maps.shape[1:]))
                 p.add_(update, alpha=-group["lr"] * size)
+
+
+def matrices(blocks: nn.Module) -> list[dict[str, Any]]:
+    """The matrices of a model's blocks as groups for :class:`Muon`, by the maps each holds."""
+    stacks: dict[int, list[Tensor]] = {}
+    for name, p in blocks.named_parameters():
+        if p.ndim == 2:
+            stacks.setdefault(STACKED.get(name.split(".")[-2], 1), []).append(p)
+    return [{"params": stack, "maps": maps} for maps, stack in stacks.items()]

@@ -42,7 +42,7 @@ def files(folder: Path) -> list[str]:
 GROUPS = {
     "data": {"build", "import", "verify"},
     "results": {"list", "show", "verify", "diff"},
-    "study": {"run", "list"},
+    "study": {"run", "list", "plan"},
 }
 GROUPED = [f"{group} {name}" for group, names in GROUPS.items() for name in sorted(names)]
 

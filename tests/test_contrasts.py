@@ -1,0 +1,55 @@
+"""The campaign's steps: which seeds, which rows, and that tuning reads no test problem."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from eqr.studies import contrasts
+from eqr.studies.campaign import PATH, RATES, TUNING
+from eqr.studies.results import Pick
+
+
+class Known:
+    """Results whose accuracies are given: ``values`` by row, one a seed."""
+
+    def __init__(self, values: dict[str, list[float]]) -> None:
+        self.values, self.study = values, TUNING
+
+    def seeds(self, row: str, evaluation: str = "depth") -> list[int]:
+        return list(range(len(self.values[row])))
+
+    def outcomes(self, pick: Pick, seed: int) -> np.ndarray:
+        return np.full(10, self.values[pick.row][seed])
+
+
+def test_no_tuning_reads_the_test_problems():
+    for row in TUNING.rows:
+        assert {e.config.split for e in row.evaluations("laptop")} == {"validation"}, row.name
+        assert row.build("laptop", 0).data.validation > 0  # read while training, then
+        assert row.seeds == 2
+    assert len(TUNING.rows) == len(PATH) * len(RATES), "the same budget for every row"
+
+
+def test_the_best_rate_is_that_of_the_tuning_budget_alone():
+    values = {f"{name}-{rate:g}": [rate, rate] for name, *_ in PATH for rate in RATES}
+    values["ri-0.003"] = [0.5, 0.4, 0.0]  # the third seed is a pilot of the chosen rate
+    best = contrasts.best_rates(Known(values))
+    assert best.pop("ri") == 0.003 and set(best.values()) == {RATES[-1]}
+
+
+def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for(monkeypatch):
+    rates = {name: 0.006 for name, *_ in PATH}
+    monkeypatch.setattr(contrasts, "LEARNING_RATE", rates)
+    luck = [0.0, 0.03, -0.02, 0.01]  # of a seed, shared by all rows: pairing removes it
+    own = {name: np.array([0.01, -0.01, 0.02, -0.02]) * k for k, (name, *_) in enumerate(PATH)}
+    values = {f"{name}-0.006": list(0.5 + np.array(luck) + own[name]) for name in own}
+    plan = contrasts.planned(Known(values)).set_index("step")
+    spread = np.std([0.01, -0.01, 0.02, -0.02], ddof=1)
+    # EqR is two rows behind RI in the path, the others one behind the row they are compared with.
+    assert plan.sd.tolist() == pytest.approx([spread] * 5 + [2 * spread])
+    assert plan.effect["halting"] == 0.083 and plan.effect["random start"] == 0.05
+    assert (plan.seeds == contrasts.LEAST).all(), "never fewer, however small the spread"
+    unsteady = np.add(values["ri-0.006"], [0.2, -0.2, 0.2, -0.2]).tolist()
+    plan = contrasts.planned(Known(values | {"ri-0.006": unsteady})).set_index("step")
+    assert plan.seeds["random start"] == contrasts.MOST < plan["for power 0.9"]["random start"]
