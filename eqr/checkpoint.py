@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from eqr.config import ModelConfig, to_dict
+from eqr.config import ModelConfig, TrainConfig, to_dict
 from eqr.model import Reasoner
 from eqr.settings import UserError, from_dict
 from eqr.store import replace_file
@@ -121,6 +121,8 @@ def save_model(path: Path, model: Reasoner, task: Task, meta: Mapping[str, Any])
 def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
     """Read a model file, verified; ready for evaluation on ``device``.
 
+    Its confidence is by the loss it was trained with; by softmax where the header names none.
+
     Raises:
         CheckpointError: the file is missing, damaged, altered, or holds something else.
     """
@@ -130,6 +132,9 @@ def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
         model = Reasoner.for_task(task, from_dict(ModelConfig, meta["model"], "model"))
         # Weights may be shipped as float16 to save space; they run as float32.
         model.load_state_dict({k: v.float() for k, v in tensors.items()})
+        if "recipe" in meta or "imported" in meta:  # what official weights have is the default
+            train = meta.get("recipe", {}).get("train", {})
+            model.normalisation = train.get("loss", TrainConfig.loss)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(

@@ -65,11 +65,6 @@ class Step:
         return self.logits.argmax(-1)
 
     @property
-    def confidence(self) -> Tensor:
-        """The probability that the model gives its token in each cell, (B, S)."""
-        return self.logits.float().softmax(-1).amax(-1)
-
-    @property
     def margin(self) -> Tensor:
         """The smallest gap between a token's best and second logit, (B,) (paper A.1)."""
         best = self.logits.topk(2, dim=-1).values
@@ -123,6 +118,9 @@ class Reasoner(nn.Module):
         vocab_size: number of tokens, 0 being the pad.
         generator: draws the initial weights; None leaves them for a checkpoint to fill.
     """
+
+    #: How its loss turns logits into probabilities; :func:`eqr.checkpoint.load_model` sets it.
+    normalisation = "softmax"
 
     def __init__(
         self,

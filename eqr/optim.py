@@ -20,24 +20,25 @@ def widest(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
-def stablemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the stablemax distribution, (B, S) (arXiv 2501.04697).
+def probabilities(logits: Tensor, normalisation: str) -> Tensor:
+    """What a model gives each token, (B, S, V): ``"softmax"`` or ``"stablemax"``.
 
-    Stablemax replaces ``exp`` by ``x + 1`` for ``x ≥ 0`` and ``1 / (1 − x)`` below: it grows only
-    linearly, so that a confident model keeps a gradient. Computed in float64 where there is one.
+    Stablemax (arXiv 2501.04697) replaces ``exp`` by ``x + 1`` for ``x ≥ 0`` and ``1 / (1 − x)``
+    below, which grows only linearly: a confident model keeps a gradient. In float64 if possible.
     """
+    if normalisation == "softmax":
+        return at_least_float32(logits).softmax(-1)
     logits = logits.to(widest(logits.device))
     # The clamp is for the branch not taken: its gradient would be infinite at x = 1.
     mass = torch.where(logits < 0, 1 / (1 - logits.clamp(max=0)), logits + 1)
-    share = mass / mass.sum(-1, keepdim=True)
-    return -share.gather(-1, labels[..., None]).squeeze(-1).log()
+    return mass / mass.sum(-1, keepdim=True)
 
 
 def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
-    """Cross-entropy of every token, (B, S); ``kind`` is ``"stablemax"`` or ``"softmax"``."""
-    if kind == "stablemax":
-        return stablemax_loss(logits, labels)
-    return F.cross_entropy(at_least_float32(logits).transpose(1, 2), labels, reduction="none")
+    """Cross-entropy of every token, (B, S), with the :func:`probabilities` of ``kind``."""
+    if kind == "softmax":  # in one step: a tiny probability would round to 0
+        return F.cross_entropy(at_least_float32(logits).transpose(1, 2), labels, reduction="none")
+    return -probabilities(logits, kind).gather(-1, labels[..., None]).squeeze(-1).log()
 
 
 def build_optimizers(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from eqr.model import Reasoner
+from eqr.optim import probabilities
 from eqr.rollout import Iteration, record, rollout
 from eqr.task import Task
 
@@ -84,7 +85,7 @@ def solve(
     iterations = rollout(
         model, torch.as_tensor(inputs)[None], depth=depth, breadth=breadth, noise=noise, seed=seed
     )
-    record(iterations, arrays, trace, range(1, depth + 1))
+    record(iterations, arrays, lambda it: trace(it, model.normalisation), range(1, depth + 1))
     answer, confidence, residual, recent = (values[:, 0] for values in arrays.values())
     best = int(recent[-1].argmin())  # top-1 converged, see eqr.select
     return Solution(
@@ -100,11 +101,11 @@ def solve(
     )
 
 
-def trace(it: Iteration) -> dict[str, torch.Tensor]:
+def trace(it: Iteration, normalisation: str) -> dict[str, torch.Tensor]:
     """What a reader wants to see of each iteration, by name, (R, ...) each."""
     return {
         "answer": it.answer,
-        "confidence": it.step.confidence,
+        "confidence": probabilities(it.step.logits, normalisation).amax(-1),
         "residual": it.residual,
         "recent": it.recent,
     }

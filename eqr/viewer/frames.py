@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from eqr.analysis.dynamics import Pca, pca
+from eqr.optim import probabilities
 from eqr.rollout import Iteration, rollout
 from eqr.task import Task, task_to_dict
 
@@ -147,6 +148,7 @@ class Trajectory:
 
     def __init__(self, model: Any, task: Task, inputs: np.ndarray, settings: Settings) -> None:
         self.task, self.inputs, self.settings = task, np.asarray(inputs), settings
+        self._normalisation = model.normalisation
         self.frames: list[Frame] = []
         self.plane = Plane()
         self._iterations: Iterator[Iteration] = rollout(
@@ -164,10 +166,11 @@ class Trajectory:
         """Compute one more iteration and record it."""
         it = next(self._iterations)
         answer = it.answer.cpu().numpy().astype(np.uint8)
+        sure = probabilities(it.step.logits, self._normalisation).amax(-1)
         self.plane.add(it.step.state.flat().float().cpu().numpy())
         frame = Frame(
             answer=answer,
-            confidence=it.step.confidence.cpu().numpy(),
+            confidence=sure.float().cpu().numpy(),
             residual=it.residual.cpu().numpy(),
             settled=it.recent.cpu().numpy(),
             margin=it.step.margin.float().cpu().numpy(),

@@ -177,8 +177,9 @@ def disagreement(model: Reasoner, graph: Any) -> float:
 def describe(model: Reasoner, task: Task) -> dict[str, Any]:
     """All that a caller without this package needs to run the file: the sidecar's content.
 
-    The task's fields and symbols, the model's settings, shapes, and how trajectories start: random
-    ones from a normal cut at ±2 with the standard deviations given, others from the vectors given.
+    The task's fields and symbols, the model's settings, shapes, what makes probabilities of its
+    logits (:func:`eqr.optim.probabilities`), and how trajectories start: random ones from a normal
+    cut at ±2 with the standard deviations given, others from the vectors given.
     """
     config = model.config
     start: dict[str, Any] = {"kind": config.init}
@@ -196,6 +197,7 @@ def describe(model: Reasoner, task: Task) -> dict[str, Any]:
         "noise": config.noise,
         "damping": config.damping,
         "start": start,
+        "normalisation": model.normalisation,
         "parameters": parameter_count(model),
         "model": asdict(config),
     }

@@ -102,7 +102,7 @@ async function advance() {
     now.high = out.next_high;
     now.low = out.next_low;
     now.depth += 1;
-    const decoded = decode(out.logits);
+    const decoded = decode(out.logits, now.facts.normalisation);
     frames.push({
       ...decoded,
       depth: now.depth,
@@ -126,11 +126,17 @@ function states({ high, low, breadth }) {
   });
 }
 
+// What a logit weighs in a model's normalisation, as eqr.optim.probabilities.
+const WEIGHTS = {
+  softmax: (logit, best) => Math.exp(logit - best),
+  stablemax: (logit) => (logit < 0 ? 1 / (1 - logit) : logit + 1),
+};
+
 // The likeliest token of each cell, its probability, and the smallest gap between the best logit of a
 // cell and its second, by restart.
-function decode(logits) {
+function decode(logits, normalisation) {
   const [breadth, tokens, words] = logits.dims;
-  const answers = [], confidence = [], margin = [];
+  const answers = [], confidence = [], margin = [], weight = WEIGHTS[normalisation];
   for (let b = 0; b < breadth; b++) {
     const answer = new Array(tokens), sure = new Array(tokens);
     let gap = Infinity;
@@ -139,11 +145,11 @@ function decode(logits) {
       let best = 0, total = 0;
       for (let v = 1; v < words; v++) if (own[v] > own[best]) best = v;
       for (let v = 0; v < words; v++) {
-        total += Math.exp(own[v] - own[best]);
+        total += weight(own[v], own[best]);
         if (v !== best) gap = Math.min(gap, own[best] - own[v]);
       }
       answer[s] = best;
-      sure[s] = 1 / total;
+      sure[s] = weight(own[best], own[best]) / total;
     }
     answers.push(answer);
     confidence.push(sure);
