@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from eqr.config import Recipe
 from eqr.data import Dataset
 from eqr.layers import swiglu_width
-from eqr.model import Reasoner, parameter_count
+from eqr.model import Reasoner, State, parameter_count
 from eqr.optim import operator_at, short_steps
 
 
@@ -32,18 +33,18 @@ class Cost:
 
 
 def forward_flops(model: Reasoner) -> int:
-    """Multiply-adds counted as two operations, of one outer iteration for one problem.
+    """Operations of one outer iteration for one problem, as PyTorch counts them.
 
-    Counts the matrix products of the blocks and the attention scores; norms, embeddings and heads
-    are left out (below one per cent).
+    Those of the matrix products, a multiply-add being two; norms and activations are not counted
+    (below one per cent).
     """
-    config, tokens = model.config, model.latent_tokens
-    channel = 3 * config.hidden * swiglu_width(config.hidden, config) * tokens
-    if config.mixer == "mlp":
-        mixing = 3 * tokens * swiglu_width(tokens, config) * config.hidden
-    else:
-        mixing = 4 * tokens * config.hidden**2 + 2 * tokens**2 * config.hidden
-    return 2 * config.layers * (channel + mixing)
+    config = model.config
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin = Reasoner(config, model.height, model.width, model.vocab_size)
+        high = torch.empty(1, twin.latent_tokens, config.hidden)
+        low = high if config.hierarchical else high[:, :0]
+        twin.step(State(high, low), torch.zeros(1, twin.tokens, dtype=torch.long), noise=0.0)
+    return counter.get_total_flops()
 
 
 def step_flops(recipe: Recipe, model: Reasoner, step: int | None = None) -> float:
@@ -56,7 +57,7 @@ def step_flops(recipe: Recipe, model: Reasoner, step: int | None = None) -> floa
     """
     train = recipe.train
     config = recipe.model if step is None else operator_at(recipe, step)
-    forward = forward_flops(model) // model.config.layers * config.layers
+    forward = forward_flops(model) * config.layers / model.config.layers
     carried = config.grad_cycles / config.high_cycles
     share = 1 + 2 * carried + ((1 - carried) if config.init == "learned" else 0)
     return forward * share * train.batch * train.starts * train.unroll

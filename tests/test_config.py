@@ -230,6 +230,47 @@ def test_fast_recipes_and_their_baselines_differ_only_in_the_shaping():
         paper = load_recipe(task, "paper")
         assert replace(ours.model, norm_swiglu=False) == paper.model and ours.data == paper.data
         assert ours.train.steps * ours.train.batch < 0.1 * paper.train.steps * paper.train.batch
-    once = load_recipe("maze30-feedforward", "paper")
+    once = load_recipe("maze30-fast-feedforward", "paper")
     assert once.train == replace(ours.train, halt_max=1, eval_depth=1)
     assert once.model.layers == ours.model.layers, "as many as one outer iteration of maze30"
+
+
+#: The paper's settings (its section 3 and appendix), and those of the released configurations where
+#: it says nothing: the prefix, the head's weight.
+PUBLISHED_MODEL = {
+    "prefix": 16, "high_cycles": 3, "hierarchical": True, "grad_cycles": 1, "expansion": 4.0,
+    "width_multiple": 256, "norm_swiglu": False, "learn_noise": False,
+}  # fmt: skip
+PUBLISHED_TRAIN = {
+    "batch": 768, "optimizer": "adam_atan2", "lr": 1e-4, "warmup": 2000, "schedule": "constant",
+    "beta1": 0.9, "beta2": 0.95, "weight_decay": 1.0, "ema": 0.999, "loss": "stablemax",
+    "unroll": 1, "starts": 1, "short_until": 0.0, "halting": "learned", "halt_max": 16,
+    "halt_explore": 0.1, "halt_weight": 0.5, "dtype": "bfloat16", "clip": None,
+}  # fmt: skip
+PUBLISHED = {
+    "sudoku9": ({"hidden": 512, "blocks": 2, "low_cycles": 6, "mixer": "mlp"}, 50_000, True),
+    "maze30": (
+        {"hidden": 128, "blocks": 1, "low_cycles": 4, "mixer": "attention", "heads": 8,
+         "rope": "1d"}, 100_000, False,
+    ),
+}  # fmt: skip
+EQR = {"init": "random", "damping": 0.05, "noise": 0.01}
+TRM = {"init": "fixed", "damping": 0.0, "noise": 0.0}
+#: A feedforward network has as many blocks as an outer iteration has layers, and one pass.
+ONE_PASS = {"high_cycles": 1, "low_cycles": 1, "hierarchical": False}
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+@pytest.mark.parametrize("kind", ["", "-trm", "-feedforward"])
+def test_the_papers_recipes_are_the_papers_field_by_field(task, kind):
+    recipe, (model, steps, augmented) = load_recipe(task + kind, "paper"), PUBLISHED[task]
+    wanted = PUBLISHED_MODEL | model | (TRM if kind else EQR)
+    train = PUBLISHED_TRAIN | {"steps": steps}
+    if kind == "-feedforward":
+        layers = {"sudoku9": 42, "maze30": 15}[task]
+        wanted, train = wanted | ONE_PASS | {"blocks": layers}, train | {"halt_max": 1}
+    assert {name: getattr(recipe.model, name) for name in wanted} == wanted
+    assert {name: getattr(recipe.train, name) for name in train} == train
+    assert (recipe.data.train, recipe.data.augment) == (1000, augmented)
+    if task == "maze30":
+        assert (recipe.task.height, recipe.task.path_min, recipe.task.path_max) == (30, 100, 140)

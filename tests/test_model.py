@@ -221,30 +221,38 @@ def test_other_reasoners_are_values_of_the_configuration(settings, layers, gradi
     assert torch.isfinite(residual(start, step.state)).all()
 
 
+def by_formula(config: ModelConfig, tokens: int) -> tuple[int, int]:
+    """Parameters of a block, and operations of its matrix products for one problem."""
+    hidden, channel = config.hidden, 3 * config.hidden * swiglu_width(config.hidden, config)
+    if config.mixer == "mlp":
+        mixing = 3 * tokens * swiglu_width(tokens, config)
+        return channel + mixing, 2 * (channel * tokens + mixing * hidden)
+    scores = 2 * tokens**2 * hidden
+    return channel + 4 * hidden**2, 2 * ((channel + 4 * hidden**2) * tokens + scores)
+
+
+MAZE = ModelConfig(hidden=128, blocks=1, low_cycles=4, mixer="attention", heads=8, rope="1d")
+
+
+@pytest.mark.parametrize("prefix", [0, 16])
 @pytest.mark.parametrize(
-    ("config", "side", "vocab", "published"),
-    [
-        (ModelConfig(hidden=512, blocks=2), 9, 11, 5.03e6),
-        (
-            ModelConfig(hidden=128, blocks=1, low_cycles=4, mixer="attention", heads=8, rope="1d"),
-            30,
-            6,
-            0.26e6,
-        ),
-    ],
+    ("config", "side", "vocab"),
+    [(ModelConfig(hidden=512, blocks=2), 9, 11), (MAZE, 30, 6)],
     ids=["sudoku", "maze"],
 )
-def test_models_of_the_paper_have_the_papers_size(config, side, vocab, published):
-    """The count is the formula, and the paper's number up to what the official code leaves out."""
+def test_models_of_the_paper_have_the_papers_size_and_operations(config, side, vocab, prefix):
     with torch.device("meta"):
-        model = Reasoner(config, side, side, vocab)
-    hidden, tokens = config.hidden, side * side
-    mixing = 3 * tokens * 256 if config.mixer == "mlp" else 4 * hidden**2
-    block = 3 * hidden * swiglu_width(hidden, config) + mixing
-    assert parameter_count(model) == config.blocks * block + 2 * vocab * hidden + hidden + 1
-    # 5.03 M is this formula with 16 more tokens (TRM's puzzle prefix), which EqR's code has not.
-    assert parameter_count(model) == pytest.approx(published, rel=0.04)
-    assert config.layers == {512: 42, 128: 15}[hidden]
+        model = Reasoner(replace(config, prefix=prefix), side, side, vocab)
+    parameters, operations = by_formula(config, side * side + prefix)
+    rest = 2 * vocab * config.hidden + config.hidden + 1 + (config.hidden if prefix else 0)
+    assert parameter_count(model) == config.blocks * parameters + rest
+    assert config.layers == {512: 42, 128: 15}[config.hidden]
+    # What PyTorch counts has the two heads as well.
+    assert forward_flops(model) == pytest.approx(config.layers * operations, rel=1e-3)
+    if side == 9 and prefix:
+        # The authors count both outputs of their halting head, and not the prefix.
+        assert parameter_count(model) + config.hidden + 1 - config.hidden == 5_028_866
+        assert forward_flops(model) == pytest.approx(25.6e9, rel=2e-3)
 
 
 @pytest.mark.parametrize("rope", ["1d", "2d"])

@@ -87,14 +87,14 @@ def test_rows_are_made_in_slices_and_shipped_with_weights(
     assert loaded.task.height == 6 and loaded.meta["from"] != loaded.sha256
     # Another machine, with nothing in its store, adds a row to the files.
     monkeypatch.setenv("EQR_STORE", str(tmp_path / "elsewhere"))
-    command[6] = "maze30-feedforward"
+    command[6] = "maze30-fast-feedforward"
     again = eqr(*command, "--store", tmp_path / "elsewhere", "--json")
     assert again.code == 0 and len(json.loads(again.out)["cells"]) == 4, again.err
     assert results.shipped(out)[str(path)] == []
     path.write_bytes(b"x")
     assert "damaged" in results.shipped(out)[str(path)][0]
     # A row whose data are not at hand fails by itself; what the files hold stays.
-    command[6] = "maze30-feedforward,sudoku9"
+    command[6] = "maze30-fast-feedforward,sudoku9"
     done = eqr(*command, "--json")
     assert done.code == 1 and len(json.loads(done.out)["cells"]) == 4
     assert "no data set here" in json.loads(done.out)["failed"]["sudoku9 seed 0"]
