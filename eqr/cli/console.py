@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eqr.settings import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 err = Console(stderr=True)
 
@@ -88,6 +91,26 @@ def show(values: Any, text: str | Iterable[str], as_json: bool) -> None:
         print(json.dumps(values))
     else:
         print(text if isinstance(text, str) else "\n".join(text), flush=True)
+
+
+def report_table(
+    table: pd.DataFrame, out: Path | None, as_json: bool, beside: pd.DataFrame | None = None
+) -> None:
+    """Write a table where it is asked for, and show it, with published numbers below it."""
+    from eqr.store import replace_file
+
+    if out:
+        replace_file(out, table.to_csv(index=False).encode())
+    values, text = table.to_dict(orient="records"), to_text(table)
+    if beside is not None:
+        values = {"ours": values, "published": beside.to_dict(orient="records")}
+        text += "\n\nPublished, in per cent:\n" + (to_text(beside) if len(beside) else "nothing")
+    show(values, text, as_json)
+
+
+def to_text(table: pd.DataFrame) -> str:
+    """A table for a terminal."""
+    return table.to_string(index=False, float_format=lambda v: f"{v:.4f}")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from eqr.cli.console import (
     StoreDir,
     pick_device,
     progress,
+    report_table,
     say,
     show,
     whole_numbers,
@@ -144,11 +145,16 @@ ALL_RULES = "average,converged,majority,oracle"
 
 @app.command("eval")
 def eval_command(
+    context: typer.Context,
     model: ModelFile,
     depth: Depths = "16",
     breadth: Breadths = "1",
     select: Select = ALL_RULES,
     noise: Noise = 0.0,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="paper-16-1, paper-64-1, paper-64-128 or official-smoke."),
+    ] = None,
     symmetry: Annotated[
         bool,
         typer.Option(
@@ -173,38 +179,55 @@ def eval_command(
 ) -> None:
     """Accuracy against depth and breadth as one tidy table with 95 % Wilson intervals.
 
-    Under torchrun the processes share the problems, and the table is that of one process to the
-    last bit: torchrun --nproc-per-node 2 -m eqr eval -c MODEL
+    A protocol stands for the paper's depth, breadth, noise and rules; the published numbers follow
+    the table. Under torchrun the processes share the problems, and the table is that of one process
+    to the last bit: torchrun --nproc-per-node 2 -m eqr eval -c MODEL
 
     Example: eqr eval -c MODEL --depth 1,2,4,8,16,32,64 --breadth 1,8,32 --noise 0.01
 
     Example: eqr eval -c MODEL --breadth 1,8,32 --symmetry
+
+    Example: eqr eval -c MODEL --protocol paper-16-1
     """
+    from dataclasses import replace
+
     from eqr import evaluate
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
     from eqr.experiments import table as accuracy_table
     from eqr.parallel import joined
+    from eqr.protocol import load_protocol, over_seeds, published
     from eqr.select import check_selections
+    from eqr.tasks.shift import perturbed
 
+    fixed = load_protocol(protocol, context) if protocol else None
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
     rules = [name.strip() for name in select.split(",")]
     config = EvalConfig(depths, breadths[-1], noise, window, seed, problems, symmetry)
+    if fixed:
+        breadths, rules = (fixed.breadth,), fixed.select
     check_selections(rules, "--select")
     check_folders(out=out, plot=plot)
     where = pick_device(device)
     with joined(where) as world, progress("evaluating", world.rank == 0) as bar:
         loaded = load_model(model, where)
         asked = evaluation_data(loaded, model, dataset, store)
-        test = asked.test.inputs, asked.test.labels, config
-        records = evaluate.records(
-            loaded.model, *test, task=asked.task, rows=rows, progress=bar, world=world
-        )
-        table = accuracy_table(records, config, breadths, rules, loaded.model.config.layers)
+        if fixed:
+            config = fixed.config(asked.task.kind, seed, problems)
+
+        def evaluated(seed: int) -> pd.DataFrame:
+            own = replace(config, seed=seed)
+            records = evaluate.records(
+                perturbed(loaded.model, own), asked.test.inputs, asked.test.labels, own,
+                task=asked.task, rows=rows, progress=bar, world=world,
+            )  # fmt: skip
+            return accuracy_table(records, own, breadths, rules, loaded.model.config.layers)
+
+        table = over_seeds(fixed, seed, evaluated) if fixed else evaluated(seed)
     if world.rank == 0:
         if plot:
             draw_accuracy(table, plot)
-        report_table(table, out, as_json)
+        report_table(table, out, as_json, published(fixed, asked.task.kind) if fixed else None)
 
 
 @app.command("halt")
@@ -266,16 +289,6 @@ def check_folders(**files: Path | None) -> None:
     for option, path in files.items():
         if path and not path.parent.is_dir():
             raise ConfigError(f"--{option} {path}: there is no folder {path.parent}")
-
-
-def report_table(table: pd.DataFrame, out: Path | None, as_json: bool) -> None:
-    """Write a table where it is asked for, and show it."""
-    from eqr.store import replace_file
-
-    if out:
-        replace_file(out, table.to_csv(index=False).encode())
-    text = table.to_string(index=False, float_format=lambda v: f"{v:.4f}")
-    show(table.to_dict(orient="records"), text, as_json)
 
 
 def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
