@@ -48,6 +48,7 @@ WIDE = Evaluation(
     (*RULES, "logits", "margin", "halt", "first_to_halt"),
     keep=("residual", "answer"),
 )
+STILL = replace(WIDE, name="breadth-still", config=replace(WIDE.config, noise=0.0))
 
 #: Name, title, settings and the paper's figures of each row, each step after the one before it.
 PATH: tuple[tuple[str, str, dict[str, Any], tuple[Published, ...], int], ...] = (
@@ -90,6 +91,33 @@ TUNING = Study(
         _tuned(name, title, settings, rate, depth)
         for name, title, settings, _, depth in PATH
         for rate in RATES
+    ),
+    profiles=("laptop",),
+)
+
+
+def _row(name: str, title: str, settings: dict, paper: tuple[Published, ...], depth: int) -> Row:
+    """A row of the campaign; without a chosen rate it has that of the recipe."""
+    rate = LEARNING_RATE.get(name.removesuffix("-prefix"))
+    kinds = [DEEP] if depth == 1 else [DEEP, FAR, WIDE]
+    if settings.get("model.init") != "fixed":
+        kinds.append(STILL)  # a fixed start without noise is one trajectory
+    overrides = settings | ({"train.lr": rate} if rate else {})
+    return Row(name, title, "minimal6", tuple(kinds), overrides, paper=paper, depth=depth, seeds=16)
+
+
+CAMPAIGN = Study(
+    "campaign",
+    "The construction path and what shapes the attractors, each row tuned alike",
+    "Tables 2–4, Figures 3, 8",
+    "Optimizer steps, batch, data and size of the model; each row has the best of three rates on "
+    "the validation problems, with two seeds.",
+    tuple(
+        _row(*one)
+        for one in (
+            *PATH,
+            ("ri-ni-prefix", "EqR with a prefix of 16 tokens", {"model.prefix": 16}, (), 16),
+        )
     ),
     profiles=("laptop",),
 )

@@ -42,8 +42,11 @@ TABLES: dict[str, dict[str, tuple[Pick, Pick, float]]] = {
     },
     "Figure 8": {
         "residual above majority, EqR": (WIDE, replace(WIDE, select="majority"), 0.01),
-        "residual above average, EqR": (WIDE, replace(WIDE, select="average"), 0.05),
-        "residual above logits, EqR": (WIDE, replace(WIDE, select="logits"), 0.0),
+        "residual below majority, TRM-style": (
+            replace(WIDE, row="halting"),
+            replace(WIDE, row="halting", select="majority"),
+            -0.01,
+        ),
     },
 }
 

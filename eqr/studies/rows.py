@@ -12,7 +12,7 @@ from typing import Any
 
 from eqr.config import EvalConfig
 from eqr.settings import ConfigError, nearest
-from eqr.studies.campaign import TUNING
+from eqr.studies.campaign import CAMPAIGN, TUNING
 from eqr.studies.rows_shift import AMBIGUITY, MINIARC, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
 from eqr.studies.study import (
     DEPTHS,
@@ -374,7 +374,7 @@ NIGHT = Study(
 STUDIES = {
     one.name: one
     for one in (
-        TUNING,
+        *(CAMPAIGN, TUNING),
         *(CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST),
         *(SHIFT, AMBIGUITY, VERIFIER, VARIANCE),
         MINIARC,
