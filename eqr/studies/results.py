@@ -243,5 +243,6 @@ def load(name: str, profile: str = "laptop", folder: Path | None = None) -> Resu
     rows = pd.concat([file.table for file in files], ignore_index=True)
     curves = pd.concat([file.curve for file in files], ignore_index=True)
     results_id = f"{name}-{digest([file.sha256 for file in files])[:12]}"
-    USED[results_id] = ""
+    older = f" (semantics {semantics[0]})" if semantics[0] != SEMANTICS else ""
+    USED[results_id + older] = ""  # pages say so of what this version would train otherwise
     return Results(wanted, rows, curves, bits, meta, results_id)
