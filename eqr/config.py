@@ -6,8 +6,6 @@ training loop. :mod:`eqr.recipes` reads them from TOML files; :func:`to_dict` sh
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -193,7 +191,7 @@ class EvalConfig:
     window: Count = 3  # the residual is averaged over the last so many iterations
     seed: Whole = 0
     problems: Count | None = None  # the first so many of its split; None: all
-    symmetry: bool = False  # see eqr.rollout.restart_symmetries
+    symmetry: bool = False  # see eqr.tasks.symmetry
     branches: Count = 1  # noise paths that leave each start
     branch_at: Whole = 0  # the depth they part at
     checked: bool = False  # record whether the rules accept
@@ -281,9 +279,3 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
         return from_dict(Recipe, values, "")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def digest(value: Any) -> str:
-    """The first 16 hex digits of the sha256 of ``value`` as canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eqr.config import Recipe
 from eqr.data import Dataset
-from eqr.layers import swiglu_width
-from eqr.model import Reasoner, State, parameter_count
+from eqr.layers import parameter_count, swiglu_width
+from eqr.model import Reasoner, State
 from eqr.optim import operator_at, short_steps
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from eqr import locate
-from eqr.config import SEMANTICS, DataConfig, Recipe, digest
-from eqr.settings import UserError
+from eqr.config import SEMANTICS, DataConfig, Recipe
+from eqr.settings import UserError, digest
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
 
@@ -131,9 +132,7 @@ def _deal(keys: list[bytes], config: DataConfig, wanted: dict[str, int]) -> dict
             f"the problems are symmetric images of {len(groups)}, too few for {len(wanted)} splits"
         )
     order = np.random.default_rng(stream_seed(config.seed, "split")).permutation(len(groups))
-    size = {key: 0 for key in groups}
-    for key in keys:
-        size[key] += 1
+    size = Counter(keys)
     side: dict[bytes, str] = {}
     filled = dict.fromkeys(wanted, 0)
     for index in order:
@@ -283,8 +282,7 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
     if config.source == "generate":
         sizes = [getattr(config, split) for split in SPLITS]
         named = [task_to_dict(recipe.task), *sizes, config.seed]
-        name = digest([*named, SEMANTICS])
-        directory = cache / name
+        directory = cache / digest([*named, SEMANTICS])
         if not directory.exists():
             built = build(recipe.task, config, progress)
             try:

@@ -7,6 +7,7 @@ Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
-from eqr.streams import truncated_normal
+from eqr.streams import Generators, standard_normal, truncated_normal
 
 if TYPE_CHECKING:
     from eqr.model import Reasoner
@@ -185,3 +186,23 @@ def init_weights(model: Reasoner, generator: torch.Generator) -> None:
     ):
         if start is not None:
             fill(start, std)
+
+
+#: Gives the ε that an update adds to a latent (B, S, H), its β already in it; None adds nothing.
+Noise = Callable[[Tensor], Tensor | None]
+
+
+def gaussian(beta: float, generator: Generators | None) -> Noise:
+    """The ε of paper §3: normal with standard deviation ``beta``, drawn anew for each update.
+
+    Raises:
+        ValueError: ``beta > 0`` without a generator.
+    """
+    if beta and generator is None:
+        raise ValueError("noise > 0 needs a generator")
+    return lambda z: beta * standard_normal(z.shape, generator, z) if beta else None
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(p.numel() for p in model.parameters())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
-from eqr.layers import Block, at_least_float32, init_weights, start_vectors
-from eqr.streams import Generators, standard_normal, truncated_normal
+from eqr.layers import Block, Noise, at_least_float32, gaussian, init_weights, start_vectors
+from eqr.streams import Generators, truncated_normal
 from eqr.task import Task
-
-#: Gives the ε that an update adds to a latent (B, S, H), its β already in it; None adds nothing.
-Noise = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +87,6 @@ def logit_change(before: Tensor, after: Tensor) -> Tensor:
     What the official code calls convergence; it sees only what the answer is read from.
     """
     return at_least_float32(after - before).norm(dim=-1).mean(1)
-
-
-def gaussian(beta: float, generator: Generators | None) -> Noise:
-    """The ε of paper §3: normal with standard deviation ``beta``, drawn anew for each update.
-
-    Raises:
-        ValueError: ``beta > 0`` without a generator.
-    """
-    if beta and generator is None:
-        raise ValueError("noise > 0 needs a generator")
-    return lambda z: beta * standard_normal(z.shape, generator, z) if beta else None
 
 
 class Reasoner(nn.Module):
@@ -297,8 +283,3 @@ class Reasoner(nn.Module):
         finally:
             for p in trained:
                 p.requires_grad_(True)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of trained values."""
-    return sum(p.numel() for p in model.parameters())

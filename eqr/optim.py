@@ -50,11 +50,8 @@ def build_optimizers(
     AdamW for embedding, heads and whatever is a vector. Each group keeps its rate as
     ``initial_lr``, from which :func:`learning_rate` makes the rate of a step.
     """
-    adam = {
-        "lr": config.lr,
-        "betas": (config.beta1, config.beta2),
-        "weight_decay": config.weight_decay,
-    }
+    betas = config.beta1, config.beta2
+    adam = {"lr": config.lr, "betas": betas, "weight_decay": config.weight_decay}
     if config.optimizer == "muon":
         groups = matrices(model.blocks)
         inside = {p for group in groups for p in group["params"]}

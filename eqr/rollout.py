@@ -18,7 +18,7 @@ from torch import Tensor
 from eqr.model import Reasoner, State, Step, logit_change, residual
 from eqr.streams import stream
 from eqr.task import Task
-from eqr.tasks.symmetry import Symmetry
+from eqr.tasks.symmetry import Symmetry, restart_symmetries
 
 WINDOW = 3  # iterations whose mean residual decides between restarts (paper §4)
 NEVER = 2**31 - 1  # `halted_at` of a trajectory that has not halted; int32's largest sorts last
@@ -43,16 +43,6 @@ class Iteration:
     def answer(self) -> Tensor:
         """The decoded tokens (R, S), any symmetry undone."""
         return self.symmetry.undo(self.step.answer) if self.symmetry else self.step.answer
-
-
-def restart_symmetries(task: Task, seed: int, problem: np.ndarray, restart: np.ndarray) -> Symmetry:
-    """The symmetries under which symmetry restarts solve pairs of problem and restart, (R,) each.
-
-    Each is a function of (seed, problem, restart), from a stream of its own; restart 0 has the
-    identity, so that it is the trajectory that one gets without symmetry restarts.
-    """
-    own = [stream(seed, "symmetry", p, r) for p, r in zip(problem, restart, strict=True)]
-    return task.symmetries(len(own), own).only(torch.from_numpy(restart > 0))
 
 
 @torch.no_grad()
@@ -91,8 +81,8 @@ def rollout(
         rows: the most (problem, restart) pairs in flight.
         part, parts: run only every ``parts``-th chunk of rows, from the ``part``-th.
         symmetries_of: a task; every restart but the first then solves the problem under a random
-            symmetry of it (see :func:`restart_symmetries`), which ``Iteration.answer`` undoes.
-            Starts and noise are drawn as without.
+            symmetry of it (:func:`eqr.tasks.symmetry.restart_symmetries`), which
+            ``Iteration.answer`` undoes. Starts and noise are drawn as without.
         branches: trajectories that leave each start, each with noise of its own from depth
             ``branch_at`` on; before it they are one, and computed once. ``breadth`` counts all of
             them, restart r being path ``r % branches`` of start ``r // branches``.

@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from eqr.checkpoint import CheckpointError, load_tensors, save_model, save_tensors
-from eqr.config import Recipe, digest, to_dict
-from eqr.model import Reasoner, parameter_count
+from eqr.config import Recipe, to_dict
+from eqr.layers import parameter_count
+from eqr.model import Reasoner
+from eqr.settings import digest
 
 
 class RunFolder:

@@ -28,9 +28,9 @@ import torch
 import torch.distributed as dist
 
 from eqr import CHECKOUT, PROJECT
-from eqr.config import SEMANTICS, digest
+from eqr.config import SEMANTICS
 from eqr.data import file_sha256
-from eqr.settings import UserError
+from eqr.settings import UserError, digest
 
 MANIFEST = "manifest.json"
 PENDING = ".pending.json"  # kind and configuration of a run that is not complete

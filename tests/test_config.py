@@ -18,7 +18,6 @@ from eqr.config import (
     EvalConfig,
     ModelConfig,
     TrainConfig,
-    digest,
     recipe_from_dict,
     to_dict,
 )
@@ -26,7 +25,7 @@ from eqr.cost import step_flops
 from eqr.data import Dataset
 from eqr.model import Reasoner
 from eqr.recipes import PROFILES, load_recipe, parse_overrides, recipe_names
-from eqr.settings import ConfigError, from_dict
+from eqr.settings import ConfigError, digest, from_dict
 from eqr.tasks.maze import Maze
 from eqr.train import train
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from eqr import data
-from eqr.config import DataConfig, digest
+from eqr.config import DataConfig
 from eqr.data import DataError
-from eqr.settings import ProblemError
+from eqr.settings import ProblemError, digest
 from eqr.task import Problems
 from eqr.tasks.maze import Maze
 from eqr.tasks.sudoku import Sudoku

@@ -21,8 +21,8 @@ from eqr.checkpoint import load_model
 from eqr.config import ModelConfig
 from eqr.cost import forward_flops
 from eqr.imports.weights import import_official
-from eqr.layers import Attention, rms_norm, swiglu_width
-from eqr.model import Reasoner, State, gaussian, parameter_count, residual
+from eqr.layers import Attention, gaussian, parameter_count, rms_norm, swiglu_width
+from eqr.model import Reasoner, State, residual
 from eqr.streams import stream, truncated_normal
 
 GOLDEN = Path(__file__).parent / "golden" / "operator.json"

@@ -89,7 +89,7 @@ def official_draws(patch: pytest.MonkeyPatch, reference: Reference, step: int) -
     patch.setattr("torch.randperm", lambda count, **_: torch.arange(count))
     patch.setattr("torch.randint", source("randint"))  # the exploration's length
     patch.setattr("torch.rand", source("rand"))  # which slots explore
-    patch.setattr("eqr.model.standard_normal", source("standard_normal"))  # noise of each update
+    patch.setattr("eqr.layers.standard_normal", source("standard_normal"))  # noise of each update
     patch.setattr("eqr.model.truncated_normal", source("truncated_normal"))  # starts, high then low
     return left
 

@@ -24,7 +24,7 @@ from eqr.evaluate import Records, records
 from eqr.experiments import Trained
 from eqr.halting import Halting, halting_records
 from eqr.model import State, Step
-from eqr.rollout import restart_symmetries, rollout
+from eqr.rollout import rollout
 from eqr.select import majority
 from eqr.settings import ConfigError
 from eqr.store import Run, Store
@@ -33,7 +33,7 @@ from eqr.task import Task
 from eqr.tasks.maze import Maze
 from eqr.tasks.miniarc import MiniArc
 from eqr.tasks.sudoku import Sudoku
-from eqr.tasks.symmetry import Symmetry
+from eqr.tasks.symmetry import Symmetry, restart_symmetries
 
 GOLDEN = Path(__file__).parent / "golden" / "augment.json"
 TASKS = {

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from eqr import checkpoint
-from eqr.model import Reasoner, State, gaussian
+from eqr.layers import gaussian
+from eqr.model import Reasoner, State
 from eqr.optim import token_loss
 from eqr.streams import stream
 from eqr.train import Trainer

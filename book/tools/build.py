@@ -28,12 +28,11 @@ from book.tools import BOOK, NOTEBOOKS, ROOT, pages
 from book.tools.check import BookError, check_html
 from book.tools.pdf import find_chromium, print_book
 from eqr.cli.console import Profile, Seed, say
-from eqr.config import digest
 from eqr.data import file_sha256
 from eqr.experiments import train_or_load
 from eqr.notebook import execute
 from eqr.recipes import load_recipe, recipe_names
-from eqr.settings import ConfigError, UserError, nearest
+from eqr.settings import ConfigError, UserError, digest, nearest
 from eqr.store import Store
 from eqr.viewer import page as viewer
 

@@ -72,5 +72,3 @@ def print_book(folder: Path, out: Path) -> Path:
         )
     replace_file(out, content)
     return out
-
-

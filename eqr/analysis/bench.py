@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from eqr import data
-from eqr.config import Recipe, digest, to_dict
+from eqr.config import Recipe, to_dict
 from eqr.cost import forward_flops, step_flops
 from eqr.data import file_sha256
-from eqr.model import Reasoner, parameter_count
+from eqr.layers import parameter_count
+from eqr.model import Reasoner
 from eqr.rollout import rollout
+from eqr.settings import digest
 from eqr.stats import power_law
 from eqr.store import Run, Store, processor, provenance
 from eqr.streams import stream

@@ -17,6 +17,9 @@ from eqr.settings import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from eqr.solve import Solution
+    from eqr.task import Task
+
 err = Console(stderr=True)
 
 
@@ -111,6 +114,28 @@ def report_table(
 def to_text(table: pd.DataFrame) -> str:
     """A table for a terminal."""
     return table.to_string(index=False, float_format=lambda v: f"{v:.4f}")
+
+
+def show_solution(solution: Solution, task: Task, as_json: bool) -> None:
+    """Board, residuals and verdict of one problem."""
+    values = {
+        "problem": task.format(solution.inputs),
+        "answer": task.format(solution.answer),
+        "converged": solution.converged,
+        "valid": solution.valid,
+        "restart": solution.restart,
+        "residuals": [float(f"{r:.6g}") for r in solution.residuals],
+    }
+    shown = "  ".join(f"{d}: {r:.4f}" for d, r in enumerate(solution.residuals, 1))
+    settled = "converged" if solution.converged else "NOT converged"
+    valid = "valid" if solution.valid else "NOT valid"
+    text = (
+        f"{task.render(solution.answer)}\n"
+        f"residual by iteration  {shown}\n"
+        f"{settled} (residual {solution.residuals[-1]:.4f}), answer {valid} {task.judged}\n"
+        f"{values['answer']}"
+    )
+    show(values, text, as_json)
 
 
 @contextmanager

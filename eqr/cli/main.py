@@ -28,6 +28,7 @@ from eqr.cli.console import (
     report_table,
     say,
     show,
+    show_solution,
     whole_numbers,
 )
 from eqr.settings import ConfigError, ProblemError, UserError
@@ -375,7 +376,7 @@ def solve_command(
     given = {"depth": depth, "breadth": breadth, "noise": noise, "tolerance": tolerance}
     for tokens in problems:
         solution = solve(loaded.model, loaded.task, tokens, seed=seed, **given)
-        show(solution.to_dict(loaded.task), solution.describe(loaded.task), as_json)
+        show_solution(solution, loaded.task, as_json)
 
 
 @app.command("recipes")

@@ -103,6 +103,7 @@ def _row(name: str, title: str, settings: dict, paper: tuple[Published, ...], de
     if settings.get("model.init") != "fixed":
         kinds.append(STILL)  # a fixed start without noise is one trajectory
     overrides = settings | ({"train.lr": rate} if rate else {})
+    title = f"{title}, setting S6"  # beside rows of other settings in *Paper against ours*
     return Row(name, title, "minimal6", tuple(kinds), overrides, paper=paper, depth=depth, seeds=16)
 
 

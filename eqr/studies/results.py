@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from eqr import SHIPPED
-from eqr.config import SEMANTICS, digest
+from eqr.config import SEMANTICS
 from eqr.recipes import PROFILES
-from eqr.settings import ConfigError, nearest
+from eqr.settings import ConfigError, digest, nearest
 from eqr.stats import Difference, mean_interval, paired_difference
 from eqr.store import USED
 from eqr.studies.cells import Cell, CellFile, StudyError, cells_of

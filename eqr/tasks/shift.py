@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from eqr import locate
-from eqr.config import EvalConfig, digest
+from eqr.config import EvalConfig
 from eqr.data import DataError, Dataset, join, load, take_rows
 from eqr.model import Reasoner
-from eqr.settings import ConfigError, ProblemError
+from eqr.settings import ConfigError, ProblemError, digest
 from eqr.streams import stream, stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
 from eqr.tasks.sudoku import Sudoku

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from eqr.streams import stream
+from eqr.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +54,13 @@ def unmoved(permutation: Tensor) -> Tensor:
 def inverse(permutation: Tensor) -> Tensor:
     """The inverses (n, K) of permutations (n, K) of 0 .. K - 1."""
     return permutation.new_empty(permutation.shape).scatter_(1, permutation, unmoved(permutation))
+
+
+def restart_symmetries(task: Task, seed: int, problem: np.ndarray, restart: np.ndarray) -> Symmetry:
+    """The symmetries under which symmetry restarts solve pairs of problem and restart, (R,) each.
+
+    Each is a function of (seed, problem, restart), from a stream of its own; restart 0 has the
+    identity, so that it is the trajectory that one gets without symmetry restarts.
+    """
+    own = [stream(seed, "symmetry", p, r) for p, r in zip(problem, restart, strict=True)]
+    return task.symmetries(len(own), own).only(torch.from_numpy(restart > 0))

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from eqr import __version__
-from eqr.layers import start_vectors
-from eqr.model import Reasoner, State, parameter_count, residual
+from eqr.layers import parameter_count, start_vectors
+from eqr.model import Reasoner, State, residual
 from eqr.settings import UserError
 from eqr.store import replace_file
 from eqr.streams import stream

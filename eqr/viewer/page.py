@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from eqr.experiments import Trained
-from eqr.model import Reasoner, parameter_count
+from eqr.layers import parameter_count
+from eqr.model import Reasoner
 from eqr.task import Task
 from eqr.viewer import onnx as export
 from eqr.viewer.frames import Settings, Trajectory, board_of, in_base_36
