@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, serialization
 
 from eqr.checkpoint import CheckpointError, save_model
-from eqr.config import ModelConfig
+from eqr.config import Count, ModelConfig, Whole
 from eqr.data import file_sha256
 from eqr.imports import hub
 from eqr.model import Reasoner
@@ -36,30 +36,38 @@ _OFFICIAL_NAMES = {
 }
 
 
+#: Settings that models here have in one way only.
+_ONLY = {"num_puzzle_identifiers": 1}
+
+
 @settings
 class Official:
     """The settings of the official code that a model depends on, by its names and defaults.
 
     ``H_cycles`` is our ``high_cycles``, ``L_cycles`` our ``low_cycles``, ``L_layers`` our
-    ``blocks``, ``lambda_`` our ``1 − damping`` and ``noise_scale`` our ``noise``.
+    ``blocks``, ``lambda_`` our ``1 − damping``, ``noise_scale`` our ``noise``, ``puzzle_emb_len``
+    our ``prefix`` and ``puzzle_emb_ndim`` our ``prefix_width``.
     """
 
-    seq_len: int
-    vocab_size: int
-    hidden_size: int
+    hidden_size: Count
     num_heads: int
     H_cycles: int
     L_cycles: int
     L_layers: int
     pos_encodings: Literal["rope", "rope2d", "none", None]
     mlp_t: bool
+    seq_len: Count | None = None  # of the board
+    vocab_size: Count | None = None
     expansion: float = 4
     H_init_std: float = 1
     L_init_std: float = 1
     lambda_: float = 0.95
     noise_scale: float = 0.01
-    board_height: int | None = None  # None: the board is square
-    board_width: int | None = None
+    board_height: Count | None = None  # None: the board is square
+    board_width: Count | None = None
+    puzzle_emb_ndim: Whole | None = None  # 0: no prefix
+    puzzle_emb_len: Whole | None = None  # 0: as many tokens as puzzle_emb_ndim numbers take
+    input_seq_len: Count | None = None  # where it is given, seq_len counts the prefix too
 
 
 def official_config(
@@ -78,25 +86,27 @@ def official_config(
     if not isinstance(arch, Mapping):
         raise ConfigError(f"{where}: arch must be a section of settings")
     values = {**values, **arch}
-    values = {**_sizes(values, tensors or {}), **values}
+    for key, only in _ONLY.items():
+        if values.get(key) not in (None, only):
+            raise ConfigError(f"{where}.{key} = {values[key]!r:.60} must be {only} for models here")
     names = {field.name for field in fields(Official)}
     theirs = from_dict(Official, {k: v for k, v in values.items() if k in names}, where)
-    side = round(theirs.seq_len**0.5)
+    tokens, vocabulary, prefix = _sizes(theirs, values, tensors or {}, where)
+    side = round(tokens**0.5)
     height, width = theirs.board_height or side, theirs.board_width or side
-    if height * width != theirs.seq_len:
+    if height * width != tokens:
         raise ConfigError(
-            f"{where}: seq_len = {theirs.seq_len} is not a square board; add board_height and "
-            "board_width"
+            f"{where}: seq_len = {tokens} is not a square board; add board_height and board_width"
         )
-    sudoku = {11: 9, 18: 16}.get(theirs.vocab_size)
+    sudoku = {11: 9, 18: 16}.get(vocabulary)
     if sudoku == height == width:
         box = round(sudoku**0.5)
         task = task_from_dict({"kind": "sudoku", "box_height": box, "box_width": box})
-    elif theirs.vocab_size == 6:
+    elif vocabulary == 6:
         task = task_from_dict({"kind": "maze", "height": height, "width": width})
     else:
         raise ConfigError(
-            f"{where}: vocab_size = {theirs.vocab_size} on a {height}×{width} board is neither "
+            f"{where}: vocab_size = {vocabulary} on a {height}×{width} board is neither "
             "Sudoku (11) nor Maze (6)"
         )
     rope = {"rope": "1d", "rope2d": "2d"}.get(theirs.pos_encodings, "none")
@@ -114,27 +124,48 @@ def official_config(
         "damping": round(1 - theirs.lambda_, 12),
         "noise": theirs.noise_scale,
     }
-    return from_dict(ModelConfig, ours, where), task
+    return from_dict(ModelConfig, ours | prefix, where), task
 
 
-def _sizes(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """``vocab_size`` and ``seq_len`` as far as something else says them.
+def _sizes(
+    theirs: Official, values: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> tuple[int, int, dict[str, int]]:
+    """Tokens of the board, size of the vocabulary, and our settings of the prefix.
 
-    The head has a row for each symbol, the token mixer a row for each token. For attention the
-    board does, as ``board_height`` × ``board_width`` or as ``30x30`` in the name of the data.
+    What the configuration leaves out, something else may say. The head has a row for each symbol,
+    the token mixer one for each token, prefix included. For attention the board does, as
+    ``board_height`` × ``board_width`` or as ``30x30`` in the name of the data.
     """
     shapes = {key: value.shape for key, value in tensors.items() if getattr(value, "ndim", 0)}
-    vocabulary = [s[0] for key, s in shapes.items() if key.endswith("lm_head.weight")]
-    tokens = [s[0] for key, s in shapes.items() if key.endswith("mlp_t.down_proj.weight")]
-    data = values.get("dataset")
+
+    def size(name: str, axis: int = 0) -> int | None:
+        return next((shape[axis] for key, shape in shapes.items() if key.endswith(name)), None)
+
+    data, sides = values.get("dataset"), (theirs.board_height, theirs.board_width)
     name = str(data.get("data_path")) if isinstance(data, Mapping) else ""
-    board = values.get("board_height"), values.get("board_width")
-    if all(type(side) is int for side in board):
-        tokens.append(board[0] * board[1])
-    elif sides := re.search(r"(?<!\d)(\d+)x(\d+)(?!\d)", name):
-        tokens.append(int(sides[1]) * int(sides[2]))
-    pairs = (("vocab_size", vocabulary), ("seq_len", tokens))
-    return {key: sizes[0] for key, sizes in pairs if sizes}
+    if None in sides and (named := re.search(r"(?<!\d)(\d+)x(\d+)(?!\d)", name)):
+        sides = int(named[1]), int(named[2])
+    board = theirs.input_seq_len or theirs.seq_len or (None not in sides and sides[0] * sides[1])
+    width, length = theirs.puzzle_emb_ndim, theirs.puzzle_emb_len
+    width = size("puzzle_emb.weights", -1) if width is None else width
+    mixed = size("mlp_t.down_proj.weight")
+    if width and length is None and mixed and board:
+        length = mixed - board
+    elif width and length == 0:
+        length = -(-width // theirs.hidden_size)
+    vocabulary = theirs.vocab_size or size("lm_head.weight")
+    board = board or (mixed and mixed - (length or 0))
+    needed = {"seq_len": board, "vocab_size": vocabulary}
+    needed |= {"puzzle_emb_len": length} if width else {"puzzle_emb_ndim": width} if length else {}
+    for key, value in needed.items():
+        if not value:
+            raise ConfigError(f"{where}.{key} is missing; add it")
+    if theirs.input_seq_len and theirs.seq_len not in (None, board + (length or 0)):
+        raise ConfigError(
+            f"{where}.seq_len = {theirs.seq_len} must be input_seq_len + puzzle_emb_len = "
+            f"{board + (length or 0)}"
+        )
+    return board, vocabulary, {"prefix": length, "prefix_width": width} if width else {}
 
 
 def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
@@ -151,6 +182,13 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
             ours[name.replace("q_head", "halt_head")] = value[:1].float()
         elif name in ("H_init", "L_init"):
             ours[{"H_init": "fixed_high", "L_init": "fixed_low"}[name]] = value.float()
+        elif name == "puzzle_emb.weights":
+            if value.shape[:-1] != (1,):
+                raise CheckpointError(
+                    f"tensor {key!r} has {len(value)} rows, one for each kind of puzzle; models "
+                    "here have one prefix for all puzzles"
+                )
+            ours["prefix"] = value[0].float()
         elif name in _OFFICIAL_NAMES:
             ours[prefix + _OFFICIAL_NAMES[name]] = value.float()
         else:
