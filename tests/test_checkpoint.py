@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from eqr.checkpoint import CheckpointError, load_model, load_tensors, save_model, save_tensors
-from eqr.config import ModelConfig, to_dict
-from eqr.imports.weights import Inert, import_official, official_config, read_official
+from eqr.config import to_dict
+from eqr.imports.hub import Inert, read_official
+from eqr.imports.weights import import_official, official_config
 from eqr.model import Reasoner
 from eqr.settings import ConfigError
 from eqr.streams import stream
@@ -181,97 +182,6 @@ def test_import_takes_the_average_or_the_raw_weights_and_says_from_where(officia
     assert (config.damping, config.noise, config.rope, config.layers) == (0.1, 0.01, "2d", 8)
     assert (two.task.kind, two.task.height) == ("maze", 5)
     assert two.meta["step"] == 7 and two.meta["imported"]["file"] == "official.pth"
-
-
-RENAMED = {"blocks.": "L_level.layers.", "mixer.swiglu": "mlp_t", "channel": "mlp",
-           "down": "down_proj", "gate_up": "gate_up_proj", "mixer.qkv": "self_attn.qkv_proj",
-           "mixer.out": "self_attn.o_proj", "embed.weight": "embed_tokens.embedding_weight",
-           "halt_head": "q_head", "fixed_high": "H_init", "fixed_low": "L_init",
-           "prefix": "puzzle_emb.weights"}  # fmt: skip
-
-
-def layout(model: Reasoner, wrapper: str = "_orig_mod.model.inner.") -> dict[str, torch.Tensor]:
-    """The tensors of a model of ours as the official code stores them."""
-    tensors = {}
-    for name, value in model.state_dict().items():
-        for ours, theirs in RENAMED.items():
-            name = name.replace(ours, theirs)
-        if name.startswith("q_head"):
-            value = torch.cat((value, -value))  # halt and continue
-        if name not in ("H_init", "L_init") or model.config.init == "fixed":
-            tensors[wrapper + name] = value[None] if name.startswith("puzzle_emb") else value
-    return tensors
-
-
-def drawn(**settings) -> Reasoner:
-    """A model for 4×5 mazes, every tensor that the official code would store drawn."""
-    model = Reasoner(ModelConfig(hidden=8, blocks=2, heads=2, **settings), 4, 5, 6)
-    for k, (name, value) in enumerate(model.state_dict().items()):
-        if "fixed" not in name or model.config.init == "fixed":
-            value.normal_(generator=stream(k, "drawn"))
-    return model
-
-
-def equal(one: Reasoner, other: Reasoner) -> bool:
-    """Whether two models have the same configuration and weights."""
-    mine, theirs = one.state_dict(), other.state_dict()
-    return one.config == other.config and all(torch.equal(mine[k], v) for k, v in theirs.items())
-
-
-BOARD = {"hidden_size": 8, "num_heads": 2, "H_cycles": 3, "L_cycles": 6, "L_layers": 2,
-         "board_height": 4, "board_width": 5}  # fmt: skip
-TABLE = {"puzzle_emb_len": 3, "puzzle_emb_ndim": 20, "num_puzzle_identifiers": 1}
-
-
-@pytest.mark.parametrize(
-    ("mixer", "config"),
-    [
-        ("mlp", TABLE | {"seq_len": 20}),
-        ("mlp", {}),  # the table and the mixer say it
-        ("mlp", TABLE | {"puzzle_emb_len": 0}),  # as many tokens as the row takes
-        ("attention", TABLE),
-        ("attention", {"puzzle_emb_len": 3}),
-        ("attention", TABLE | {"input_seq_len": 20, "seq_len": 23}),
-    ],
-    ids=str,
-)
-def test_a_prefix_goes_in_and_comes_out_equal(tmp_path, mixer, config):
-    out, rope = tmp_path / "out.safetensors", "none" if mixer == "mlp" else "1d"
-    model = drawn(mixer=mixer, rope=rope, prefix=3, prefix_width=20)
-    torch.save({"model": layout(model)}, tmp_path / "prefix.pth")
-    config = BOARD | {"mlp_t": mixer == "mlp", "pos_encodings": "rope"} | config
-    import_official(tmp_path / "prefix.pth", out, config)
-    assert equal(load_model(out).model, model)
-
-
-@pytest.mark.parametrize(
-    ("change", "rows", "said"),
-    [
-        ({"num_puzzle_identifiers": 2}, 2, "num_puzzle_identifiers = 2 must be 1"),
-        ({"num_puzzle_identifiers": None}, 2, r"puzzle_emb\.weights.* has 2 rows"),
-        ({"puzzle_emb_len": None}, 1, "puzzle_emb_len is missing; add it"),
-        ({"puzzle_emb_ndim": 0}, 1, "puzzle_emb_ndim is missing; add it"),
-        ({"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, 1, "does not fit"),
-        ({"puzzle_emb_ndim": 19}, 1, "does not fit"),
-        ({"puzzle_emb_len": 2}, 1, "prefix_width must be at most"),
-        ({"input_seq_len": 20, "seq_len": 20}, 1, "seq_len = 20 must be input_seq_len"),
-        ({"pos_encodings": "rope2d"}, 1, "prefix has no place on a board"),
-    ],
-    ids=str,
-)
-def test_a_prefix_that_is_not_one_row_of_this_configuration_is_refused(
-    tmp_path, change, rows, said
-):
-    out, tensors = (
-        tmp_path / "out.safetensors",
-        layout(drawn(mixer="attention", prefix=3, prefix_width=20)),
-    )
-    name = "_orig_mod.model.inner.puzzle_emb.weights"
-    torch.save({"model": tensors | {name: tensors[name].repeat(rows, 1)}}, tmp_path / "prefix.pth")
-    config = BOARD | TABLE | {"mlp_t": False, "pos_encodings": "none"} | change
-    with pytest.raises((CheckpointError, ConfigError), match=said) as error:
-        import_official(tmp_path / "prefix.pth", out, config)
-    assert "\n" not in str(error.value) and not out.exists()
 
 
 class Payload:

@@ -172,11 +172,14 @@ def import_checkpoint(
             "in the .pth or else the one beside it."
         ),
     ] = None,
-    weights: Annotated[str, typer.Option(help="ema (the average) or raw.")] = "ema",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ema (the average) or raw; without it, the average if there is one."),
+    ] = None,
     sha256: Annotated[str | None, typer.Option(help="What the .pth must hash to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert official weights; the file is read without executing any pickle.
+    """Convert official weights of an EqR or a TRM; the file is read without executing any pickle.
 
     On the hub, @REVISION (a branch, tag or commit) may be left out; hub:eqr-model is short for
     hf:locuslab/EqR-model. The file is checked by hash, and the header of what is written names
@@ -189,9 +192,16 @@ def import_checkpoint(
     from eqr.imports import hub, weights as official_weights
 
     pin = hub.parse_pin(sha256) if sha256 else None
-    made, used = official_weights.convert(official, out, config, weights, pin)
-    say(f"configuration: {used}")
-    show({"model": str(out), "sha256": made, "config": used}, str(out), as_json)
+    made = official_weights.convert(official, out, config, weights, pin)
+    start, kind = made.config.init, {"ema": "averaged", "raw": "raw"}[made.weights]
+    say(f"configuration: {made.settings}")
+    say(
+        f"{made.family}: {start} starts, damping {made.config.damping:g}, "
+        f"noise {made.config.noise:g}, {kind} weights"
+    )
+    values = {"model": str(made.path), "sha256": made.sha256, "config": made.settings}
+    values |= {"family": made.family, "weights": made.weights}
+    show(values, str(made.path), as_json)
 
 
 def export_command(
