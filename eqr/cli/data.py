@@ -162,9 +162,15 @@ def verify_command(
 def import_checkpoint(
     official: Annotated[
         str,
-        typer.Argument(help="A .pth file of the official code, or hf:OWNER/REPO@REVISION/PATH."),
+        typer.Argument(
+            help="hub:eqr/sudoku-extreme or hub:eqr/maze-unique, the released weights; or a .pth "
+            "file of the official code, here or as hf:OWNER/REPO@REVISION/PATH."
+        ),
     ],
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="The safetensors file to write (default: named as the weights)."),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -184,6 +190,8 @@ def import_checkpoint(
     On the hub, @REVISION (a branch, tag or commit) may be left out; hub:eqr-model is short for
     hf:locuslab/EqR-model. The file is checked by hash, and the header of what is written names
     commit and sha256. HF_ENDPOINT names another server, HF_HOME the cache.
+
+    Example: eqr import-checkpoint hub:eqr/sudoku-extreme
 
     Example: eqr import-checkpoint step_50000.pth sudoku.safetensors --config all_config.yaml
 

@@ -34,6 +34,17 @@ ALIASES = {
     "eqr-data": "locuslab/EqR-data",
     "eqr-model": "locuslab/EqR-model",
 }
+#: The released weights by their short names: file in ``eqr-model``, and its sha256.
+RELEASED = {
+    "eqr/sudoku-extreme": (
+        "sudoku-extreme/eqr.pth",
+        "258b1f0a90003a2db0de0c8df7831683ffce00de295ed4bba15dc8e599920d26",
+    ),
+    "eqr/maze-unique": (
+        "maze-unique/eqr.pth",
+        "9cb8ab682519f290c3ec157b5a16829e51afff27773651fbd01a260b8748b138",
+    ),
+}
 SYNTAX = "hf:OWNER/REPO[@REVISION][/PATH]"
 _SOURCE = re.compile(
     r"(?P<repo>(?!(datasets|models|spaces)/)[\w.-]+/[\w.-]+)"
@@ -75,11 +86,15 @@ def parse(text: str, kind: Kind) -> Source | None:
     if not colon or not re.fullmatch(r"\w{2,}", scheme) or Path(text).exists():
         return None
     if scheme == "hub":
-        name = re.match(r"[^/@]*", rest)[0]
-        if name not in ALIASES:
-            known = "; " + nearest(name, ALIASES)
-            raise HubError(f"{text}: hub:{name} is not known{known}; or write {SYNTAX}")
-        rest = ALIASES[name] + rest.removeprefix(name)
+        name, short = re.match(r"[^/@]*", rest)[0], released(text)
+        if short and kind == "model":
+            rest = f"{ALIASES['eqr-model']}{rest.removeprefix(short)}/{RELEASED[short][0]}"
+        elif name in ALIASES:
+            rest = ALIASES[name] + rest.removeprefix(name)
+        else:
+            name = rest if name == "eqr" else name
+            known = nearest(name, [*ALIASES, *(RELEASED if kind == "model" else ())])
+            raise HubError(f"{text}: hub:{name} is not known; {known}; or write {SYNTAX}")
     elif scheme != "hf":
         raise HubError(f"{text}: no such file; what is on the hub is written {SYNTAX}")
     match = _SOURCE.fullmatch(rest)
@@ -87,6 +102,12 @@ def parse(text: str, kind: Kind) -> Source | None:
     if not match or (path and not _stays_below(path)):
         raise HubError(f"{text}: must be written {SYNTAX}, as in hf:{ALIASES['eqr-data']}")
     return Source(kind, match["repo"], match["revision"], path)
+
+
+def released(text: str) -> str | None:
+    """The key in :data:`RELEASED` that ``hub:NAME[@REVISION]`` names, if it does."""
+    name = text.removeprefix("hub:").partition("@")[0]
+    return name if text.startswith("hub:") and name in RELEASED else None
 
 
 def _stays_below(path: str) -> bool:
@@ -214,8 +235,8 @@ def check_pins(pins: Mapping[str, str], hashes: Mapping[str, str | None]) -> Non
     for name, pin in pins.items():
         if hashes[name] not in (pin, None):
             raise HubError(
-                f"{name}: field sha256 is {hashes[name]}, and --sha256 asks for {pin}; it is "
-                "another file: correct the option or the source"
+                f"{name}: field sha256 is {hashes[name]}, and {pin} is asked for; it is another "
+                f"file: correct --sha256 or the source ({SYNTAX} takes a file as it is)"
             )
 
 

@@ -383,20 +383,26 @@ def convert(
     Args:
         official, config: local paths, or what :mod:`eqr.imports.hub` reads as sources. Without
             ``config``: what the weights store, or else the one file beside them.
-        sha256: what the file of the weights must hash to.
+        out: without it, the name of the weights in this folder.
+        sha256: what the weights' file must hash to; known of :data:`eqr.imports.hub.RELEASED`.
 
     Raises:
         HubError, CheckpointError, ConfigError: as :func:`import_official`, or a file is missing.
     """
     if weights not in ("ema", "raw", None):
         raise ConfigError(f"--weights {weights!r} must be ema or raw")
+    if short := hub.released(official):
+        pin, weights = hub.RELEASED[short][1], weights or "ema"
+        hub.check_pins({official: sha256 or pin}, {official: pin})
+        sha256 = pin
+    name, repository = hub.locate(official, WEIGHTS, "checkpoint")
+    out = out or Path(f"{Path(short or name).stem}.safetensors")
     if out.exists():
         raise CheckpointError(f"{out}: exists already; choose another name")
     given = record = None
     if config is not None:  # first, since it is small
-        name, repository = hub.locate(config, SETTINGS, "configuration")
-        given, record = hub.read_settings(name, repository)
-    name, repository = hub.locate(official, WEIGHTS, "checkpoint")
+        file, there = hub.locate(config, SETTINGS, "configuration")
+        given, record = hub.read_settings(file, there)
     path = hub.fetch(name, repository, sha256)
     content = hub.read_official(path)
     if given is None:
@@ -404,10 +410,10 @@ def convert(
     if not isinstance(given, Mapping):
         beside = hub.beside(official, name, repository, SETTINGS)
         given, record = hub.read_settings(beside, repository)
-    origin = {"hub": repository.origin()} if repository else {}
-    origin["config"] = record
+    origin = {"config": record} | ({"hub": repository.origin()} if repository else {})
+    more = {"content": content, "origin": origin, "released": bool(short) and config is None}
     try:
-        made = import_official(path, out, given, weights, content=content, origin=origin)
+        made = import_official(path, out, given, weights, **more)
     except ConfigError as error:
         raise ConfigError(f"{record['file']}: {error}") from error
     return replace(made, settings=record["file"])
