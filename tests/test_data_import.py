@@ -1,14 +1,22 @@
-"""Imported data: taken as it is, or refused with the file and line that is wrong."""
+"""What others made, data and weights: taken as it is, or refused with what is wrong, and where."""
 
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from eqr.checkpoint import CheckpointError, load_model
+from eqr.config import ModelConfig
 from eqr.data import DataError
 from eqr.imports.datasets import read
+from eqr.imports.weights import import_official
+from eqr.model import Reasoner
+from eqr.settings import ConfigError
+from eqr.streams import stream
 from eqr.task import Problems
 from eqr.tasks.sudoku import Sudoku
 
@@ -152,3 +160,253 @@ def test_the_shared_hard_puzzles_import(shared, tmp_path):
     first = (tmp_path / "test.csv").read_text().splitlines()[1:]
     questions = {line.split(",")[1] for line in first}
     assert {actual.task.format(row) for row in actual.test.inputs} <= questions
+
+
+# ---------------------------------------------------------------------------------------- weights
+
+
+RENAMED = {"blocks.": "L_level.layers.", "mixer.swiglu": "mlp_t", "channel": "mlp",
+           "down": "down_proj", "gate_up": "gate_up_proj", "mixer.qkv": "self_attn.qkv_proj",
+           "mixer.out": "self_attn.o_proj", "embed.weight": "embed_tokens.embedding_weight",
+           "halt_head": "q_head", "fixed_high": "H_init", "fixed_low": "L_init",
+           "prefix": "puzzle_emb.weights"}  # fmt: skip
+
+
+def layout(model: Reasoner, wrapper: str = "_orig_mod.model.inner.") -> dict[str, torch.Tensor]:
+    """The tensors of a model of ours as the official code stores them."""
+    tensors = {}
+    for name, value in model.state_dict().items():
+        for ours, theirs in RENAMED.items():
+            name = name.replace(ours, theirs)
+        if name.startswith("q_head"):
+            value = torch.cat((value, -value))  # halt and continue
+        if name not in ("H_init", "L_init") or model.config.init == "fixed":
+            tensors[wrapper + name] = value[None] if name.startswith("puzzle_emb") else value
+    return tensors
+
+
+def drawn(**settings) -> Reasoner:
+    """A model for 4×5 mazes, every tensor that the official code would store drawn."""
+    model = Reasoner(ModelConfig(hidden=8, blocks=2, heads=2, **settings), 4, 5, 6)
+    for k, (name, value) in enumerate(model.state_dict().items()):
+        if "fixed" not in name or model.config.init == "fixed":
+            value.normal_(generator=stream(k, "drawn"))
+    return model
+
+
+def equal(one: Reasoner, other: Reasoner) -> bool:
+    """Whether two models have the same configuration and weights."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return one.config == other.config and all(torch.equal(mine[k], v) for k, v in theirs.items())
+
+
+BOARD = {"hidden_size": 8, "num_heads": 2, "H_cycles": 3, "L_cycles": 6, "L_layers": 2,
+         "board_height": 4, "board_width": 5}  # fmt: skip
+TABLE = {"puzzle_emb_len": 3, "puzzle_emb_ndim": 20, "num_puzzle_identifiers": 1}
+
+
+@pytest.mark.parametrize(
+    ("mixer", "config"),
+    [
+        ("mlp", TABLE | {"seq_len": 20}),
+        ("mlp", {}),  # the table and the mixer say it
+        ("mlp", TABLE | {"puzzle_emb_len": 0}),  # as many tokens as the row takes
+        ("attention", TABLE),
+        ("attention", {"puzzle_emb_len": 3}),
+        ("attention", TABLE | {"input_seq_len": 20, "seq_len": 23}),
+    ],
+    ids=str,
+)
+def test_a_prefix_goes_in_and_comes_out_equal(tmp_path, mixer, config):
+    out, rope = tmp_path / "out.safetensors", "none" if mixer == "mlp" else "1d"
+    model = drawn(mixer=mixer, rope=rope, prefix=3, prefix_width=20)
+    torch.save({"model": layout(model)}, tmp_path / "prefix.pth")
+    config = BOARD | {"mlp_t": mixer == "mlp", "pos_encodings": "rope"} | config
+    import_official(tmp_path / "prefix.pth", out, config)
+    assert equal(load_model(out).model, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "said"),
+    [
+        ({"num_puzzle_identifiers": 2}, 2, "num_puzzle_identifiers = 2 must be 1"),
+        ({"num_puzzle_identifiers": None}, 2, "has size .2, 20.; expected 1 row"),
+        ({"puzzle_emb_len": None}, 1, "puzzle_emb_len is missing; add it"),
+        ({"puzzle_emb_ndim": 0}, 1, "puzzle_emb_ndim is missing; add it"),
+        ({"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, 1, "does not fit"),
+        ({"puzzle_emb_ndim": 19}, 1, "does not fit"),
+        ({"puzzle_emb_len": 2}, 1, "prefix_width must be at most"),
+        ({"input_seq_len": 20, "seq_len": 20}, 1, "seq_len = 20 must be input_seq_len"),
+        ({"pos_encodings": "rope2d"}, 1, "prefix has no place on a board"),
+    ],
+    ids=str,
+)
+def test_a_prefix_that_is_not_one_row_of_this_configuration_is_refused(
+    tmp_path, change, rows, said
+):
+    out, tensors = (
+        tmp_path / "out.safetensors",
+        layout(drawn(mixer="attention", prefix=3, prefix_width=20)),
+    )
+    name = "_orig_mod.model.inner.puzzle_emb.weights"
+    torch.save({"model": tensors | {name: tensors[name].repeat(rows, 1)}}, tmp_path / "prefix.pth")
+    config = BOARD | TABLE | {"mlp_t": False, "pos_encodings": "none"} | change
+    with pytest.raises((CheckpointError, ConfigError), match=said) as error:
+        import_official(tmp_path / "prefix.pth", out, config)
+    assert "\n" not in str(error.value) and not out.exists()
+
+
+TRM = {"init": "fixed", "damping": 0.0, "noise": 0.0}
+TRM_NAME = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
+MIXER = BOARD | {"mlp_t": True, "pos_encodings": "none"}
+
+
+def imported(folder: Path, content: dict, config: dict | None, weights: str | None = None):
+    """What :func:`import_official` makes of a file with this content, and what it says of it."""
+    torch.save(content, folder / "theirs.pth")
+    out = folder / "out.safetensors"
+    out.unlink(missing_ok=True)
+    try:
+        made = import_official(folder / "theirs.pth", out, config, weights)
+    except (CheckpointError, ConfigError) as error:
+        assert "\n" not in str(error) and not out.exists()
+        raise
+    return load_model(out).model, made
+
+
+@pytest.mark.parametrize("prefix", [{}, {"prefix": 3, "prefix_width": 20}], ids=["", "prefix"])
+@pytest.mark.parametrize("name", [None, TRM_NAME, "trm@TRMModel", "TRM"])
+def test_a_trm_keeps_its_start_and_has_neither_damping_nor_noise(tmp_path, name, prefix):
+    model = drawn(**TRM, **prefix)
+    config = MIXER | ({"name": name} if name else {})
+    ours, made = imported(tmp_path, layout(model), config)
+    assert (made.family, made.weights) == ("TRM", "raw") and equal(ours, model)
+    start = ours.initial_state(2, stream(0, "unused"))
+    assert (start.z_high == model.fixed_high).all() and (start.z_low == model.fixed_low).all()
+
+
+OTHERS = {
+    "HRM by name": ("recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", "", "HRM"),
+    "EqR's HRM": ("hrm@HRMModel", "", "HRM"),
+    "two levels": ("", "H_level.layers.0.mlp.down_proj.weight", "HRM"),
+    "URM by name": ("urm.urm@URM", "", "URM"),
+    "one latent": ("", "init_hidden", "URM"),
+    "no level": ("", "layers.0.mlp.dwconv.weight", "URM"),
+    "CGAR": ("recursive_reasoning.trm_cgar@TinyRecursiveReasoningModel_ACTV1_CGAR", "", "CGAR"),
+    "a variant": ("trm_singlez@TinyRecursiveReasoningModel_ACTV1", "", "trm_singlez"),
+    "TRM of a name": ("eqr@EqRModel", "", r"holds 2 of the starts .* is of EqR"),
+}
+
+
+@pytest.mark.parametrize(("name", "tensor", "said"), OTHERS.values(), ids=OTHERS)
+def test_another_family_is_refused_by_its_name(tmp_path, name, tensor, said):
+    tensors = layout(drawn(**TRM)) | ({f"module.{tensor}": torch.ones(8)} if tensor else {})
+    with pytest.raises(CheckpointError, match=rf"theirs\.pth: .*{said}"):
+        imported(tmp_path, tensors, {"arch": MIXER | ({"name": name} if name else {})})
+
+
+def test_names_tensors_and_settings_of_two_families_do_not_go_together(tmp_path):
+    eqr, trm = layout(drawn()), layout(drawn(**TRM))
+    half = {key: value for key, value in trm.items() if "L_init" not in key}
+    for tensors, config, said in (
+        (eqr, {"name": TRM_NAME}, "holds 0 of the starts"),
+        (half, {}, "holds 1 of the starts"),
+        (trm, {"loss": {"name": "losses_cgar@ACTLossHead_CGAR"}}, "a checkpoint of CGAR"),
+        (trm, {"lambda_": 0.95}, "lambda_ is a setting of EqR, and these are the weights of a TRM"),
+        (trm, {"noise_scale": 0.0}, "noise_scale is a setting of EqR"),
+    ):
+        with pytest.raises((CheckpointError, ConfigError), match=said):
+            imported(tmp_path, {"model": tensors}, MIXER | config)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"experts": 4}, "experts is neither used here nor known to be harmless.*--config"),
+        ({"lamda_": 0.9}, "lamda_ is neither"),
+        ({"rope_theta": 5000.0}, "rope_theta = 5000.0 must be 10000.0"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps = 1e-06 must be 1e-05"),
+        ({"H_layers": 2}, "H_layers = 2 must be 0"),
+        ({"no_ACT_continue": False}, "no_ACT_continue = False must be True"),
+        ({"pos_encodings": "learned"}, "pos_encodings = 'learned'"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["flat", "whole"])
+def test_each_setting_is_used_harmless_or_refused(tmp_path, change, said, whole):
+    harmless = {"name": "eqr@EqRModel", "halt_max_steps": 16, "forward_dtype": "bfloat16"}
+    config, trainer = MIXER | harmless, {"lr": 1e-4, "ema": True, "puzzle_emb_lr": 1e-4}
+    imported(tmp_path, layout(drawn()), trainer | {"arch": config} if whole else config)
+    config |= change
+    with pytest.raises(ConfigError, match=said):
+        imported(tmp_path, layout(drawn()), trainer | {"arch": config} if whole else config)
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    ["", "model.inner.", "module.model.inner.", "_orig_mod.module.model.inner.",
+     "module._orig_mod.model.inner."],
+)  # fmt: skip
+def test_names_are_read_through_what_was_put_around_the_model(tmp_path, wrapper):
+    model = drawn(prefix=3, prefix_width=20)
+    tensors = layout(model, wrapper)
+    tensors[f"{wrapper}puzzle_emb.local_weights"] = torch.ones(768, 20)  # a cache of the batch's
+    ours, made = imported(tmp_path, {"model": tensors, "step": 5}, MIXER)
+    assert equal(ours, model) and (made.family, made.weights) == ("EqR", "raw")
+
+
+def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(tmp_path):
+    """The parts that are no parameters (starts, the prefix's table) have no average."""
+    model = drawn(**TRM, prefix=3, prefix_width=20)
+    raw, inert = layout(model), ("H_init", "L_init", "puzzle_emb.weights")
+    mean = {k: 2 * v for k, v in layout(model, "model.inner.").items() if not k.endswith(inert)}
+    lacking = {key: value for key, value in mean.items() if "lm_head" not in key}
+    for average in (mean, {"mu": 0.999, "shadow": mean}, {"mu": torch.tensor(0.9), **mean}):
+        for wanted in (None, "ema"):
+            ours, made = imported(tmp_path, {"model": raw, "ema": average}, MIXER, wanted)
+            assert made.weights == "ema" and torch.equal(ours.prefix, model.prefix)
+            assert torch.equal(ours.lm_head.weight, 2 * model.lm_head.weight)
+        assert equal(imported(tmp_path, {"model": raw, "ema": average}, MIXER, "raw")[0], model)
+    for content, wanted, said in (
+        (raw, "ema", "stores no average .*--weights raw"),
+        ({"model": raw, "ema": None}, "ema", "stores no average .*--weights raw"),
+        (
+            {"model": raw, "ema": [1]},
+            None,
+            "is 'list', not a dictionary of averages; --weights raw",
+        ),
+        ({"model": raw, "ema": {"decay": 0.9}}, None, r"is \['decay'\], not"),
+        ({"model": raw, "ema": {"shadow": lacking}}, None, r"lacks lm_head\.weight"),
+        ({"state_dict": raw}, None, r"holds no tensors.*\['state_dict'\]"),
+        ({"model": {**raw, "module.model.inner.H_init": torch.ones(8)}}, None, "under two names"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            imported(tmp_path, content, MIXER, wanted)
+
+
+class Container:
+    """Settings as OmegaConf keeps them: the official code stores its configuration so."""
+
+    def __init__(self, content: object) -> None:
+        self.__dict__["_content" if isinstance(content, dict | list) else "_val"] = content
+
+
+def test_a_configuration_in_containers_is_read_as_what_it_holds(tmp_path):
+    arch = {**MIXER, "hidden_size": Container(8), "loss": Container({"name": "losses@ACTLossHead"})}
+    model, whole = drawn(), {"arch": Container(arch), "eval_save_outputs": Container([])}
+    ours, _ = imported(tmp_path, {"model": layout(model), "config": Container(whole)}, None)
+    assert equal(ours, model)
+
+
+def test_the_command_says_which_family_start_and_weights_it_took(eqr, shared, tmp_path):
+    for file, config, said in (
+        ("trm_flat.pth", "trm.json", "TRM: fixed starts, damping 0, noise 0, raw weights"),
+        ("eqr_flat_ema.pth", "eqr.json", "EqR: random starts, damping 0.05, noise 0, averaged"),
+    ):
+        files = (shared / "cases" / file, tmp_path / file, "--config", shared / "cases" / config)
+        done = eqr("import-checkpoint", *files)
+        assert done.code == 0 and said in done.err, done.err
+        content = torch.load(shared / "cases" / file, weights_only=True)
+        tensors = content.get("ema", content)
+        head = tensors["_orig_mod.model.inner.lm_head.weight"]
+        assert torch.equal(load_model(tmp_path / file).model.lm_head.weight, head)

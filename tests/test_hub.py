@@ -479,6 +479,42 @@ def test_a_configuration_that_is_not_found_or_does_not_fit(eqr, served, tmp_path
     assert not out.exists()
 
 
+def test_released_weights_are_one_command(eqr, served, tmp_path, monkeypatch):
+    """The pinned file, its average and its own configuration, whatever else that may hold."""
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(io.BytesIO(pth()), weights_only=True)
+    mean = {key: 2 * value for key, value in content["model"].items()}
+    row = torch.arange(8.0)[None]  # in the real files too it has no average
+    content["model"]["_orig_mod.model.inner.puzzle_emb.weights"] = row
+    arch = {"name": "eqr@EqRModel", "puzzle_emb_len": 2, "puzzle_emb_ndim": 8, "of_theirs": 1}
+    content["config"] = OFFICIAL | {"arch": OFFICIAL["arch"] | arch}
+    torch.save(content, plain := io.BytesIO())
+    torch.save(content | {"ema": {"mu": 0.999, "shadow": mean}}, whole := io.BytesIO())
+    files = {f"{name}.pth": body.getvalue() for name, body in (("plain", plain), ("x/eqr", whole))}
+    served.add("model", "locuslab/EqR-model", files)
+    for name in ("eqr/sudoku-extreme", "eqr/maze-unique"):
+        words = ("import-checkpoint", f"hub:{name}")
+        monkeypatch.setitem(hub.RELEASED, name, ("x/eqr.pth", "0" * 64))
+        refused(eqr(*words), "x/eqr.pth: field sha256 is", f"{'0' * 64} is asked for")
+        monkeypatch.setitem(hub.RELEASED, name, ("plain.pth", sha256(files["plain.pth"])))
+        refused(eqr(*words), "plain.pth: stores no average ('ema')")
+        monkeypatch.setitem(hub.RELEASED, name, ("x/eqr.pth", sha256(files["x/eqr.pth"])))
+        refused(eqr(*words, "--sha256", "1" * 64), f"{'1' * 64} is asked for")
+        done = eqr(*words)
+        assert done.code == 0 and done.out == f"{name[4:]}.safetensors\n", done.err
+        made = load_model(f"{name[4:]}.safetensors")
+        assert torch.equal(made.model.prefix, row[0]) and made.model.config.prefix == 2
+        assert torch.equal(made.model.lm_head.weight, mean["_orig_mod.model.inner.lm_head.weight"])
+        assert made.meta["imported"]["hub"]["files"] == {"x/eqr.pth": sha256(files["x/eqr.pth"])}
+        refused(eqr(*words), "exists already")
+    assert set(served.sent) == {"plain.pth", "x/eqr.pth"}
+    refused(eqr("import-checkpoint", f"{EQR}/x/eqr.pth"), "of_theirs is neither used here")
+    refused(eqr("import-checkpoint", "hub:eqr/maze-uniqe"), "did you mean 'eqr/maze-unique'?")
+    refused(eqr("data", "import", "hub:eqr/maze-unique", "out"), "is not known")
+    refused(eqr("import-checkpoint", "hub:eqr/maze-unique@v9", "new"), "RevisionNotFound")
+    assert eqr("import-checkpoint", "hub:eqr/maze-unique@v1", "new").code == 0
+
+
 class Command:
     """An object whose unpickling runs a command."""
 

@@ -39,11 +39,15 @@ def puzzle(model: Reasoner, rows: int = 2) -> torch.Tensor:
     return (torch.arange(rows * model.tokens) % model.vocab_size).view(rows, -1)
 
 
-@pytest.mark.parametrize("name", ["sudoku_mixer", "maze_attention", "sudoku_attention_rope2d"])
+OFFICIAL = ["sudoku_mixer", "maze_attention", "sudoku_attention_rope2d"]
+OFFICIAL += ["sudoku_mixer_prefix", "maze_attention_prefix"]  # the layout of the released weights
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path, name):
     """To 1e-4, or to what rounding can do: the reference was made in float32, whose error these
-    random weights amplify up to sixfold an iteration, differently on every processor. How far it
-    gets is measured here, on our own code in float32 and float64."""
+    random weights amplify up to twentyfold an iteration, differently on every processor. How far
+    it gets is measured here, on our own code in float32 and float64."""
     source = shared / "golden" / name
     config = json.loads(source.with_suffix(".json").read_text())["config"]
     import_official(source.with_suffix(".pth"), tmp_path / "model.safetensors", config)
@@ -63,10 +67,12 @@ def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path
     rounded, exact = iterate(torch.float32), iterate(torch.float64)
     for key, value in exact.items():
         rounding = np.abs(rounded[key] - value).max()
-        assert rounding < 5e-3, f"{key}: the tolerance would mean nothing"
+        limit = 0.1 if "prefix" in name else 5e-3  # latents have elements of size 1
+        assert rounding < limit, f"{key}: the tolerance would mean nothing"
         atol = max(1e-4, 2 * rounding)
         np.testing.assert_allclose(value, wanted[key], rtol=0, atol=atol, err_msg=key)
-    np.testing.assert_allclose(rounded["logits_1"], wanted["logits_1"], rtol=0, atol=1e-4)
+    for key, atol in (("logits_1", 1e-4), ("q_halt_1", 1e-4), ("logits_2", 1e-3)):
+        np.testing.assert_allclose(rounded[key], wanted[key], rtol=0, atol=atol, err_msg=key)
 
 
 @pytest.mark.parametrize("config", [MIXER, replace(ATTENTION, rope="1d")])

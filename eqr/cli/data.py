@@ -162,9 +162,15 @@ def verify_command(
 def import_checkpoint(
     official: Annotated[
         str,
-        typer.Argument(help="A .pth file of the official code, or hf:OWNER/REPO@REVISION/PATH."),
+        typer.Argument(
+            help="hub:eqr/sudoku-extreme or hub:eqr/maze-unique, the released weights; or a .pth "
+            "file of the official code, here or as hf:OWNER/REPO@REVISION/PATH."
+        ),
     ],
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="The safetensors file to write (default: named as the weights)."),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -172,15 +178,20 @@ def import_checkpoint(
             "in the .pth or else the one beside it."
         ),
     ] = None,
-    weights: Annotated[str, typer.Option(help="ema (the average) or raw.")] = "ema",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ema (the average) or raw; without it, the average if there is one."),
+    ] = None,
     sha256: Annotated[str | None, typer.Option(help="What the .pth must hash to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert official weights; the file is read without executing any pickle.
+    """Convert official weights of an EqR or a TRM; the file is read without executing any pickle.
 
     On the hub, @REVISION (a branch, tag or commit) may be left out; hub:eqr-model is short for
     hf:locuslab/EqR-model. The file is checked by hash, and the header of what is written names
     commit and sha256. HF_ENDPOINT names another server, HF_HOME the cache.
+
+    Example: eqr import-checkpoint hub:eqr/sudoku-extreme
 
     Example: eqr import-checkpoint step_50000.pth sudoku.safetensors --config all_config.yaml
 
@@ -189,9 +200,16 @@ def import_checkpoint(
     from eqr.imports import hub, weights as official_weights
 
     pin = hub.parse_pin(sha256) if sha256 else None
-    made, used = official_weights.convert(official, out, config, weights, pin)
-    say(f"configuration: {used}")
-    show({"model": str(out), "sha256": made, "config": used}, str(out), as_json)
+    made = official_weights.convert(official, out, config, weights, pin)
+    start, kind = made.config.init, {"ema": "averaged", "raw": "raw"}[made.weights]
+    say(f"configuration: {made.settings}")
+    say(
+        f"{made.family}: {start} starts, damping {made.config.damping:g}, "
+        f"noise {made.config.noise:g}, {kind} weights"
+    )
+    values = {"model": str(made.path), "sha256": made.sha256, "config": made.settings}
+    values |= {"family": made.family, "weights": made.weights}
+    show(values, str(made.path), as_json)
 
 
 def export_command(

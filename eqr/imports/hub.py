@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, taken at one commit and checked by hash.
+"""Files of others: taken from the Hugging Face hub at one commit, checked by hash, read safely.
 
 Serves ``eqr data import`` and ``eqr import-checkpoint``. ``hf:OWNER/REPO[@REVISION][/PATH]`` names
 a file or folder of a repository. ``huggingface_hub`` brings login, download, cache (``HF_HOME``)
@@ -10,22 +10,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import torch
+from torch import serialization
+
+from eqr.checkpoint import CheckpointError
 from eqr.data import file_sha256
-from eqr.settings import UserError, nearest
+from eqr.settings import ConfigError, UserError, nearest
 
 Kind = Literal["dataset", "model"]
+Suffixes = tuple[str, ...]
 
 #: Short names for the repositories of the paper's data and weights.
 ALIASES = {
     "sudoku-extreme": "sapientinc/sudoku-extreme",
     "eqr-data": "locuslab/EqR-data",
     "eqr-model": "locuslab/EqR-model",
+}
+#: The released weights by their short names: file in ``eqr-model``, and its sha256.
+RELEASED = {
+    "eqr/sudoku-extreme": (
+        "sudoku-extreme/eqr.pth",
+        "258b1f0a90003a2db0de0c8df7831683ffce00de295ed4bba15dc8e599920d26",
+    ),
+    "eqr/maze-unique": (
+        "maze-unique/eqr.pth",
+        "9cb8ab682519f290c3ec157b5a16829e51afff27773651fbd01a260b8748b138",
+    ),
 }
 SYNTAX = "hf:OWNER/REPO[@REVISION][/PATH]"
 _SOURCE = re.compile(
@@ -68,11 +86,15 @@ def parse(text: str, kind: Kind) -> Source | None:
     if not colon or not re.fullmatch(r"\w{2,}", scheme) or Path(text).exists():
         return None
     if scheme == "hub":
-        name = re.match(r"[^/@]*", rest)[0]
-        if name not in ALIASES:
-            known = "; " + nearest(name, ALIASES)
-            raise HubError(f"{text}: hub:{name} is not known{known}; or write {SYNTAX}")
-        rest = ALIASES[name] + rest.removeprefix(name)
+        name, short = re.match(r"[^/@]*", rest)[0], released(text)
+        if short and kind == "model":
+            rest = f"{ALIASES['eqr-model']}{rest.removeprefix(short)}/{RELEASED[short][0]}"
+        elif name in ALIASES:
+            rest = ALIASES[name] + rest.removeprefix(name)
+        else:
+            name = rest if name == "eqr" else name
+            known = nearest(name, [*ALIASES, *(RELEASED if kind == "model" else ())])
+            raise HubError(f"{text}: hub:{name} is not known; {known}; or write {SYNTAX}")
     elif scheme != "hf":
         raise HubError(f"{text}: no such file; what is on the hub is written {SYNTAX}")
     match = _SOURCE.fullmatch(rest)
@@ -80,6 +102,12 @@ def parse(text: str, kind: Kind) -> Source | None:
     if not match or (path and not _stays_below(path)):
         raise HubError(f"{text}: must be written {SYNTAX}, as in hf:{ALIASES['eqr-data']}")
     return Source(kind, match["repo"], match["revision"], path)
+
+
+def released(text: str) -> str | None:
+    """The key in :data:`RELEASED` that ``hub:NAME[@REVISION]`` names, if it does."""
+    name = text.removeprefix("hub:").partition("@")[0]
+    return name if text.startswith("hub:") and name in RELEASED else None
 
 
 def _stays_below(path: str) -> bool:
@@ -207,9 +235,128 @@ def check_pins(pins: Mapping[str, str], hashes: Mapping[str, str | None]) -> Non
     for name, pin in pins.items():
         if hashes[name] not in (pin, None):
             raise HubError(
-                f"{name}: field sha256 is {hashes[name]}, and --sha256 asks for {pin}; it is "
-                "another file: correct the option or the source"
+                f"{name}: field sha256 is {hashes[name]}, and {pin} is asked for; it is another "
+                f"file: correct --sha256 or the source ({SYNTAX} takes a file as it is)"
             )
+
+
+def locate(text: str, suffixes: Suffixes, what: str) -> tuple[str, Repository | None]:
+    """The name of a file, and the repository that it lies in: None for a local path."""
+    source = parse(text, "model")
+    if source is None:
+        return text, None
+    repository = open_repository(source)
+    names = [name for name in repository.files if name.endswith(suffixes)]
+    return pick(source, names, what), repository
+
+
+def fetch(name: str, repository: Repository | None, sha256: str | None = None) -> Path:
+    """The file itself, of this sha256 if one is given."""
+    pins = {name: sha256} if sha256 else {}
+    if repository:
+        return repository.fetch([name], pins) / name
+    if pins and Path(name).is_file():
+        check_pins(pins, {name: file_sha256(Path(name))})
+    return Path(name)
+
+
+def beside(official: str, name: str, repository: Repository | None, suffixes: Suffixes) -> str:
+    """The one file beside the weights that may hold their configuration.
+
+    Of the same name, or else the only one in their folder, or else ``all_config.yaml`` one folder
+    up, where the official code looks for it.
+    """
+    folder, stem = PurePosixPath(name).parent, PurePosixPath(name).stem
+    above = folder.parent / "all_config.yaml" if repository else folder / ".." / "all_config.yaml"
+    around = [above] if Path(above).is_file() else []
+    names = repository.files if repository else [*Path(folder).iterdir(), *around]
+    paths = [PurePosixPath(path) for path in sorted(map(str, names))]
+    paths = [path for path in paths if path.suffix in suffixes]
+    beside = [path for path in paths if path.parent == folder]
+    alike = [path for path in beside if path.stem == stem]
+    choice = alike or beside or [path for path in paths if path == above]
+    if len(choice) == 1:
+        return str(choice[0])
+    there = ", ".join(map(str, choice or paths))
+    raise ConfigError(
+        f"{official} stores no configuration; give it with --config FILE ("
+        + (f"there is {there})" if there else "no YAML or JSON file lies beside it)")
+    )
+
+
+def read_settings(
+    name: str, repository: Repository | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A JSON or YAML file as a mapping, and what to record of it."""
+    import yaml
+
+    path = fetch(name, repository)
+    if not path.is_file():
+        raise ConfigError(f"{name}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text())  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: neither JSON nor YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: must hold a mapping of settings")
+    # The reference files keep the settings under "config", beside the tensors' shapes.
+    values = values.get("config", values) if "seq_len" not in values else values
+    record = {"file": name, "sha256": file_sha256(path)}
+    return values, record | ({"hub": repository.origin()} if repository else {})
+
+
+class Inert:
+    """Stands for whatever an official file names beside tensors: takes anything, does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def plain_settings(value: Any) -> Any:
+    """Settings as plain values, whether or not they were stored as OmegaConf's containers."""
+    state = getattr(value, "state", None) if isinstance(value, Inert) else None
+    if isinstance(state, dict) and state.keys() & {"_content", "_val"}:
+        value = state.get("_content", state.get("_val"))
+    if isinstance(value, dict):
+        return {key: plain_settings(part) for key, part in value.items()}
+    return [plain_settings(part) for part in value] if isinstance(value, list) else value
+
+
+def read_official(source: Path) -> dict[str, Any]:
+    """The content of an official ``.pth``, read without executing any pickle.
+
+    Official files may hold more than tensors (a generator's state, the trainer's carry). PyTorch's
+    restricted reader takes tensors and plain values only; what else the file names is read as an
+    :class:`Inert` object, so that no function or class of the file's choice is ever called.
+
+    Raises:
+        CheckpointError: missing, damaged, not a dictionary, or it names what is refused all the
+            same (the operating system, say).
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such checkpoint file")
+    try:
+        # Files of PyTorch's first format cannot be looked through beforehand, only refused.
+        whole = zipfile.is_zipfile(source)
+        names = serialization.get_unsafe_globals_in_checkpoint(source) if whole else []
+        with serialization.safe_globals([(Inert, name) for name in names]):
+            content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not any(word in str(error).lower() for word in ("global", "blocked", "reduce")):
+            raise CheckpointError(f"{source}: damaged or not a .pth file") from error
+        raise CheckpointError(
+            f"{source}: refused, reading it would execute a pickle; keep only its 'model' and "
+            "'ema' entries with torch.save on a machine that trusts it"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source}: damaged or not a .pth file") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{source}: holds no state dict; expected an entry 'model'")
+    return content
 
 
 @contextlib.contextmanager

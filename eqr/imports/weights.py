@@ -1,22 +1,20 @@
-"""Weights of the official code (locuslab/EqR): its names, its configuration, its ``.pth`` files."""
+"""Weights of the official code (locuslab/EqR), and of TRM: names, settings, ``.pth`` files."""
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, serialization
+from torch import Tensor
 
 from eqr.checkpoint import CheckpointError, save_model
-from eqr.config import ModelConfig
+from eqr.config import Count, ModelConfig, Whole
 from eqr.data import file_sha256
 from eqr.imports import hub
+from eqr.layers import RMS_EPS, ROPE_BASE
 from eqr.model import Reasoner
 from eqr.settings import ConfigError, from_dict, settings
 from eqr.task import Task, task_from_dict
@@ -35,68 +33,153 @@ _OFFICIAL_NAMES = {
     "mlp.down_proj.weight": "channel.down.weight",
 }
 
+#: Settings that models here have in one way only.
+_ONLY = {"num_puzzle_identifiers": 1, "H_layers": 0, "causal": False, "no_ACT_continue": True}
+_ONLY |= {"rms_norm_eps": RMS_EPS, "rope_theta": ROPE_BASE}
+
+#: Settings of the official codes of EqR, TRM and HRM that do not change what a trained model
+#: computes: of training, halting, evaluation, records and the machine.
+_HARMLESS = """
+arch name short_name loss dataset data_path data_paths data_paths_test evaluators batch_size
+global_batch_size epochs max_steps train_epochs_per_iter gradient_accumulation_steps
+optimizer_kwargs lr lr_min_ratio lr_warmup_steps weight_decay beta1 beta2 grad_clip_norm
+puzzle_emb_lr puzzle_emb_weight_decay target_q_update_every freeze_weights ema ema_rate
+halt_max_steps halt_exploration_prob halt_threshold halt_confirm_steps halt_confirm_mode
+disable_act_halt act_inference forward_dtype gradient_checkpoint retain_graph seed debug
+debug_trace_steps project_name entity run_name wandb_mode wandb_meta checkpoint_path
+checkpoint_every_eval checkpoint_interval_steps resume load_checkpoint load_weights_only load_strict
+eval_interval eval_interval_steps min_eval_interval eval_save_outputs eval_save_carry
+eval_sync_max_wait_time eval_sync_poll_interval eval_sync_status_log_interval eval_description
+eval_dir eval_act_streaming eval_act_streaming_slots eval_act_halt_threshold eval_act_halt_min_steps
+eval_act_streaming_selection_score convergence_window convergence_top_k convergence_vis_plots
+heavy_metrics_log_interval steps_hist_log_interval_steps steps_hist_plotly
+grad_norm_log_interval_steps hidden_state_log_interval_steps
+"""
+
+#: What EqR has and TRM has not: damping, noise, and starts that are drawn anew.
+_EQR_ONLY = ("lambda_", "noise_scale", "H_init_std", "L_init_std")
+#: Tensors that are no parameters and so have no average.
+_BUFFERS = frozenset({"H_init", "L_init", "puzzle_emb.weights"})
+#: The models imported, by the module and class that the official configuration names.
+_FAMILIES = {
+    "EqR": {"eqr", "eqrmodel"},
+    "TRM": {"trm", "trmmodel", "tinyrecursivereasoningmodel_actv1"},
+}
+
 
 @settings
 class Official:
     """The settings of the official code that a model depends on, by its names and defaults.
 
     ``H_cycles`` is our ``high_cycles``, ``L_cycles`` our ``low_cycles``, ``L_layers`` our
-    ``blocks``, ``lambda_`` our ``1 − damping`` and ``noise_scale`` our ``noise``.
+    ``blocks``, ``lambda_`` our ``1 − damping``, ``noise_scale`` our ``noise``, ``puzzle_emb_len``
+    our ``prefix`` and ``puzzle_emb_ndim`` our ``prefix_width``.
     """
 
-    seq_len: int
-    vocab_size: int
-    hidden_size: int
+    hidden_size: Count
     num_heads: int
     H_cycles: int
     L_cycles: int
     L_layers: int
     pos_encodings: Literal["rope", "rope2d", "none", None]
     mlp_t: bool
+    seq_len: Count | None = None  # of the board
+    vocab_size: Count | None = None
     expansion: float = 4
     H_init_std: float = 1
     L_init_std: float = 1
     lambda_: float = 0.95
     noise_scale: float = 0.01
-    board_height: int | None = None  # None: the board is square
-    board_width: int | None = None
+    board_height: Count | None = None  # None: the board is square
+    board_width: Count | None = None
+    puzzle_emb_ndim: Whole | None = None  # 0: no prefix
+    puzzle_emb_len: Whole | None = None  # 0: as many tokens as puzzle_emb_ndim numbers take
+    input_seq_len: Count | None = None  # where it is given, seq_len counts the prefix too
+
+
+def family_of(arch: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """``"EqR"`` or ``"TRM"``, by the names in the configuration and the plain names of tensors.
+
+    TRM stores its two starts, EqR draws them. HRM has a second level of blocks, URM one latent and
+    no level; CGAR differs from TRM in its training alone, which only names tell.
+
+    Raises:
+        CheckpointError: it is another family, or names and tensors disagree.
+    """
+    name, starts = arch.get("name"), len({"H_init", "L_init"} & tensors.keys())
+    text = f"{name} {arch.get('short_name')} {arch.get('loss')}".lower()
+    levels = {key.split(".")[0] for key in tensors}
+    others = {
+        "CGAR": "cgar" in text,
+        "HRM": "H_level" in levels or re.search("hrm|hierarchical", text),
+        "URM": levels & {"layers", "init_hidden"} or "urm" in text,
+    }
+    words = set(re.split("[@.]", str(name).lower())[-2:])
+    own = (family for family, names in _FAMILIES.items() if words <= names)
+    other = next((family for family, found in others.items() if found), None)
+    family = other or (next(own, str(name)) if name else "TRM" if starts else "EqR")
+    if family not in _FAMILIES:
+        raise CheckpointError(f"a checkpoint of {family}; only EqR and TRM can be imported")
+    if tensors and starts != {"EqR": 0, "TRM": 2}[family]:
+        raise CheckpointError(
+            f"holds {starts} of the starts H_init and L_init (TRM has both, EqR none), and its "
+            f"configuration is of {family}; give the one that it was trained with (--config)"
+        )
+    return family
 
 
 def official_config(
-    values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, released: bool = False
 ) -> tuple[ModelConfig, Task]:
     """Our configuration for one of the official code (a whole file or its ``arch`` part).
 
     The official code takes ``seq_len`` and ``vocab_size`` from its data and does not store them:
     where they are missing, they come from the weights, the board or the data's name (see
-    :func:`_sizes`).
+    :func:`_sizes`). ``released``: it is that of released weights, and a setting that is not known
+    was passed over by the code that their results are from.
 
     Raises:
-        ConfigError: a needed key is missing or has no counterpart here.
+        ConfigError: a needed key is missing, has no counterpart here, or is not known.
+        CheckpointError: these are not the tensors or the configuration of an EqR or TRM.
     """
     where, arch = "official configuration", values.get("arch") or {}
     if not isinstance(arch, Mapping):
         raise ConfigError(f"{where}: arch must be a section of settings")
-    values = {**values, **arch}
-    values = {**_sizes(values, tensors or {}), **values}
+    tensors = plain_names(tensors or {})
+    family, values = family_of(arch or values, tensors), {**values, **arch}
     names = {field.name for field in fields(Official)}
+    known = names | _ONLY.keys() | set(_HARMLESS.split())
+    for key in values if not released else ():
+        if key not in known:
+            raise ConfigError(
+                f"{where}.{key} is neither used here nor known to be harmless; if it does not "
+                "change what a trained model computes, give a configuration without it (--config)"
+            )
+        if key in _EQR_ONLY and family == "TRM":
+            raise ConfigError(
+                f"{where}.{key} is a setting of EqR, and these are the weights of a TRM; give the "
+                "configuration that they were trained with (--config)"
+            )
+    for key, only in _ONLY.items():
+        if values.get(key) not in (None, only):
+            raise ConfigError(f"{where}.{key} = {values[key]!r:.60} must be {only} for models here")
     theirs = from_dict(Official, {k: v for k, v in values.items() if k in names}, where)
-    side = round(theirs.seq_len**0.5)
+    tokens, vocabulary, prefix = _sizes(theirs, values, tensors, where)
+    side = round(tokens**0.5)
     height, width = theirs.board_height or side, theirs.board_width or side
-    if height * width != theirs.seq_len:
+    if height * width != tokens:
         raise ConfigError(
-            f"{where}: seq_len = {theirs.seq_len} is not a square board; add board_height and "
-            "board_width"
+            f"{where}: seq_len = {tokens} is not a square board; add board_height and board_width"
         )
-    sudoku = {11: 9, 18: 16}.get(theirs.vocab_size)
+    sudoku = {11: 9, 18: 16}.get(vocabulary)
     if sudoku == height == width:
         box = round(sudoku**0.5)
         task = task_from_dict({"kind": "sudoku", "box_height": box, "box_width": box})
-    elif theirs.vocab_size == 6:
+    elif vocabulary == 6:
         task = task_from_dict({"kind": "maze", "height": height, "width": width})
     else:
         raise ConfigError(
-            f"{where}: vocab_size = {theirs.vocab_size} on a {height}×{width} board is neither "
+            f"{where}: vocab_size = {vocabulary} on a {height}×{width} board is neither "
             "Sudoku (11) nor Maze (6)"
         )
     rope = {"rope": "1d", "rope2d": "2d"}.get(theirs.pos_encodings, "none")
@@ -114,251 +197,223 @@ def official_config(
         "damping": round(1 - theirs.lambda_, 12),
         "noise": theirs.noise_scale,
     }
-    return from_dict(ModelConfig, ours, where), task
+    if family == "TRM":
+        ours |= {"init": "fixed", "damping": 0.0, "noise": 0.0}
+    return from_dict(ModelConfig, ours | prefix, where), task
 
 
-def _sizes(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """``vocab_size`` and ``seq_len`` as far as something else says them.
+def _sizes(
+    theirs: Official, values: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> tuple[int, int, dict[str, int]]:
+    """Tokens of the board, size of the vocabulary, and our settings of the prefix.
 
-    The head has a row for each symbol, the token mixer a row for each token. For attention the
-    board does, as ``board_height`` × ``board_width`` or as ``30x30`` in the name of the data.
+    What the configuration leaves out, something else may say. The head has a row for each symbol,
+    the token mixer one for each token, prefix included. For attention the board does, as
+    ``board_height`` × ``board_width`` or as ``30x30`` in the name of the data.
     """
-    shapes = {key: value.shape for key, value in tensors.items() if getattr(value, "ndim", 0)}
-    vocabulary = [s[0] for key, s in shapes.items() if key.endswith("lm_head.weight")]
-    tokens = [s[0] for key, s in shapes.items() if key.endswith("mlp_t.down_proj.weight")]
-    data = values.get("dataset")
+
+    def size(name: str, axis: int = 0) -> int | None:
+        ends = (t for key, t in tensors.items() if key.endswith(name) and t.ndim)
+        return next((t.shape[axis] for t in ends), None)
+
+    data, sides = values.get("dataset"), (theirs.board_height, theirs.board_width)
     name = str(data.get("data_path")) if isinstance(data, Mapping) else ""
-    board = values.get("board_height"), values.get("board_width")
-    if all(type(side) is int for side in board):
-        tokens.append(board[0] * board[1])
-    elif sides := re.search(r"(?<!\d)(\d+)x(\d+)(?!\d)", name):
-        tokens.append(int(sides[1]) * int(sides[2]))
-    pairs = (("vocab_size", vocabulary), ("seq_len", tokens))
-    return {key: sizes[0] for key, sizes in pairs if sizes}
+    if None in sides and (named := re.search(r"(?<!\d)(\d+)x(\d+)(?!\d)", name)):
+        sides = int(named[1]), int(named[2])
+    board = theirs.input_seq_len or theirs.seq_len or (None not in sides and sides[0] * sides[1])
+    width, length = theirs.puzzle_emb_ndim, theirs.puzzle_emb_len
+    width = size("puzzle_emb.weights", -1) if width is None else width
+    mixed = size("mlp_t.down_proj.weight")
+    if width and length is None and mixed and board:
+        length = mixed - board
+    elif width and length == 0:
+        length = -(-width // theirs.hidden_size)
+    vocabulary = theirs.vocab_size or size("lm_head.weight")
+    board = board or (mixed and mixed - (length or 0))
+    needed = {"seq_len": board, "vocab_size": vocabulary}
+    needed |= {"puzzle_emb_len": length} if width else {"puzzle_emb_ndim": width} if length else {}
+    for key, value in needed.items():
+        if not value:
+            raise ConfigError(f"{where}.{key} is missing; add it")
+    if theirs.input_seq_len and theirs.seq_len not in (None, board + (length or 0)):
+        raise ConfigError(
+            f"{where}.seq_len = {theirs.seq_len} must be input_seq_len + puzzle_emb_len = "
+            f"{board + (length or 0)}"
+        )
+    return board, vocabulary, {"prefix": length, "prefix_width": width} if width else {}
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names in the model itself, without what was put around it: a compiled or
+    parallel module, a loss. The cache of the prefix's rows, one for each row of a batch, goes."""
+    plain = {}
+    for key, value in tensors.items():
+        words = [word for word in str(key).split(".") if word not in ("module", "_orig_mod")]
+        name = ".".join(words).removeprefix("model.").removeprefix("inner.")
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{key!r} is no tensor but {type(value).__name__}")
+        if name in plain:
+            raise CheckpointError(f"holds {name} under two names, one of them {key!r}")
+        if name not in ("puzzle_emb.local_weights", "puzzle_emb.local_ids"):
+            plain[name] = value
+    return plain
 
 
 def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
     """Rename official tensors to ours; the second halting output (unused) is dropped."""
     ours = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
-    for key, value in tensors.items():
-        name = key.removeprefix("_orig_mod.").removeprefix("model.").removeprefix("inner.")
-        if name.startswith("L_level.layers."):
-            index, name = name.removeprefix("L_level.layers.").split(".", 1)
-            prefix = f"blocks.{index}."
-        else:
-            prefix = ""
-        if name in ("q_head.weight", "q_head.bias"):
+    for key, value in plain_names(tensors).items():
+        level, name = re.fullmatch(r"(?:L_level\.layers\.(\d+)\.)?(.*)", key, re.DOTALL).groups()
+        rows = {"q_head.weight": 2, "q_head.bias": 2, "puzzle_emb.weights": 1}.get(name)
+        if rows and value.shape[:1] != (rows,):
+            size = f"has size {tuple(value.shape)}; expected {rows} row(s), "
+            what = "one prefix for all puzzles" if rows == 1 else "for halting and continuing"
+            raise CheckpointError(f"tensor {key!r} {size}{what}")
+        if name.startswith("q_head."):
             ours[name.replace("q_head", "halt_head")] = value[:1].float()
         elif name in ("H_init", "L_init"):
             ours[{"H_init": "fixed_high", "L_init": "fixed_low"}[name]] = value.float()
+        elif name == "puzzle_emb.weights":
+            ours["prefix"] = value[0].float()
         elif name in _OFFICIAL_NAMES:
-            ours[prefix + _OFFICIAL_NAMES[name]] = value.float()
+            ours[(f"blocks.{level}." if level else "") + _OFFICIAL_NAMES[name]] = value.float()
         else:
-            raise CheckpointError(f"tensor {key!r} has no counterpart; is it an EqR checkpoint?")
+            raise CheckpointError(f"tensor {key!r} has no counterpart; is it an EqR or a TRM?")
     return ours
 
 
-class Inert:
-    """Stands for whatever an official file names beside tensors: takes anything, does nothing."""
+def _choose(content: Mapping[str, Any], wanted: str | None) -> tuple[dict[str, Tensor], str]:
+    """The tensors wanted by their plain names, and which they are: ``ema`` or ``raw``.
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-def read_official(source: Path) -> dict[str, Any]:
-    """The content of an official ``.pth``, read without executing any pickle.
-
-    Official files may hold more than tensors (a generator's state, the trainer's carry). PyTorch's
-    restricted reader takes tensors and plain values only; what else the file names is read as an
-    :class:`Inert` object, so that no function or class of the file's choice is ever called.
-
-    Raises:
-        CheckpointError: missing, damaged, not a dictionary, or it names what is refused all the
-            same (the operating system, say).
+    The average is ``{mu, shadow}`` or the dictionary of averages itself.
     """
-    source = Path(source)
-    if not source.is_file():
-        raise CheckpointError(f"{source}: no such checkpoint file")
-    try:
-        # Files of PyTorch's first format cannot be looked through beforehand, only refused.
-        whole = zipfile.is_zipfile(source)
-        names = serialization.get_unsafe_globals_in_checkpoint(source) if whole else []
-        with serialization.safe_globals([(Inert, name) for name in names]):
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not any(word in str(error).lower() for word in ("global", "blocked", "reduce")):
-            raise CheckpointError(f"{source}: damaged or not a .pth file") from error
-        raise CheckpointError(
-            f"{source}: refused, reading it would execute a pickle; keep only its 'model' and "
-            "'ema' entries with torch.save on a machine that trusts it"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source}: damaged or not a .pth file") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{source}: holds no state dict; expected an entry 'model'")
-    return content
+    stored, average = content.get("model"), content.get("ema")
+    if stored is None:  # a state dict and nothing around it
+        stored = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not isinstance(stored, Mapping) or not stored:
+        raise CheckpointError(f"holds no tensors, in 'model' or by themselves: {[*content]!r:.80}")
+    raw = plain_names(stored)
+    if wanted == "raw" or (wanted is None and average is None):
+        return raw, "raw"
+    if average is None:
+        raise CheckpointError("stores no average ('ema'); take what it stores with --weights raw")
+    shadow = average.get("shadow", average) if isinstance(average, Mapping) else None
+    parts = shadow if isinstance(shadow, Mapping) else {}
+    mean = plain_names({k: v for k, v in parts.items() if getattr(v, "ndim", 0)})
+    if not mean or (lacking := raw.keys() - mean.keys() - _BUFFERS):
+        seen = [*average] if isinstance(average, Mapping) else type(average).__name__
+        seen = f"lacks {min(lacking)}" if mean else f"is {seen!r:.80}, not a dictionary of averages"
+        raise CheckpointError(f"its average ('ema') {seen}; --weights raw does without")
+    return raw | mean, "ema"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A model file made of official weights."""
+
+    path: Path
+    sha256: str  # of its tensors
+    config: ModelConfig
+    weights: str  # ema or raw
+    settings: str = ""  # the file that the configuration is from
+
+    @property
+    def family(self) -> str:
+        return "TRM" if self.config.init == "fixed" else "EqR"
 
 
 def import_official(
     source: Path,
     out: Path,
     config: Mapping[str, Any] | None = None,
-    weights: str = "ema",
+    weights: str | None = None,
     *,
     content: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
-) -> str:
-    """Convert an official ``.pth`` into a model file; returns the sha256 of its tensors.
+    released: bool = False,
+) -> Imported:
+    """Convert an official ``.pth``, of an EqR or a TRM, into a model file.
 
     Args:
         source: file with ``model`` and, it may be, ``ema`` and ``config`` entries.
         out: the safetensors file to write.
         config: the official configuration; None takes the one stored in ``source``.
-        weights: ``"ema"`` (the average, as the official evaluation; raw if there is none) or
-            ``"raw"``.
-        content: what :func:`read_official` gave for ``source``, where it was read before.
+        weights: ``"ema"`` (the average, as the official evaluation), ``"raw"``, or None: the
+            average if there is one.
+        content: what :func:`eqr.imports.hub.read_official` gave, where it was read before.
         origin: what else to record of where the file came from.
+        released: see :func:`official_config`.
 
     Raises:
-        CheckpointError: unreadable, would need a pickle to be executed, or of another layout.
+        CheckpointError: unreadable, would need a pickle to be executed, or of another layout or
+            family.
         ConfigError: the configuration does not fit.
     """
     source = Path(source)
-    content = read_official(source) if content is None else content
+    content = hub.read_official(source) if content is None else content
     if config is None:
-        config = content.get("config")
+        config = hub.plain_settings(content.get("config"))
         if not isinstance(config, Mapping):
             raise ConfigError(f"{source} stores no configuration; give it with --config FILE")
-    tensors = content.get("model", content)
-    average = content.get("ema")
-    shadow = average.get("shadow") if isinstance(average, Mapping) else None
-    if weights == "ema" and not isinstance(shadow, Mapping):
-        weights = "raw"  # there is no average
-    if weights == "ema":
-        tensors = {**tensors, **shadow}
     try:
-        model_config, task = official_config(config, tensors)
+        tensors, which = _choose(content, weights)
+        model_config, task = official_config(config, tensors, released)
         model = Reasoner.for_task(task, model_config)
         model.load_state_dict(official_tensors(tensors, model))
-    except (RuntimeError, CheckpointError, AttributeError) as error:
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{source}: does not fit the configuration: {reason}") from error
     step = content.get("step")
-    meta = {"file": source.name, "sha256": file_sha256(source), "weights": weights}
-    meta |= origin or {}
-    step = step if isinstance(step, int) else None
-    return save_model(out, model, task, {"imported": meta, "step": step})
-
-
-# --- Where the files are --------------------------------------------------------------------------
+    meta = {"file": source.name, "sha256": file_sha256(source), "weights": which}
+    about = {"imported": meta | (origin or {}), "step": step if isinstance(step, int) else None}
+    return Imported(out, save_model(out, model, task, about), model_config, which)
 
 
 def convert(
     official: str,
-    out: Path,
+    out: Path | None = None,
     config: str | None = None,
-    weights: str = "ema",
+    weights: str | None = None,
     sha256: str | None = None,
-) -> tuple[str, str]:
-    """Import official weights from a local path or the hub; the sha256 of the tensors written, and
-    the name of the configuration used.
+) -> Imported:
+    """Import official weights from a local path or the hub.
 
     Args:
         official, config: local paths, or what :mod:`eqr.imports.hub` reads as sources. Without
             ``config``: what the weights store, or else the one file beside them.
-        sha256: what the file of the weights must hash to.
+        out: without it, the name of the weights in this folder.
+        sha256: what the weights' file must hash to; known of :data:`eqr.imports.hub.RELEASED`.
 
     Raises:
         HubError, CheckpointError, ConfigError: as :func:`import_official`, or a file is missing.
     """
-    if weights not in ("ema", "raw"):
+    if weights not in ("ema", "raw", None):
         raise ConfigError(f"--weights {weights!r} must be ema or raw")
+    if short := hub.released(official):
+        pin, weights = hub.RELEASED[short][1], weights or "ema"
+        hub.check_pins({official: sha256 or pin}, {official: pin})
+        sha256 = pin
+    name, repository = hub.locate(official, WEIGHTS, "checkpoint")
+    out = out or Path(f"{Path(short or name).stem}.safetensors")
     if out.exists():
         raise CheckpointError(f"{out}: exists already; choose another name")
     given = record = None
     if config is not None:  # first, since it is small
-        name, repository = _locate(config, SETTINGS, "configuration")
-        given, record = _read_settings(name, repository)
-    name, repository = _locate(official, WEIGHTS, "checkpoint")
-    path = _fetch(name, repository, sha256)
-    content = read_official(path)
-    if given is None and isinstance(content.get("config"), Mapping):
-        record = {"file": name}
-    elif given is None:
-        given, record = _read_settings(_beside(official, name, repository), repository)
-    origin = {"hub": repository.origin()} if repository else {}
+        file, there = hub.locate(config, SETTINGS, "configuration")
+        given, record = hub.read_settings(file, there)
+    path = hub.fetch(name, repository, sha256)
+    content = hub.read_official(path)
+    if given is None:
+        given, record = hub.plain_settings(content.get("config")), {"file": name}
+    if not isinstance(given, Mapping):
+        beside = hub.beside(official, name, repository, SETTINGS)
+        given, record = hub.read_settings(beside, repository)
+    origin = {"config": record} | ({"hub": repository.origin()} if repository else {})
+    more = {"content": content, "origin": origin, "released": bool(short) and config is None}
     try:
-        made = import_official(
-            path, out, given, weights, content=content, origin=origin | {"config": record}
-        )
+        made = import_official(path, out, given, weights, **more)
     except ConfigError as error:
         raise ConfigError(f"{record['file']}: {error}") from error
-    return made, record["file"]
-
-
-def _locate(text: str, suffixes: tuple[str, ...], what: str) -> tuple[str, hub.Repository | None]:
-    """The name of a file, and the repository that it lies in: None for a local path."""
-    source = hub.parse(text, "model")
-    if source is None:
-        return text, None
-    repository = hub.open_repository(source)
-    names = [name for name in repository.files if name.endswith(suffixes)]
-    return hub.pick(source, names, what), repository
-
-
-def _fetch(name: str, repository: hub.Repository | None, sha256: str | None = None) -> Path:
-    """The file itself, of this sha256 if one is given."""
-    pins = {name: sha256} if sha256 else {}
-    if repository:
-        return repository.fetch([name], pins) / name
-    if pins and Path(name).is_file():
-        hub.check_pins(pins, {name: file_sha256(Path(name))})
-    return Path(name)
-
-
-def _beside(official: str, name: str, repository: hub.Repository | None) -> str:
-    """The one file beside the weights that may hold their configuration.
-
-    Of the same name, or else the only one in their folder, or else ``all_config.yaml`` one folder
-    up, where the official code looks for it.
-    """
-    folder, stem = PurePosixPath(name).parent, PurePosixPath(name).stem
-    above = folder.parent / "all_config.yaml" if repository else folder / ".." / "all_config.yaml"
-    around = [above] if Path(above).is_file() else []
-    names = repository.files if repository else [*Path(folder).iterdir(), *around]
-    paths = [PurePosixPath(path) for path in sorted(map(str, names))]
-    paths = [path for path in paths if path.suffix in SETTINGS]
-    beside = [path for path in paths if path.parent == folder]
-    alike = [path for path in beside if path.stem == stem]
-    choice = alike or beside or [path for path in paths if path == above]
-    if len(choice) == 1:
-        return str(choice[0])
-    there = ", ".join(map(str, choice or paths))
-    raise ConfigError(
-        f"{official} stores no configuration; give it with --config FILE ("
-        + (f"there is {there})" if there else "no YAML or JSON file lies beside it)")
-    )
-
-
-def _read_settings(
-    name: str, repository: hub.Repository | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A JSON or YAML file as a mapping, and what to record of it."""
-    import yaml
-
-    path = _fetch(name, repository)
-    if not path.is_file():
-        raise ConfigError(f"{name}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text())  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: neither JSON nor YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name}: must hold a mapping of settings")
-    # The reference files keep the settings under "config", beside the tensors' shapes.
-    values = values.get("config", values) if "seq_len" not in values else values
-    record = {"file": name, "sha256": file_sha256(path)}
-    return values, record | ({"hub": repository.origin()} if repository else {})
+    return replace(made, settings=record["file"])
