@@ -16,13 +16,12 @@ from eqr.studies.paper import available, entries, profile_of
 from eqr.studies.results import Pick
 from eqr.studies.rows import STUDIES
 
-#: What the registry says of a number (``README.md`` beside it), with the titles of its page.
-COLUMNS = {
-    **{name: name for name in ("id", "source", "reference", "year", "model", "weights", "task")},
-    **{"test_set": "test set", "depth": "D", "breadth": "B", "beta": "β"},
-    **{"selection": "selection", "n": "n", "exact": "exact, %", "low_or_sd": "low or sd"},
-    **{name: name for name in ("high", "numerics", "evidence", "remark")},
-}
+#: What the registry says of a number: ``README.md`` beside it.
+COLUMNS = (
+    *("id", "source", "reference", "year", "model", "weights", "task", "test_set", "depth"),
+    *("breadth", "beta", "selection", "n", "exact", "low_or_sd", "high", "numerics", "evidence"),
+    "remark",
+)
 NUMBERS = ("year", "depth", "breadth", "beta", "n", "exact", "low_or_sd", "high")
 TASKS = {"sudoku": "Sudoku", "maze": "mazes", "miniarc": "Mini-ARC"}
 SELECTED = {
@@ -48,7 +47,7 @@ def published() -> pd.DataFrame:
         StudyError: the file has other columns, or no number where one belongs.
     """
     frame = pd.read_csv(PUBLISHED, dtype=str)
-    if list(frame) != list(COLUMNS):
+    if tuple(frame) != COLUMNS:
         raise StudyError(f"{PUBLISHED}: columns must be {','.join(COLUMNS)}; restore the file")
     try:
         return frame.astype(dict.fromkeys(NUMBERS, float))
@@ -124,7 +123,7 @@ def contradictions(rows: pd.DataFrame) -> pd.DataFrame:
             if len(firsts) and not any(agree(row, first) for _, first in firsts.iterrows()):
                 first = firsts.iloc[0]
                 differ = [
-                    f"{COLUMNS[name]} {shown(first[name])} / {shown(row[name])}"
+                    f"{ON_PAGE[name]} {shown(first[name])} / {shown(row[name])}"
                     for name in SETTINGS
                     if shown(first[name]) != shown(row[name])
                 ]
@@ -159,13 +158,19 @@ def shown(value: object) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:g}"
 
 
-#: Of a row of the page: its columns, and those by which it can be filtered.
+def per_cent(value: float, digits: int = 3) -> str:
+    """With its decimals, of which there is at least one."""
+    text = f"{value:.{digits}f}".rstrip("0")
+    return f"{text}0" if text.endswith(".") else text
+
+
+#: The columns on the page with their titles, and those by which it can be filtered.
 ON_PAGE = {
-    **{"source": "source", "model": "model", "weights": "weights", "task": "task"},
-    **{name: COLUMNS[name] for name in ("test_set", "depth", "breadth", "beta", "selection", "n")},
-    **{"exact": "exact, %", "interval": "95 % interval or sd", "seeds": "seeds"},
-    **{"numerics": "numerics", "evidence": "evidence", "contradicts": "other value"},
-    **{"remark": "remark"},
+    **{"source": "source", "model": "model", "task": "task", "exact": "exact, %"},
+    **{"contradicts": "other value", "depth": "D", "breadth": "B", "beta": "β"},
+    **{"selection": "selection", "n": "n", "interval": "95 % interval or sd", "seeds": "seeds"},
+    **{"weights": "weights", "test_set": "test set", "numerics": "numerics"},
+    **{"evidence": "evidence", "remark": "remark"},
 }
 FILTERS = ("source", "task", "weights", "evidence")
 
@@ -180,21 +185,21 @@ def as_html(rows: pd.DataFrame, caption: str, name: str = "eqr-registry") -> str
         name: of the saved file.
     """
     exact = rows.set_index("id").exact
+    kinds = {"contradicts": " data-marked"} | dict.fromkeys(FILTERS, " data-filter")
     heads = "".join(
-        f'<th scope="col"{" data-filter" if key in FILTERS else ""}>{title}</th>'
-        for key, title in ON_PAGE.items()
+        f'<th scope="col"{kinds.get(key, "")}>{title}</th>' for key, title in ON_PAGE.items()
     )
     lines = []
     for _, row in rows.iterrows():
         texts = {key: escape(shown(row.get(key))) for key in ON_PAGE}
         texts["source"] += f"<small>{escape(row.reference)}</small>"
-        texts["exact"] = f"{row.exact:.1f}" if row.source == "this book" else texts["exact"]
+        texts["exact"] = per_cent(row.exact, 1 if row.source == "this book" else 3)
         if row.high == row.high:
             texts["interval"] = f"{row.low_or_sd:.1f} to {row.high:.1f}"
         elif row.low_or_sd == row.low_or_sd:
             texts["interval"] = f"sd {row.low_or_sd:g}"
         if isinstance(row.contradicts, str):
-            links = (f'<a href="#{i}">{exact[i]:g}</a>' for i in row.contradicts.split())
+            links = (f'<a href="#{i}">{per_cent(exact[i])}</a>' for i in row.contradicts.split())
             texts["contradicts"] = f"≠ {', '.join(links)}"
         anchor = f' id="{row.id}"' if "/" not in row.id else ""
         lines.append(f"<tr{anchor}><td>{'</td><td>'.join(texts.values())}</td></tr>")
@@ -206,6 +211,12 @@ def as_html(rows: pd.DataFrame, caption: str, name: str = "eqr-registry") -> str
         f"{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
         "</table></div></div>"
     )
+
+
+def captioned(table: pd.DataFrame, caption: str) -> str:
+    """A small table as HTML with its caption."""
+    html = table.to_html(index=False, border=0, classes="eqr-words", float_format="{:.1f}".format)
+    return html.replace("<thead>", f"<caption>{escape(caption)}</caption><thead>", 1)
 
 
 # ------------------------------------------------------------------- rows that pad the last batch
