@@ -6,11 +6,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
 
 from eqr import evaluate, select
 from eqr.checkpoint import load_model
 from eqr.config import EvalConfig
-from eqr.evaluate import records
+from eqr.evaluate import measures, records
 from eqr.experiments import table
 from eqr.rollout import NEVER, rollout
 from eqr.select import RULES, SELECTIONS, Outcomes, selected
@@ -159,6 +160,28 @@ def test_rows_in_flight_do_not_change_records_and_smaller_breadths_are_nested(
     narrow = records(model, test.inputs, test.labels, replace(CONFIG, breadth=1))
     np.testing.assert_allclose(narrow.residual[..., 0], results.residual[..., 0], atol=1e-4)
     assert (narrow.exact[..., 0] == results.exact[..., 0]).mean() > 0.9
+
+
+@pytest.mark.parametrize("rows", [4, 7, 29, 30, 31, 256])
+def test_padding_never_counts(rows, learned, problems, monkeypatch):
+    """With any rows in flight the P × B trajectories asked for are recorded once each and no others
+    (the official code counts the rows that fill up its last batch, and as right)."""
+    model, seen = load_model(learned.path).model, np.zeros((10, 3), int)
+
+    def counted(it, truth):
+        if it.depth == 5:
+            np.add.at(seen, (it.problem, it.restart), 1)
+        values = measures(it, truth)
+        # Right or wrong by the problem alone: rounding may flip a close token.
+        values["exact"] = torch.from_numpy(it.problem % 3 == 0)
+        assert {len(value) for value in values.values()} == {len(it.problem)}
+        return values
+
+    monkeypatch.setattr(evaluate, "measures", counted)
+    made = records(model, problems.test.inputs, problems.test.labels, CONFIG, rows=rows)
+    assert (seen == 1).all() and made.exact.shape == (3, 10, 3)
+    actual = table(made, CONFIG, (1, 3), ("average", "logits", "majority", "oracle"), layers=6)
+    assert set(actual.n) == {10} and actual.exact.tolist() == pytest.approx([0.4] * len(actual))
 
 
 def test_table_has_its_columns_and_forms_every_number_from_the_records(results):

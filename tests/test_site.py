@@ -21,6 +21,7 @@ import pytest
 from browsing import ELSEWHERE, NEEDS_BROWSER, Tab, browser, opened, served
 
 from book.tools import BOOK, build, check, pdf, sphinx_ext
+from eqr.studies.registry import as_html, published
 
 pytestmark = NEEDS_BROWSER
 
@@ -208,6 +209,37 @@ def test_a_term_shows_its_definition_by_pointer_and_by_keyboard(chromium, built_
         page.locator("article h1").hover()
         tip.wait_for(state="hidden")
     tab.check()
+
+
+def test_the_registry_sorts_and_filters_by_keyboard(chromium, tmp_path):
+    """And without JavaScript all its rows stand there, in the order of the file."""
+    style, script = (BOOK / f"_static/{name}" for name in ("eqr.css", "tables.js"))
+    (tmp_path / "page.html").write_text(
+        f'<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8"><title>t</title>'
+        f'<link rel="stylesheet" href="{style.as_uri()}"><script src="{script.as_uri()}"></script>'
+        f"<main><h1>t</h1>{as_html(published().assign(contradicts=None), 'A caption')}</main>",
+        encoding="utf-8",
+    )
+    rows, exact = len(published()), ".eqr-registry tbody tr:not([hidden]) td:nth-child(4)"
+    for plain in (True, False):
+        options = {"java_script_enabled": not plain}
+        with opened(chromium, "file://", viewport={"width": 360, "height": 740}, **options) as tab:
+            page = visit(tab, (tmp_path / "page.html").as_uri())
+            assert page.locator(exact).count() == rows
+            if plain:
+                continue
+            page.add_script_tag(path=AXE)
+            assert page.evaluate(FINDINGS) == []
+            page.get_by_role("button", name="exact, %").focus()
+            for order in (sorted, lambda values: sorted(values, reverse=True)):
+                page.keyboard.press("Enter")
+                values = [float(text) for text in page.locator(exact).all_inner_texts()]
+                assert values == order(values)
+            page.get_by_label("task").select_option("Maze-Unique")
+            page.get_by_label("find").fill("supplement trm")
+            assert page.get_by_role("status").inner_text() == f"2 of {rows} rows"
+            assert page.locator(exact).all_inner_texts() == ["99.4", "89.4"]
+        tab.check()
 
 
 def test_a_chapter_can_be_taken_along_and_says_how_it_was_made(chromium, origin, built_book):
