@@ -37,6 +37,10 @@ class Difference:
     high: float
     n: int
 
+    def scaled(self, factor: float) -> Difference:
+        """In another unit, as in points of a hundred."""
+        return Difference(factor * self.mean, factor * self.low, factor * self.high, self.n)
+
     def text(self, spec: str = ".2f") -> str:
         """For a table, the numbers written as ``spec`` says; a dash where there are no values.
 

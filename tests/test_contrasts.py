@@ -53,3 +53,19 @@ def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for(monkeypatch):
     unsteady = np.add(values["ri-0.006"], [0.2, -0.2, 0.2, -0.2]).tolist()
     plan = contrasts.planned(Known(values | {"ri-0.006": unsteady})).set_index("step")
     assert plan.seeds["random start"] == contrasts.MOST < plan["for power 0.9"]["random start"]
+
+
+def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
+    rows = {name: [0.1 * k + 0.01 * s for s in range(6)] for k, (name, *_) in enumerate(PATH)}
+    rows["ri-ni"] = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3]  # against RI: no knowing
+
+    class Both(Known):
+        """Breadth and depth change nothing."""
+
+    table = contrasts.decided_table(Both(rows)).set_index("step")
+    assert table.verdict["segments"] == "reproduced" and table.seeds["segments"] == 6
+    assert table["points [95 %]"]["segments"].startswith("+10.0 [")
+    assert table.verdict["damping and noise"] == "undecided"
+    assert table["seeds that would decide"]["damping and noise"] > 6
+    assert table.ours["breadth"] == "ri-ni, D = 16, B = 32, converged"
+    assert set(table.verdict) <= {"reproduced", "not reproduced", "undecided"}

@@ -64,7 +64,7 @@ PATH: tuple[tuple[str, str, dict[str, Any], tuple[Published, ...], int], ...] = 
     ("ri", "Random start (RI)", {"model.damping": 0.0, "model.noise": 0.0},
      (Published("Table 3", 86.0),), 16),
     ("ni", "Damping and noise (NI)", {"model.init": "fixed"}, (), 16),
-    ("ri-ni", "Both (EqR)", {}, (Published("Table 3", 86.4),), 16),
+    ("ri-ni", "Both (EqR)", {}, (Published("Table 3", 86.4), Published("Table 4", 86.4)), 16),
 )  # fmt: skip
 
 

@@ -70,6 +70,26 @@ def decided(results: Results) -> dict[str, dict[str, Decision]]:
     }
 
 
+def decided_table(results: Results) -> pd.DataFrame:
+    """The verdicts as a page shows them: differences in points with their 95 % intervals."""
+    lines = []
+    for table, steps in decided(results).items():
+        for name, one in steps.items():
+            ours, other, paper = TABLES[table][name]
+            line = {"table": table, "step": name, "paper": f"{100 * paper:+.1f}"}
+            line |= {"ours": shown(ours), "against": shown(other)}
+            line |= {"points [95 %]": one.gap.scaled(100).text("+.1f"), "seeds": one.gap.n}
+            line |= {"p": f"{one.p:.2g}", "verdict": one.verdict}
+            lines.append(line | {"seeds that would decide": one.needed or "–"})
+    return pd.DataFrame(lines)
+
+
+def shown(pick: Pick) -> str:
+    """A pick in words."""
+    rule = "" if pick.breadth == 1 else f", B = {pick.breadth}, {pick.select}"
+    return f"{pick.row}, D = {pick.depth}{rule}"
+
+
 def planned(pilots: Results) -> pd.DataFrame:
     """How many seeds each step needs, from the pilots' paired spread on the validation problems.
 

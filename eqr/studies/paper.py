@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from eqr.stats import Difference
+from eqr.studies import contrasts
 from eqr.studies.claims import Claim
 from eqr.studies.results import Pick, Results, shipped
 from eqr.studies.rows import MAZE, STUDIES
@@ -49,6 +51,7 @@ BASE = {
 OTHERS = (
     Entry("Table 4", "EqR, D = 64, B = 1", 93.0, study="depth-breadth", pick=Pick("eqr", 64)),
     Entry("Table 4", "EqR, D = 64, B = 1", 93.0, SUDOKU, "paper-scale", Pick("sudoku9-fast", 64)),
+    Entry("Table 4", "EqR, D = 64, setting S6", 93.0, SUDOKU, "campaign", Pick("ri-ni", 64)),
     Entry(
         "Table 4",
         "EqR, D = 64, B = 128",
@@ -99,6 +102,9 @@ def base_of(entry: Entry) -> Pick | None:
     """What an entry is compared with, in its own study; None where there is no such row."""
     if entry.pick is None:
         return None
+    if entry.study == "campaign":  # each step against the row before it
+        steps = contrasts.TABLES.get(entry.table, {}).values()
+        return next((other for ours, other, _ in steps if ours == entry.pick), None)
     if entry.study == "paper-scale":  # rows of one kind, each with its own baseline
         name = f"{entry.pick.row.removesuffix('-trm')}-trm"
         known = {row.name for row in STUDIES["paper-scale"].rows}
@@ -125,6 +131,10 @@ def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[s
         return "–", "not run"
     if entry.pick == first:
         return "–", "baseline"
+    if entry.study == "campaign":
+        made = contrasts.decided(studies["campaign"])[entry.table]
+        named = {pair[0]: name for name, pair in contrasts.TABLES[entry.table].items()}
+        return step_of(made[named[entry.pick]].gap), made[named[entry.pick]].verdict
     side = {"at_least": 0.0} if entry.value > base else {"at_most": 0.0}
     study, text = studies[entry.study], "{}"
     gap = Claim.of_study(entry.name, study, entry.pick, first, **side)
@@ -135,8 +145,13 @@ def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[s
         gap = replace(gap, value=one.mean, low=one.low, high=one.high)
     if gap.value is None:
         return "–", gap.verdict
-    step = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    step = step_of(Difference(gap.value, gap.low, gap.high, gap.seeds))
     return step, text.format(gap.verdict)
+
+
+def step_of(gap: Difference) -> str:
+    """A difference of accuracies in points, with its interval."""
+    return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
 
 
 def beside(profile: str = "laptop") -> pd.DataFrame:
