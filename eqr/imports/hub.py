@@ -207,8 +207,8 @@ def check_pins(pins: Mapping[str, str], hashes: Mapping[str, str | None]) -> Non
     for name, pin in pins.items():
         if hashes[name] not in (pin, None):
             raise HubError(
-                f"{name}: field sha256 is {hashes[name]}, and --sha256 asks for {pin}; it is "
-                "another file: correct the option or the source"
+                f"{name}: field sha256 is {hashes[name]}, and {pin} is asked for; it is another "
+                "file: correct the source, or --sha256"
             )
 
 
