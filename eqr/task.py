@@ -132,6 +132,10 @@ class Task(ABC):
     def check(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """(n,) bool: is each answer (n, S) a valid answer, any valid one, to its input (n, S)?"""
 
+    def rate(self, labels: np.ndarray) -> np.ndarray:
+        """(n,) int32: the ratings of imported labels (n, S); 0 where a label does not say it."""
+        return np.zeros(len(labels), np.int32)
+
     def solve(self, tokens: np.ndarray) -> np.ndarray | None:
         """The answer (S,) by the rules, or None: a reference that the model never sees."""
         return None

@@ -26,7 +26,7 @@ from huggingface_hub import constants
 
 from eqr import data
 from eqr.checkpoint import load_model
-from eqr.imports import hub
+from eqr.imports import datasets, hub
 from eqr.imports.datasets import read
 from eqr.imports.hub import HubError, Source, parse
 from eqr.imports.weights import import_official
@@ -240,7 +240,9 @@ def test_a_data_set_comes_whole_at_one_commit_and_says_which(eqr, served, extrem
     assert served.tokens == {"127.0.0.1": "Bearer hf_secret", "localhost": None}, "kept from others"
 
 
-def test_official_arrays_come_from_wherever_the_repository_keeps_them(eqr, served, tmp_path):
+def test_official_arrays_come_from_wherever_the_repository_keeps_them(
+    eqr, served, tmp_path, monkeypatch
+):
     """The folder asked for lies below another one; the arrays that are not read stay there."""
     task, files, local = Maze(7, 7, path_min=3), {"README.md": b"#"}, tmp_path / "local"
     pool = task.generate(12, seed=1)
@@ -262,6 +264,16 @@ def test_official_arrays_come_from_wherever_the_repository_keeps_them(eqr, serve
         eqr("data", "import", "hub:eqr-data/maze-7x8", tmp_path / "no", *words),
         "has no data set 'maze-7x8'; did you mean 'data/maze-7x7'?",
     )
+    # The paper's own mazes, of which these stand in: by name, and as pinned or not at all.
+    shape = {"kind": "maze", "height": 7, "width": 7, "path_min": 3}
+    monkeypatch.setattr(datasets, "UNIQUE_TASK", shape)
+    monkeypatch.setattr(datasets, "UNIQUE_SOURCE", "hub:eqr-data/maze-7x7")
+    named = ("data", "import", "maze-unique", tmp_path / "named")
+    refused(eqr(*named), "train/all__inputs.npy: field sha256 is", "2922455815232dcb636ee45f")
+    pins = {name: sha256(files[f"data/maze-7x7/{name}"]) for name in datasets.NPY_FILES}
+    monkeypatch.setattr(datasets, "UNIQUE_PINS", pins)
+    assert eqr(*named).code == 0
+    assert data.load(tmp_path / "named").digest == data.load(tmp_path / "out").digest
 
 
 def test_what_came_whole_is_not_fetched_again(eqr, served, extreme, tmp_path):

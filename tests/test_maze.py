@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from eqr import data
 from eqr.settings import ProblemError
 from eqr.task import task_from_dict, task_to_dict
 from eqr.tasks.maze import GOAL, OPEN, PATH, START, WALL, Maze
@@ -80,6 +81,27 @@ def test_a_problem_depends_on_seed_and_index_only():
     assert not np.array_equal(whole.inputs, task.generate(9, 8).inputs)
     assert len({maze.tobytes() for maze in whole.inputs}) == 9
     assert len(task.generate(0, 7)) == 0
+
+
+def test_the_official_builder_makes_valid_mazes_and_no_two_the_same():
+    task = Maze(8, 9, path_min=8, path_max=12)
+    made, fewer = task.generate_official(40, seed=3), task.generate_official(9, seed=3)
+    assert task.check(made.inputs, made.labels).all()
+    assert len(np.unique(made.inputs, axis=0)) == 40 and set(made.rating) == {*range(8, 13)}
+    np.testing.assert_array_equal(made.labels[:9], fewer.labels)
+    assert not np.array_equal(fewer.inputs, task.generate_official(9, seed=4).inputs)
+
+
+def test_the_official_builder_makes_the_papers_own_mazes(eqr, shared, tmp_path):
+    done = eqr("data", "build", tmp_path / "out", "--kind", "maze-unique")
+    built = data.load(tmp_path / "out")
+    paper = np.load(shared / "data/maze30/maze_unique_30x30.npz")
+    for name, array in paper.items():
+        split, field = name.split("_")
+        np.testing.assert_array_equal(getattr(built.splits[split], field), array)
+    assert done.code == 0 and built.task == Maze(30, 30, 100, 140)
+    local = ("data", "import", shared / "data/maze30", tmp_path / "in", "--kind", "maze-unique")
+    assert eqr(*local).code == 0 and data.load(tmp_path / "in").digest == built.digest
 
 
 def test_labels_of_ambiguous_mazes_take_each_path_about_as_often():

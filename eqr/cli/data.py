@@ -12,7 +12,7 @@ from eqr.cli.console import Json, Profile, Seed, Settings, progress, say, show
 from eqr.config import DataConfig
 from eqr.recipes import load_recipe, parse_overrides
 from eqr.settings import ConfigError
-from eqr.task import task_from_dict, task_to_dict
+from eqr.task import task_to_dict
 
 if TYPE_CHECKING:
     from eqr.data import Dataset
@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Build, import and verify data sets
 def build_command(
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
     kind: Annotated[
-        str | None, typer.Option(help="sudoku, maze or miniarc (default: sudoku).")
+        str | None, typer.Option(help="sudoku, maze, maze-unique or miniarc (default: sudoku).")
     ] = None,
     setting: Settings = None,
     recipe: Annotated[str | None, typer.Option(help="Take task and sizes from a recipe.")] = None,
@@ -44,8 +44,13 @@ def build_command(
     -s carving=kruskal, wilson, prim or division, -s unique=true with loops, -s flips=2.
 
     Example: eqr data build build/prim --kind maze -s height=9 -s width=9 -s carving=prim
+
+    The paper's own mazes, as their builder makes them with its sizes and seed (1000, 1000, 42):
+
+    Example: eqr data build build/maze-unique --kind maze-unique
     """
     from eqr import data
+    from eqr.imports import datasets
 
     if recipe:
         if kind or setting:
@@ -53,13 +58,18 @@ def build_command(
         made = load_recipe(recipe, profile)
         task, config = made.task, made.data
     else:
-        task = task_from_dict({"kind": kind or "sudoku", **parse_overrides(setting or ())})
+        task = datasets.named_task(kind or "sudoku", parse_overrides(setting or ()))
         config = DataConfig()
+    if kind == datasets.MAZE_UNIQUE:
+        config = DataConfig(train=1000, test=1000, seed=42)
     given = {"train": train, "test": test, "validation": validation, "seed": seed}
     config = replace(config, **{k: v for k, v in given.items() if v is not None})
     data.refuse_existing(out, overwrite)
     with progress("generating") as bar:
-        built = data.build(task, config, bar)
+        if kind == datasets.MAZE_UNIQUE:
+            built = datasets.build_official(task, config)
+        else:
+            built = data.build(task, config, bar)
     data.save(built, out, overwrite=overwrite)
     report(out, built, as_json)
 
@@ -67,10 +77,13 @@ def build_command(
 @app.command("import")
 def import_command(
     source: Annotated[
-        str, typer.Argument(help="A directory or file, or hf:OWNER/REPO@REVISION/FOLDER.")
+        str,
+        typer.Argument(help="A directory or file, hf:OWNER/REPO@REVISION/FOLDER, or maze-unique."),
     ],
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
-    kind: Annotated[str, typer.Option(help="Task of npy arrays or JSON tasks.")] = "sudoku",
+    kind: Annotated[
+        str | None, typer.Option(help="Task of arrays or JSON tasks (default: sudoku).")
+    ] = None,
     setting: Settings = None,
     train: Annotated[int, typer.Option(min=0, help="Training problems to keep; 0: all.")] = 1000,
     test: Annotated[int, typer.Option(min=0, help="Test problems to keep; 0: all.")] = 0,
@@ -93,7 +106,12 @@ def import_command(
     Files that came whole stay in the cache of the hub (HF_HOME), so that the same command run
     again goes on after them. HF_ENDPOINT names another server.
 
+    maze-unique is the paper's own mazes from the hub; with --kind maze-unique they come from the
+    source given, an .npz archive too. Either way their files must have the known sha256.
+
     Example: eqr data import hub:sudoku-extreme build/extreme --test 2048
+
+    Example: eqr data import maze-unique build/maze-unique
 
     Example: eqr data import hf:locuslab/EqR-data/maze-30x30-unique-1k build/maze30 --kind maze
 
@@ -105,8 +123,16 @@ def import_command(
     from eqr.imports import datasets, hub
 
     data.refuse_existing(out, overwrite)
-    task = task_from_dict({"kind": kind, **parse_overrides(setting or ())})
-    folder, origin = datasets.locate(source, hub.parse_pins(sha256 or ()))
+    named, pins = datasets.MAZE_UNIQUE, hub.parse_pins(sha256 or ())
+    kind = kind or (named if source == named else "sudoku")
+    task = datasets.named_task(kind, parse_overrides(setting or ()))
+    if kind == named:
+        if pins:
+            raise ConfigError(f"{named} brings its own hashes: leave out --sha256")
+        pins = datasets.UNIQUE_PINS
+        if source == named and not Path(source).exists():
+            source = datasets.UNIQUE_SOURCE
+    folder, origin = datasets.locate(source, pins)
     sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
     imported = datasets.read(folder, task, **sizes)
     imported = replace(imported, origin=imported.origin | origin)

@@ -27,7 +27,7 @@ from eqr.streams import Generators, draw_rows
 from eqr.task import Problems, Task, check_rows
 from eqr.tasks.drawing import BLUE, INK, VERMILLION, paint_cells
 from eqr.tasks.kernel_random import random_below, random_stream, random_unit
-from eqr.tasks.maze_carving import CARVINGS, OPEN, WALL, carve, flip_cells, open_walls
+from eqr.tasks.maze_carving import CARVINGS, OPEN, WALL, carve, carve_numpy, flip_cells, open_walls
 from eqr.tasks.symmetry import Symmetry
 
 START, GOAL, PATH = 3, 4, 5
@@ -264,6 +264,34 @@ class Maze(Task):
                     f"widen path_min .. path_max{', or lower flips' * (self.flips > 0)}"
                 )
         return Problems(inputs, labels, lengths)
+
+    def generate_official(self, n: int, seed: int) -> Problems:
+        """The first n mazes, perfect and without repeats, of Maze-Unique's official builder.
+
+        One NumPy generator draws all: a length, a maze, then up to 200 cells for S until one has
+        cells for G at that length, else another maze; ProblemError where 200 have none."""
+        rng, (low, high), made = np.random.default_rng(seed), self.path_range, {}
+        steps, paths = np.empty(self.seq_len, np.int64), np.empty(self.seq_len)
+        while len(made) < n:
+            length = rng.integers(low, high + 1)
+            for attempt in range(200 * 200):
+                if attempt % 200 == 0:
+                    tokens = carve_numpy(self.height, self.width, rng)
+                    passable = tokens == OPEN
+                start = rng.choice(np.flatnonzero(passable))
+                _flood(passable, self.height, self.width, start, steps, paths)
+                if (goals := np.flatnonzero(steps == length)).size:
+                    break
+            else:
+                raise ProblemError(f"no path of {length} steps in 200 mazes: change path_min")
+            tokens[start], tokens[rng.choice(goals)] = START, GOAL
+            made.setdefault(tokens.tobytes(), tokens)
+        inputs = np.stack(list(made.values()))
+        labels = np.stack([self.solve(maze) for maze in inputs])
+        return Problems(inputs, labels, self.rate(labels))
+
+    def rate(self, labels: np.ndarray) -> np.ndarray:
+        return (labels == PATH).sum(1, dtype=np.int32) + np.int32(1)  # the path lengths
 
     def symmetries(self, n: int, generator: Generators) -> Symmetry:
         """Flips and rotations: 8 on square boards, 4 on others; see ``Task.symmetries``."""
