@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from eqr.studies import contrasts
@@ -38,21 +39,40 @@ def test_the_best_rate_is_that_of_the_tuning_budget_alone():
     assert best.pop("ri") == 0.003 and set(best.values()) == {RATES[-1]}
 
 
-def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for(monkeypatch):
-    rates = {name: 0.006 for name, *_ in PATH}
-    monkeypatch.setattr(contrasts, "LEARNING_RATE", rates)
+def curves(values: dict[str, list[float]]) -> Known:
+    """Results whose accuracy on the validation problems is given."""
+    known = Known(values)
+    lines = [
+        {
+            "row": row,
+            "seed": seed,
+            "step": step,
+            "exact_1": value * share,
+            "exact_16": value * share,
+        }
+        for row, own in values.items()
+        for seed, value in enumerate(own)
+        for step, share in ((10, 0.5), (20, 1.0))
+    ]
+    known.curves = pd.DataFrame(lines)
+    return known
+
+
+def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for():
     luck = [0.0, 0.03, -0.02, 0.01]  # of a seed, shared by all rows: pairing removes it
     own = {name: np.array([0.01, -0.01, 0.02, -0.02]) * k for k, (name, *_) in enumerate(PATH)}
-    values = {f"{name}-0.006": list(0.5 + np.array(luck) + own[name]) for name in own}
-    plan = contrasts.planned(Known(values)).set_index("step")
+    values = {name: list(0.5 + np.array(luck) + own[name]) for name in own}
+    plan = contrasts.planned(curves(values)).set_index("step")
     spread = np.std([0.01, -0.01, 0.02, -0.02], ddof=1)
     # EqR is two rows behind RI in the path, the others one behind the row they are compared with.
     assert plan.sd.tolist() == pytest.approx([spread] * 5 + [2 * spread])
+    assert plan.pilot["halting"] == pytest.approx(0.0)
     assert plan.effect["halting"] == 0.083 and plan.effect["random start"] == 0.05
     assert (plan.seeds == contrasts.LEAST).all(), "never fewer, however small the spread"
-    unsteady = np.add(values["ri-0.006"], [0.2, -0.2, 0.2, -0.2]).tolist()
-    plan = contrasts.planned(Known(values | {"ri-0.006": unsteady})).set_index("step")
+    unsteady = [*np.add(values["ri"], [0.2, -0.2, 0.2, -0.2]), 0.0]
+    plan = contrasts.planned(curves(values | {"ri": unsteady})).set_index("step")
     assert plan.seeds["random start"] == contrasts.MOST < plan["for power 0.9"]["random start"]
+    assert (plan.pilots == contrasts.PILOTS).all(), "a fifth seed does not count"
 
 
 def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():

@@ -167,16 +167,16 @@ def list_command(
 
 @app.command("plan")
 def study_plan_command(out: ResultsDir = None, as_json: Json = False) -> None:
-    """How many seeds each step of the campaign needs, from the pilots of the study tuning.
+    """How many seeds each step of the campaign needs, from its first four.
 
-    The paired spread is that of the pilots on the validation problems; the seeds are those for
-    which a t test has power 0.9 at the paper's effect, or at 5 points where that is smaller.
+    The paired spread is theirs on the validation problems; the seeds are those for which a t test
+    has power 0.9 at the paper's effect, or at 5 points where that is smaller.
 
     Example: eqr study plan
     """
     from eqr.studies import contrasts, results
 
-    table = contrasts.planned(results.load("tuning", folder=out))
+    table = contrasts.planned(results.load("campaign", folder=out))
     lines = table.to_string(index=False, float_format="{:.3f}".format)
     show(table.to_dict("records"), lines, as_json)
 

@@ -1,12 +1,12 @@
 """The steps that the campaign decides: which row, depth, breadth and rule against which other.
 
 Each step of a construction path is compared with the row before it, in the table it stands in.
-:func:`planned` fixes the number of seeds before any of them is run on the test problems, from the
-pilots of the study ``tuning``; :func:`decided` gives the verdicts.
+:func:`planned` fixes the number of seeds from the first few, :func:`decided` gives the verdicts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from eqr.stats import seeds_for_difference
-from eqr.studies.campaign import LEARNING_RATE
 from eqr.studies.claims import LARGE, Decision, Step, decide
 from eqr.studies.results import Pick, Results
 
-LEAST, MOST = 8, 40  # seeds of a step
+PILOTS = 4  # seeds whose spread says how many are needed,
+LEAST, MOST = 8, 40  # between these
 
 FEEDFORWARD, TIED = Pick("feedforward", 1), Pick("weight-tied", 1)
 EQR, TRM = Pick("ri-ni"), Pick("halting")
@@ -90,32 +90,34 @@ def shown(pick: Pick) -> str:
     return f"{pick.row}, D = {pick.depth}{rule}"
 
 
-def planned(pilots: Results) -> pd.DataFrame:
-    """How many seeds each step needs, from the pilots' paired spread on the validation problems.
+def planned(results: Results) -> pd.DataFrame:
+    """How many seeds each step needs, from the paired spread of the first four.
 
-    The effect is the paper's, or 5 points where it has less: smaller ones are decided only if they
-    are larger here. Steps between ways to run one row are planned with the rows' own seeds.
+    Of those only the accuracy on the validation problems is read, at the end of training, so the
+    number is fixed whatever the test problems say. The effect is the paper's, or 5 points where it
+    has less: smaller ones are decided only if they are larger here. Steps between ways to run one
+    row have the seeds of the row.
     """
     lines = []
     for table, pairs in TABLES.items():
         for name, (ours, other, paper) in pairs.items():
             if ours.row == other.row:
                 continue
-            picks = (tuned(pick) for pick in (ours, other))
-            own = step(pilots, *picks, paper)
-            gap = own.ours - own.other
-            sd = float(gap.std(ddof=1)) if len(gap) > 1 else np.nan
-            effect = max(abs(paper), LARGE)
-            needed = seeds_for_difference(sd, effect) if sd > 0 else None
+            both = pd.concat([on_validation(results, pick) for pick in (ours, other)], axis=1)
+            gap = both.dropna().diff(axis=1).iloc[:, -1] * -1
+            sd, effect = float(gap.std()), max(abs(paper), LARGE)
+            needed = seeds_for_difference(sd, effect) if sd > 0 else math.nan
             line = {"table": table, "step": name, "pilots": len(gap), "pilot": gap.mean()}
             line |= {"sd": sd, "effect": effect, "for power 0.9": needed}
-            lines.append(line | {"seeds": needed and min(MOST, max(LEAST, needed))})
+            lines.append(line | {"seeds": np.clip(needed, LEAST, MOST)})
     return pd.DataFrame(lines)
 
 
-def tuned(pick: Pick) -> Pick:
-    """The pick in the study ``tuning``: the row at its chosen rate, on validation problems."""
-    return replace(pick, row=f"{pick.row}-{LEARNING_RATE[pick.row]:g}")
+def on_validation(results: Results, pick: Pick) -> pd.Series:
+    """Accuracy at the pick's depth on the validation problems when training ended, by seed."""
+    curves = results.curves
+    own = curves[(curves.row == pick.row) & (curves.seed < PILOTS)].sort_values("step")
+    return own.groupby("seed")[f"exact_{pick.depth}"].last()
 
 
 def best_rates(pilots: Results) -> Mapping[str, float]:
