@@ -1,0 +1,68 @@
+"""The ratio tells a memoryless process from one that ages; a turned state reads the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from eqr.analysis.stalled import hidden_directions, memory_ratio, re_roll, turned
+from eqr.config import ModelConfig
+from eqr.model import Reasoner
+from eqr.streams import stream
+
+
+def simulated(ageing: float, puzzles: int = 4000, copies: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of puzzles of very different difficulty; late chances are ``ageing`` times early."""
+    rng = np.random.default_rng(0)
+    chance = rng.beta(0.5, 2.0, puzzles)
+    early = rng.binomial(copies, chance)
+    return early, rng.binomial(copies - early, ageing * chance)
+
+
+@pytest.mark.parametrize("ageing", [1.0, 0.5, 0.0])
+def test_the_ratio_is_that_of_the_chances_whatever_the_puzzles_are(ageing):
+    ratio = memory_ratio(*simulated(ageing, 40_000), copies=8)
+    assert ratio.mean == pytest.approx(ageing, abs=0.03) and ratio.high - ratio.low < 0.05
+    assert np.isnan(memory_ratio(np.zeros(5), np.zeros(5), 8).mean), "nobody succeeded: no ratio"
+
+
+def test_the_interval_covers_the_truth():
+    """Sixty puzzles, as few as a cell may have."""
+    early, late = simulated(0.7)
+    hits = 0
+    for k in range(60):
+        part = slice(60 * k, 60 * k + 60)
+        ratio = memory_ratio(early[part], late[part], 8)
+        hits += ratio.low <= 0.7 <= ratio.high
+    assert hits >= 52
+
+
+@pytest.fixture(scope="module")
+def model() -> Reasoner:
+    config = ModelConfig(hidden=16, blocks=1, high_cycles=1, low_cycles=1, width_multiple=8)
+    return Reasoner(config, 2, 2, 5, stream(0, "init"))
+
+
+def test_a_turned_state_reads_the_same_and_is_another(model):
+    state = model.initial_state(6, [stream(1, "start", k) for k in range(6)])
+    other = turned(state, hidden_directions(model), stream(2, "turn"))
+    torch.testing.assert_close(
+        model.read_logits(other.z_high), model.read_logits(state.z_high), atol=1e-5, rtol=1e-5
+    )
+    for one, two in ((state.z_high, other.z_high), (state.z_low, other.z_low)):
+        torch.testing.assert_close(one.norm(dim=-1), two.norm(dim=-1), atol=1e-4, rtol=1e-4)
+        assert 0.01 < ((one - two).norm() / one.norm()) < 0.1
+
+
+def test_only_unsolved_puzzles_are_re_rolled(model):
+    x = torch.ones(5, 4, dtype=torch.long)
+    state = model.initial_state(5, [stream(0, "evaluation", p, 0) for p in range(5)])
+    for _ in range(3):
+        step = model.step(state, x, noise=0.0)
+        state = step.state
+    labels = step.answer.clone()
+    labels[2:] = 0  # token 0 pads and is hardly ever the answer of all four cells
+    rolls = re_roll(model, x, labels, depth=3, extra=4, copies=3)
+    assert len(rolls.early) == 3 and (rolls.early + rolls.late <= 3).all()
+    assert not rolls.stalled.any(), "three iterations are too few to be stalled"
