@@ -127,7 +127,7 @@ class Flight:
     restart: Tensor  # (R,)
     depth: Tensor  # (R,) iterations done
     held: Tensor  # (R,) iterations on end in which the rule's condition held
-    moved: Tensor  # (R, window, 2) how far latents and logits did of late, NaN: no iteration yet
+    moved: Tensor  # (R, window, 2) how far latents and logits moved lately; NaN before that
     logits: Tensor  # (R, S, V) of the latest iteration, or of the start
     x: Tensor  # (R, S)
     z_high: Tensor  # (R, S, H)

@@ -1,5 +1,5 @@
-"""The layers of the operator and their first weights: RMS norm, SwiGLU, two token mixers, rotary
-positions (paper §3).
+"""The layers of the operator, their first weights and the noise of an update: RMS norm, SwiGLU,
+two token mixers, rotary positions (paper §3).
 
 Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels.
 """

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import pandas as pd
-import typer
 from pydantic import Field, Strict
 
-from eqr import SHIPPED
 from eqr.config import Count, Dtype, EvalConfig, Size
 from eqr.recipes import RECIPES
 from eqr.select import check_selections
 from eqr.settings import ConfigError, from_dict, nearest, settings
 from eqr.stats import mean_interval
+from eqr.task import Task
 
 PROTOCOLS = RECIPES / "protocols.toml"
-PUBLISHED = SHIPPED / "registry" / "results.csv"
-TASKS = {"sudoku": "Sudoku-Extreme", "maze": "Maze-Unique"}  # whose numbers are published
+#: The tasks whose numbers are published, by kind, height and width of the board.
+TASKS = {("sudoku", 9, 9): "Sudoku-Extreme", ("maze", 30, 30): "Maze-Unique"}
 
 
 @settings
@@ -54,19 +52,8 @@ class Protocol:
         )  # fmt: skip
 
 
-FIXES = ("depth", "breadth", "select", "noise", "symmetry", "window")  # options of `eqr eval`
-
-
-def load_protocol(name: str, given: typer.Context | None = None) -> Protocol:
-    """A protocol by name.
-
-    Raises:
-        ConfigError: there is none (with the near miss), or the command was ``given`` an option that
-            the protocol fixes.
-    """
-    for option in FIXES if given else ():
-        if given.get_parameter_source(option).name == "COMMANDLINE":
-            raise ConfigError(f"--protocol {name} says what --{option} is: leave one of them out")
+def load_protocol(name: str) -> Protocol:
+    """A protocol by name; ConfigError with the near miss where there is none."""
     known = tomllib.loads(PROTOCOLS.read_text(encoding="utf-8"))
     if name not in known:
         raise ConfigError(f"protocol {name!r} is not known; {nearest(name, known)}")
@@ -90,14 +77,18 @@ def over_seeds(
     return table
 
 
-def published(protocol: Protocol, task: str, path: Path = PUBLISHED) -> pd.DataFrame:
-    """The published numbers at a protocol's depth and breadth, of EqR and what it is compared with.
+def published_beside(protocol: Protocol, task: Task) -> pd.DataFrame:
+    """The published numbers at a protocol's depth and breadth, of EqR and what it is compared with;
+    none where the board is not that of a published task.
 
     Columns are those of the registry: ``model, test_set, beta, selection, n, exact`` (per cent),
     ``numerics, reference, evidence``; empty where a source does not say.
     """
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    same = (table.task == TASKS.get(task)) & (table.depth == str(protocol.depth))
-    same &= table.breadth == str(protocol.breadth)
+    from eqr.studies.registry import published  # which reads the studies, too
+
+    table = published()
+    board = TASKS.get((task.kind, task.height, task.width))
+    same = (table.task == board) & (table.depth == protocol.depth)
     columns = ["model", "test_set", "beta", "selection", "n", "exact", "numerics", "reference"]
-    return table[same][[*columns, "evidence"]]
+    chosen = table[same & (table.breadth == protocol.breadth)][[*columns, "evidence"]]
+    return chosen.astype(object).where(chosen.notna(), "")

@@ -34,7 +34,7 @@ class Iteration:
     step: Step
     residual: Tensor  # (R,) root-mean-square change of the latents in this iteration
     recent: Tensor  # (R,) its mean over the last `window` iterations
-    logit_change: Tensor  # (R,) that of the logits, in the mean over the same iterations
+    logit_change: Tensor  # (R,) eqr.model.logit_change, in the mean over the same
     halted_at: Tensor  # (R,) first depth with a positive halting logit, or NEVER
     chunk: int = 0  # which chunk of rows this is, from 0
     symmetry: Symmetry | None = None  # under which each row was solved; None: as it is

@@ -8,7 +8,8 @@ All intervals are at 95 %. Which one fits depends on what is independent of what
 :func:`share_interval`     a share where each problem is itself a mean over restarts
 :func:`mean_interval`      a mean over few seeds (Student's t)
 :func:`paired_difference`  two methods on the same problems, or on the same groups of problems
-:func:`holm`               several tests of one table
+:func:`holm`               several tests of one table; ``seeds_for_difference`` and
+                           ``seeds_for_equivalence`` say how many values a test needs
 :func:`auroc`              the area under a ROC curve (DeLong)
 :func:`power_law`          the slope of a line on logarithmic axes
 :func:`bootstrap`          anything else, by resampling; :func:`resampled` does it by groups
@@ -170,8 +171,8 @@ def paired_difference(
     return Difference(float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half), n)
 
 
-def seeds_for_difference(sd: float, effect: float, power: float = 0.9, level: float = 0.05) -> int:
-    """The least number of paired differences for which a two-sided t test has the power.
+def seeds_for_difference(sd: float, effect: float) -> int:
+    """The least number of paired differences for which a two-sided t test at 5 % has power 0.9.
 
     Args:
         sd: of the differences.
@@ -183,15 +184,15 @@ def seeds_for_difference(sd: float, effect: float, power: float = 0.9, level: fl
     from scipy.special import nctdtr, stdtrit
 
     def enough(n: int) -> bool:
-        critical, shift = stdtrit(n - 1, 1 - level / 2), math.sqrt(n) * abs(effect) / sd
-        return 1 - nctdtr(n - 1, shift, critical) >= power
+        shift = math.sqrt(n) * abs(effect) / sd
+        return 1 - nctdtr(n - 1, shift, stdtrit(n - 1, 0.975)) >= 0.9
 
-    return _least(enough, (Z95 + 1.2816) * sd / abs(effect))
+    return _least(enough)
 
 
-def seeds_for_equivalence(sd: float, margin: float, power: float = 0.9, level: float = 0.05) -> int:
-    """The least number of differences of true mean 0 for which two one-sided t tests, of whether
-    they lie within ``±margin``, have the power.
+def seeds_for_equivalence(sd: float, margin: float) -> int:
+    """The least number of differences of true mean 0 for which two one-sided t tests at 5 %, of
+    whether they lie within ``±margin``, have power 0.9.
 
     >>> seeds_for_equivalence(9.2, 2), seeds_for_equivalence(3, 2)
     (231, 27)
@@ -199,18 +200,21 @@ def seeds_for_equivalence(sd: float, margin: float, power: float = 0.9, level: f
     from scipy.special import stdtr, stdtrit
 
     def enough(n: int) -> bool:
-        critical, shift = stdtrit(n - 1, 1 - level), math.sqrt(n) * margin / sd
-        return 2 * stdtr(n - 1, shift - critical) - 1 >= power
+        shift = math.sqrt(n) * margin / sd
+        return 2 * stdtr(n - 1, shift - stdtrit(n - 1, 0.95)) - 1 >= 0.9
 
-    return _least(enough, 3.29 * sd / margin)
+    return _least(enough)
 
 
-def _least(enough: Callable[[int], bool], root: float) -> int:
-    """The least n ≥ 2 that is enough, near and above the ``root ** 2`` of a normal test."""
-    n = max(2, math.floor(root**2) - 2)
-    while not enough(n):
-        n += 1
-    return n
+def _least(enough: Callable[[int], bool]) -> int:
+    """The least n ≥ 2 that is enough, where every larger one is too."""
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -166,8 +166,8 @@ class Trainer:
     def sample_batch(self) -> tuple[Tensor, Tensor]:
         """The new samples offered to the slots at this step: a function of (seed, step).
 
-        Each epoch has an order of its own, so a batch holds distinct problems; what is left over
-        at its end is too short for a batch, as in the authors' loader.
+        Each epoch has an order of its own, so the samples of one step are distinct; what is left
+        over at its end is too short for a batch, as in the authors' loader.
         """
         batch, problems = self.recipe.train.batch, len(self.inputs)
         epoch, place = divmod(self.step, max(1, problems // batch))
@@ -288,7 +288,7 @@ class Trainer:
         depths = tuple(sorted(powers | {config.eval_depth}))
         # The seed is the run's own, so that runs of one recipe do not share their luck.
         held = EvalConfig(depths=depths, seed=self.recipe.seed, problems=config.eval_problems)
-        problems = self.data.validation or self.data.test  # what is tuned never sees the test
+        problems = self.data.validation or self.data.test  # what is tuned never sees it
         results = records(self.ema, problems.inputs, problems.labels, held, world=self.world)
         exact = results.exact.mean((1, 2))
         return {

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from eqr.studies import contrasts
-from eqr.studies.campaign import PATH, RATES, TUNING
+from eqr.studies.campaign import PATH, PILOTS, RATES, TUNING
 from eqr.studies.results import Pick
 
 
@@ -33,7 +33,7 @@ def test_no_tuning_reads_the_test_problems():
 
 
 def test_the_best_rate_is_that_of_the_tuning_budget_alone():
-    values = {f"{name}-{rate:g}": [rate, rate] for name, *_ in PATH for rate in RATES}
+    values = {f"{one.name}-{rate:g}": [rate, rate] for one in PATH for rate in RATES}
     values["ri-0.003"] = [0.5, 0.4, 0.0]  # the third seed is a pilot of the chosen rate
     best = contrasts.best_rates(Known(values))
     assert best.pop("ri") == 0.003 and set(best.values()) == {RATES[-1]}
@@ -60,29 +60,27 @@ def curves(values: dict[str, list[float]]) -> Known:
 
 def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for():
     luck = [0.0, 0.03, -0.02, 0.01]  # of a seed, shared by all rows: pairing removes it
-    own = {name: np.array([0.01, -0.01, 0.02, -0.02]) * k for k, (name, *_) in enumerate(PATH)}
+    own = {one.name: np.array([0.01, -0.01, 0.02, -0.02]) * k for k, one in enumerate(PATH)}
     values = {name: list(0.5 + np.array(luck) + own[name]) for name in own}
     plan = contrasts.planned(curves(values)).set_index("step")
     spread = np.std([0.01, -0.01, 0.02, -0.02], ddof=1)
     # EqR is two rows behind RI in the path, the others one behind the row they are compared with.
     assert plan.sd.tolist() == pytest.approx([spread] * 5 + [2 * spread])
     assert plan.pilot["halting"] == pytest.approx(0.0)
-    assert plan.effect["halting"] == 0.083 and plan.effect["random start"] == 0.05
+    assert plan.effect["halting"] == pytest.approx(0.083) and plan.effect["random start"] == 0.05
     assert (plan.seeds == contrasts.LEAST).all(), "never fewer, however small the spread"
     unsteady = [*np.add(values["ri"], [0.2, -0.2, 0.2, -0.2]), 0.0]
     plan = contrasts.planned(curves(values | {"ri": unsteady})).set_index("step")
     assert plan.seeds["random start"] == contrasts.MOST < plan["for power 0.9"]["random start"]
-    assert (plan.pilots == contrasts.PILOTS).all(), "a fifth seed does not count"
+    assert (plan.pilots == PILOTS).all(), "a fifth seed does not count"
 
 
 def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
-    rows = {name: [0.1 * k + 0.01 * s for s in range(6)] for k, (name, *_) in enumerate(PATH)}
+    rows = {one.name: [0.1 * k + 0.01 * s for s in range(6)] for k, one in enumerate(PATH)}
     rows["ri-ni"] = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3]  # against RI: no knowing
 
-    class Both(Known):
-        """Breadth and depth change nothing."""
-
-    table = contrasts.decided_table(Both(rows)).set_index("step")
+    # Breadth and depth change nothing there.
+    table = contrasts.decided_table(Known(rows)).set_index("step")
     assert table.verdict["segments"] == "reproduced" and table.seeds["segments"] == 6
     assert table["points [95 %]"]["segments"].startswith("+10.0 [")
     assert table.verdict["damping and noise"] == "undecided"

@@ -43,6 +43,7 @@ from eqr.store import run_id
 
 # All that is read through the package comes by these names.
 from eqr.studies import verdicts as rules
+from eqr.studies.campaign import SETTING
 from eqr.studies.paper import beside
 from eqr.studies.results import Results, shipped
 from eqr.studies.rows import STUDIES
@@ -210,7 +211,7 @@ def claims() -> tuple[dict, dict, dict]:
         for family in FAMILIES:
             if family.name in judged.get(row, {}):
                 judged[row][family.name] += other_verdicts(shift, row, family.far)
-    lines = [line for line in beside("laptop").to_dict("records") if "S6" not in line["what"]]
+    lines = [line for line in beside("laptop").to_dict("records") if SETTING not in line["what"]]
     paper = {f"{place}": list(map(str, line.values())) for place, line in enumerate(lines)}
     return chapters, judged, paper
 

@@ -6,7 +6,9 @@ figure was made from. Colours are never the only cue: lines differ in marker or 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +21,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from eqr.analysis.bench import Bench
 from eqr.experiments import Trained
 from eqr.solve import Solution
-from eqr.store import Result, Run, commit
+from eqr.store import Result, Run, commit, replace_file
 from eqr.studies.results import Pick, Results
 from eqr.task import Task
 
@@ -197,3 +199,17 @@ def heat_map(ax: Axes, grid: pd.DataFrame, lowest: float = 0.0) -> None:
     ax.set_xticks(depths, grid.columns)
     ax.set_yticks(breadths, grid.index)
     ax.set(xlim=edges[:2], ylim=edges[2:], xlabel="depth D", ylabel="breadth B")
+
+
+def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
+    """Accuracy against depth, a line for each breadth and selection, as a picture."""
+    set_style()
+    fig, ax = plt.subplots()
+    for index, ((breadth, select), part) in enumerate(table.groupby(["breadth", "select"])):
+        accuracy_curve(ax, part, "depth", f"B = {breadth}, {select}", index)
+    log2_axis(ax, sorted(table.depth.unique()))
+    ax.set(xlabel="depth: outer iterations")
+    ax.legend()
+    picture = io.BytesIO()
+    fig.savefig(picture, format=path.suffix[1:] or "png")
+    replace_file(path, picture.getvalue())

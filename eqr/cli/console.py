@@ -88,6 +88,13 @@ def say(line: str, style: str | None = None) -> None:
     err.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+def leave_out(context: typer.Context, options: Iterable[str], because: str) -> None:
+    """ConfigError where the user gave one of the options, which have no effect ``because``."""
+    for option in options:
+        if context.get_parameter_source(option).name == "COMMANDLINE":
+            raise ConfigError(f"{because} says what --{option} is: leave one of them out")
+
+
 def show(values: Any, text: str | Iterable[str], as_json: bool) -> None:
     """A command's result on standard output: as one JSON value, or as text for people."""
     if as_json:

@@ -113,8 +113,6 @@ def import_command(
 
     Example: eqr data import maze-unique build/maze-unique
 
-    Example: eqr data import hf:locuslab/EqR-data/maze-30x30-unique-1k build/maze30 --kind maze
-
     Example: eqr data import hf:sapientinc/sudoku-extreme@COMMIT build/extreme
 
     Example: eqr data import data/miniarc/tasks.json build/arc --kind miniarc --train 0
@@ -164,7 +162,7 @@ def verify_command(
     directories: Annotated[list[Path], typer.Argument(help="Data set directories.")],
     as_json: Json = False,
 ) -> None:
-    """Check hashes, labels, repeats, and that no test solution was trained on (up to symmetry).
+    """Check hashes, labels, repeats, and that no two splits share a solution (up to symmetry).
 
     Example: eqr data verify data/sudoku6 data/maze9
     """

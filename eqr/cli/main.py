@@ -23,6 +23,7 @@ from eqr.cli.console import (
     Seed,
     Settings,
     StoreDir,
+    leave_out,
     pick_device,
     progress,
     report_table,
@@ -141,6 +142,7 @@ DataDir = Annotated[
 ]
 Rows = Annotated[int, typer.Option(min=1, help="Trajectories in flight.")]
 Out = Annotated[Path | None, typer.Option(help="Write the table as CSV.")]
+FIXED_BY_PROTOCOL = ("depth", "breadth", "select", "noise", "symmetry", "window")
 ALL_RULES = "average,converged,majority,oracle"
 
 
@@ -197,11 +199,12 @@ def eval_command(
     from eqr.config import EvalConfig
     from eqr.experiments import table as accuracy_table
     from eqr.parallel import joined
-    from eqr.protocol import load_protocol, over_seeds, published
+    from eqr.protocol import load_protocol, over_seeds, published_beside
     from eqr.select import check_selections
     from eqr.tasks.shift import perturbed
 
-    fixed = load_protocol(protocol, context) if protocol else None
+    fixed = load_protocol(protocol) if protocol else None
+    leave_out(context, FIXED_BY_PROTOCOL if fixed else (), f"--protocol {protocol}")
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
     rules = [name.strip() for name in select.split(",")]
     config = EvalConfig(depths, breadths[-1], noise, window, seed, problems, symmetry)
@@ -227,8 +230,11 @@ def eval_command(
         table = over_seeds(fixed, seed, evaluated) if fixed else evaluated(seed)
     if world.rank == 0:
         if plot:
+            from eqr.analysis.figures import draw_accuracy
+
             draw_accuracy(table, plot)
-        report_table(table, out, as_json, published(fixed, asked.task.kind) if fixed else None)
+        beside = published_beside(fixed, asked.task) if fixed else None
+        report_table(table, out, as_json, beside)
 
 
 @app.command("halt")
@@ -290,27 +296,6 @@ def check_folders(**files: Path | None) -> None:
     for option, path in files.items():
         if path and not path.parent.is_dir():
             raise ConfigError(f"--{option} {path}: there is no folder {path.parent}")
-
-
-def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
-    """Accuracy against depth, a line for each breadth and selection, as a picture."""
-    import io
-
-    from matplotlib import pyplot as plt
-
-    from eqr.analysis import figures
-    from eqr.store import replace_file
-
-    figures.set_style()
-    fig, ax = plt.subplots()
-    for index, ((breadth, select), part) in enumerate(table.groupby(["breadth", "select"])):
-        figures.accuracy_curve(ax, part, "depth", f"B = {breadth}, {select}", index)
-    figures.log2_axis(ax, sorted(table.depth.unique()))
-    ax.set(xlabel="depth: outer iterations")
-    ax.legend()
-    picture = io.BytesIO()
-    fig.savefig(picture, format=path.suffix[1:] or "png")
-    replace_file(path, picture.getvalue())
 
 
 def evaluation_data(

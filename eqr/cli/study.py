@@ -1,4 +1,4 @@
-"""``eqr study run|list``, the many-seed studies; ``eqr plan`` and ``eqr bench``."""
+"""``eqr study run|list|plan``, the many-seed studies; ``eqr plan`` and ``eqr bench``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ResultsDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the results (default: the project's data/results/PROFILE)."),
 ]
-app = typer.Typer(no_args_is_help=True, help="Run and list the many-seed studies.")
+app = typer.Typer(no_args_is_help=True, help="Run, list and plan the many-seed studies.")
 
 
 def seed_list(text: str | None) -> list[int] | None:
@@ -86,7 +86,7 @@ def run_command(
     study beside the shipped one, or take --overwrite to put it in its place. Killed, it goes on
     where it was when run again.
 
-    Example: eqr study run construction --rows feedforward,act --seeds 0-2 --jobs 2
+    Example: eqr study run campaign --rows feedforward,ri-ni --seeds 0-2 --jobs 2
 
     Example: eqr study run paper-scale --profile paper --rows maze30-fast --device cuda
     """

@@ -116,7 +116,7 @@ def family_of(arch: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     }
     words = set(re.split("[@.]", str(name).lower())[-2:])
     own = (family for family, names in _FAMILIES.items() if words <= names)
-    other = next((family for family, found in others.items() if found), None)
+    other = next((family for family, is_it in others.items() if is_it), None)
     family = other or (next(own, str(name)) if name else "TRM" if starts else "EqR")
     if family not in _FAMILIES:
         raise CheckpointError(f"a checkpoint of {family}; only EqR and TRM can be imported")

@@ -133,7 +133,8 @@ class Step:
 
     ours: np.ndarray
     other: np.ndarray
-    paper: float  # the paper's difference: its sign is the claim, its size what has to be missed
+    side: int  # 1 or -1: the sign that the paper's difference has, which is the claim
+    size: float = 0.0  # of the paper's; from LARGE on, a difference within ±MARGIN contradicts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +143,18 @@ class Decision:
 
     verdict: str  # reproduced, not reproduced, undecided, not run
     gap: Difference  # of the accuracies
-    p: float  # of the two-sided paired t test, adjusted for the table
-    needed: int | None = None  # seeds that would decide what is undecided
+    p: float  # the smaller p value of the two tests, adjusted for the table
+    needed: int | None = None  # seeds that would decide what is undecided, tested by itself
 
 
 def decide(table: Mapping[str, Step]) -> dict[str, Decision]:
-    """The verdicts of the steps of one table, from intervals alone.
+    """The verdicts of the steps of one table, from paired tests alone.
 
     *Reproduced*: the paired t test finds a difference on the paper's side. *Not reproduced*: it
     finds one on the other side, or, where the paper has 5 points or more, two one-sided tests find
     that the difference lies within ±2 points. The tests are those of the table together (Holm),
-    and on logits where a mean is above 0.9 or below 0.1, since points are cut off there.
+    and on logits where a mean is above 0.9 or below 0.1, since points are cut off there. *Not run*:
+    fewer than three seeds.
     """
     run = {name: step for name, step in table.items() if len(step.ours) > 2}
     tests = {name: (p_of_zero(step), p_of_margin(step)) for name, step in run.items()}
@@ -166,12 +168,12 @@ def decide(table: Mapping[str, Step]) -> dict[str, Decision]:
             decisions[name] = Decision("not run", gap, math.nan)
             continue
         differs, alike = tests[name]
-        sided = gap.mean * step.paper > 0
+        sided = gap.mean * step.side > 0
         verdict, needed = "undecided", None
         if adjusted[name] <= LEVEL:
             # Small and yet on the paper's side is on the paper's side.
-            found = sided and (differs <= alike or differs <= LEVEL / len(run))
-            verdict = "reproduced" if found else "not reproduced"
+            holds = sided and (differs <= alike or differs <= LEVEL / len(run))
+            verdict = "reproduced" if holds else "not reproduced"
         else:
             needed = seeds_to_decide(step)
         decisions[name] = Decision(verdict, gap, adjusted[name], needed)
@@ -196,7 +198,7 @@ def p_of_margin(step: Step) -> float:
     small that this would not contradict it."""
     from scipy.special import stdtr
 
-    if abs(step.paper) < LARGE:
+    if step.size < LARGE:
         return 1.0
     gap = step.ours - step.other
     error = max(gap.std(ddof=1), 1e-12) / math.sqrt(len(gap))
@@ -204,11 +206,12 @@ def p_of_margin(step: Step) -> float:
 
 
 def seeds_to_decide(step: Step) -> int:
-    """Seeds for power 0.9 if mean and spread are as seen: for a difference, or for equivalence."""
+    """Seeds for power 0.9 if mean and spread of the points are as seen, of this step by itself: for
+    a difference, or for equivalence."""
     gap = step.ours - step.other
     sd, mean = float(gap.std(ddof=1)), float(gap.mean())
     ways = [seeds_for_difference(sd, mean)] if sd and mean else []
-    if sd and abs(step.paper) >= LARGE and abs(mean) < MARGIN:
+    if sd and step.size >= LARGE and abs(mean) < MARGIN:
         ways.append(seeds_for_equivalence(sd, MARGIN - abs(mean)))
     return max(len(gap) + 1, min(ways, default=len(gap) + 1))
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from eqr.stats import Difference
 from eqr.studies import contrasts
+from eqr.studies.campaign import SETTING
 from eqr.studies.claims import Claim
 from eqr.studies.results import Pick, Results, shipped
 from eqr.studies.rows import MAZE, STUDIES
@@ -51,7 +52,14 @@ BASE = {
 OTHERS = (
     Entry("Table 4", "EqR, D = 64, B = 1", 93.0, study="depth-breadth", pick=Pick("eqr", 64)),
     Entry("Table 4", "EqR, D = 64, B = 1", 93.0, SUDOKU, "paper-scale", Pick("sudoku9-fast", 64)),
-    Entry("Table 4", "EqR, D = 64, setting S6", 93.0, SUDOKU, "campaign", Pick("ri-ni", 64)),
+    Entry(
+        "Table 4",
+        f"EqR, D = 64, {SETTING}",
+        93.0,
+        SUDOKU,
+        "campaign",
+        Pick("ri-ni", 64),
+    ),
     Entry(
         "Table 4",
         "EqR, D = 64, B = 128",
@@ -104,7 +112,8 @@ def base_of(entry: Entry) -> Pick | None:
         return None
     if entry.study == "campaign":  # each step against the row before it
         steps = contrasts.TABLES.get(entry.table, {}).values()
-        return next((other for ours, other, _ in steps if ours == entry.pick), None)
+        before = {step.ours: step.other for step in steps}
+        return before.get(entry.pick, entry.pick if entry.pick in before.values() else None)
     if entry.study == "paper-scale":  # rows of one kind, each with its own baseline
         name = f"{entry.pick.row.removesuffix('-trm')}-trm"
         known = {row.name for row in STUDIES["paper-scale"].rows}
@@ -125,7 +134,7 @@ def available(profile: str) -> dict[str, Results]:
 
 
 def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[str, str]:
-    """Our difference from the table's first row as text, and the verdict on its sign."""
+    """Our difference from what it is compared with (:func:`base_of`) as text, and the verdict."""
     first = base_of(entry)
     if first is None or entry.study not in studies:
         return "–", "not run"
@@ -133,7 +142,7 @@ def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[s
         return "–", "baseline"
     if entry.study == "campaign":
         made = contrasts.decided(studies["campaign"])[entry.table]
-        named = {pair[0]: name for name, pair in contrasts.TABLES[entry.table].items()}
+        named = {step.ours: name for name, step in contrasts.TABLES[entry.table].items()}
         return step_of(made[named[entry.pick]].gap), made[named[entry.pick]].verdict
     side = {"at_least": 0.0} if entry.value > base else {"at_most": 0.0}
     study, text = studies[entry.study], "{}"
@@ -158,8 +167,8 @@ def beside(profile: str = "laptop") -> pd.DataFrame:
     """The paper's figures and ours, one row each, in per cent.
 
     Columns: ``table, what, task, paper, ours`` (mean over seeds with its 95 % t interval), ``n``
-    (problems), ``seeds, profile``, ``paper's step`` and ``our step`` (difference from the table's
-    first row), ``verdict``.
+    (problems), ``seeds, profile``, ``paper's step`` and ``our step`` (difference from what it
+    is compared with, see :func:`base_of`), ``verdict``.
 
     Raises:
         StudyError: a shipped file has been altered.

@@ -10,12 +10,13 @@ from html import escape
 
 import pandas as pd
 
-from eqr.protocol import PUBLISHED
+from eqr import SHIPPED
 from eqr.studies.cells import StudyError
 from eqr.studies.paper import available, entries, profile_of
 from eqr.studies.results import Pick
 from eqr.studies.rows import STUDIES
 
+PUBLISHED = SHIPPED / "registry" / "results.csv"
 #: What the registry says of a number: ``README.md`` beside it.
 COLUMNS = (
     *("id", "source", "reference", "year", "model", "weights", "task", "test_set", "depth"),
@@ -111,7 +112,7 @@ def contradictions(rows: pd.DataFrame) -> pd.DataFrame:
     Columns: ``id, other`` (the first), ``model, task, exact, other exact, differ in``.
     """
     chosen = rows[~rows.selection.str.startswith("any", na=False)]
-    family, found = chosen.model.str.replace(r" [\d.]+M\b", "", regex=True), []
+    family, pairs = chosen.model.str.replace(r" [\d.]+M\b", "", regex=True), []
     for (model, task), same in chosen.groupby([family, "task"], sort=False):
         stated = same.dropna(subset=["depth", "breadth"])
         for _, row in same.iterrows():
@@ -128,9 +129,9 @@ def contradictions(rows: pd.DataFrame) -> pd.DataFrame:
                     if shown(first[name]) != shown(row[name])
                 ]
                 differ = "; ".join(differ) or "nothing that both state"
-                found.append((row.id, first.id, model, task, row.exact, first.exact, differ))
+                pairs.append((row.id, first.id, model, task, row.exact, first.exact, differ))
     names = ["id", "other", "model", "task", "exact", "other exact", "differ in"]
-    return pd.DataFrame(found, columns=names)
+    return pd.DataFrame(pairs, columns=names)
 
 
 def agree(one: pd.Series, other: pd.Series) -> bool:

@@ -39,7 +39,7 @@ class Evaluation:
     config: EvalConfig
     breadths: tuple[int, ...] = (1,)
     select: tuple[str, ...] = ("average",)
-    level: Level | None = None  # problems of a shift; None: the recipe's test problems
+    level: Level | None = None  # problems of a shift; None: the recipe's, of config.split
     keep: tuple[str, ...] = ()  # of KEPT, beside which problems were solved
 
     def within(self, profile: str) -> Evaluation:
