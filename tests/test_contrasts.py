@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from eqr.studies import contrasts
-from eqr.studies.campaign import PATH, PILOTS, RATES, TUNING
-from eqr.studies.results import Pick
+from eqr.studies.campaign import LEARNING_RATE, PATH, PILOTS, RATES, TUNING
+from eqr.studies.results import Pick, shipped
 
 
 class Known:
@@ -87,3 +87,8 @@ def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
     assert table["seeds that would decide"]["damping and noise"] > 6
     assert table.ours["breadth"] == "ri-ni, D = 16, B = 32, converged"
     assert set(table.verdict) <= {"reproduced", "not reproduced", "undecided"}
+
+
+def test_the_rates_are_those_that_the_shipped_tuning_chose():
+    tuning = shipped("tuning")
+    assert not tuning.missing and contrasts.best_rates(tuning) == LEARNING_RATE

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -167,18 +168,25 @@ def list_command(
 
 @app.command("plan")
 def study_plan_command(out: ResultsDir = None, as_json: Json = False) -> None:
-    """How many seeds each step of the campaign needs, from its first four.
+    """The best rate of each row by the study tuning, and how many seeds each step of the campaign
+    needs, from its first four.
 
-    The paired spread is theirs on the validation problems; the seeds are those for which a t test
-    has power 0.9 at the paper's effect, or at 5 points where that is smaller.
+    Both go by the validation problems. The seeds are those for which a t test has power 0.9 at the
+    paper's effect, or at 5 points where that is smaller, with the paired spread of the four.
 
     Example: eqr study plan
     """
     from eqr.studies import contrasts, results
 
-    table = contrasts.planned(results.load("campaign", folder=out))
-    lines = table.to_string(index=False, float_format="{:.3f}".format)
-    show(table.to_dict("records"), lines, as_json)
+    folder = out or results.results_folder("laptop")
+    rates = contrasts.best_rates(results.load("tuning", folder=folder))
+    values: dict[str, Any] = {"rates": rates, "steps": []}
+    lines = [f"{row:<12} rate {rate:g}" for row, rate in rates.items()]
+    if (folder / "campaign").is_dir():
+        table = contrasts.planned(results.load("campaign", folder=folder))
+        values["steps"] = json.loads(table.to_json(orient="records"))
+        lines += ["", table.to_string(index=False, float_format="{:.3f}".format)]
+    show(values, lines, as_json)
 
 
 def plan_command(
