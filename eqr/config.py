@@ -106,6 +106,7 @@ class DataConfig:
     seed: Whole = 0
     augment: bool = True  # a random symmetry for every training row
     source: str = "generate"  # or a data set directory: from here, else from the project
+    digest: str = ""  # that the data set at ``source`` must have; empty: any
 
 
 @settings
@@ -123,10 +124,6 @@ class TrainConfig:
     head, no halting    ``halting="limit"``: the head learns, every sample stays to the limit
     no halting          ``halting="limit", halt_weight=0``
     ==================  ======================================================================
-
-    Ways to train faster that others report (study ``fast``) are ``optimizer="muon"``, a cosine
-    schedule, ``starts`` (only the best of a sample's trajectories has the gradient, at the cost of
-    a larger batch), and ``short_until`` (fewer cycles in the first share of the steps).
 
     ``model.grad_cycles`` cuts the gradient inside an outer iteration whatever ``unroll`` is: a loss
     reaches back through earlier iterations only with ``grad_cycles = high_cycles``.
@@ -178,11 +175,7 @@ class TrainConfig:
 
 @settings
 class EvalConfig:
-    """How a trained model is run: depth, breadth and the noise of the rollouts (paper §4).
-
-    With ``symmetry``, every restart but the first solves an image of the problem under a random
-    symmetry of the task, which is undone on its answer: the rival of random restarts.
-    """
+    """How a trained model is run: depth, breadth and the noise of the rollouts (paper §4)."""
 
     section: ClassVar[str] = "eval"
     depths: Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)] = (16,)
@@ -191,7 +184,7 @@ class EvalConfig:
     window: Count = 3  # the residual is averaged over the last so many iterations
     seed: Whole = 0
     problems: Count | None = None  # the first so many of its split; None: all
-    symmetry: bool = False  # see eqr.tasks.symmetry
+    symmetry: bool = False  # restarts solve images of the problem, see eqr.tasks.symmetry
     branches: Count = 1  # noise paths that leave each start
     branch_at: Whole = 0  # the depth they part at
     checked: bool = False  # record whether the rules accept

@@ -299,6 +299,11 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
             f"{task_to_dict(recipe.task)}; change data.source or [task]"
         )
     taken = {}
+    if config.digest not in ("", dataset.digest):
+        raise DataError(
+            f"{directory}: digest {dataset.digest}, but data.digest = {config.digest}: other "
+            "problems than the recipe's; build or import them as its comment says"
+        )
     for split in SPLITS:
         problems, count = dataset.splits.get(split, ()), getattr(config, split)
         if len(problems) < count:

@@ -119,13 +119,14 @@ def measures(it: Iteration, truth: torch.Tensor) -> dict[str, torch.Tensor]:
         truth: (P, S) the right tokens of all problems.
     """
     answer = it.answer  # decoded once: it undoes a symmetry
+    # What is not a number is the worst of its kind: a rule would take a NaN for the smallest.
     right = answer == truth[torch.from_numpy(it.problem).to(truth.device)]
     return {
-        "residual": it.recent,
-        "logit_change": it.logit_change,
+        "residual": it.recent.nan_to_num(torch.inf),
+        "logit_change": it.logit_change.nan_to_num(torch.inf),
         "answer": answer_hash(answer),
-        "margin": it.step.margin,
-        "halt": it.step.halt,
+        "margin": it.step.margin.nan_to_num(-torch.inf),
+        "halt": it.step.halt.nan_to_num(-torch.inf),
         "halted_at": it.halted_at,
         "exact": right.all(1),
         "token": right.float().mean(1),

@@ -181,7 +181,7 @@ class Reasoner(nn.Module):
         if self.config.prefix:
             padding = self.config.prefix * hidden - self.prefix.numel()
             first = F.pad(self.prefix, (0, padding)).view(1, -1, hidden)
-            emb = torch.cat((first.expand(len(x), -1, -1), emb), dim=1)
+            emb = torch.cat((first.expand(x.shape[0], -1, -1), emb), dim=1)
         # Drawn with std 1/√H, the embedding has elements of size 1 here, as the latents have.
         return emb * math.sqrt(hidden)
 

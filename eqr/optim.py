@@ -87,11 +87,7 @@ def learning_rate(step: int, config: TrainConfig, peak: float | None = None) -> 
 
 
 def short_steps(config: TrainConfig) -> int:
-    """How many of the first optimizer steps have the short operator.
-
-    >>> short_steps(TrainConfig(steps=1000, short_until=0.25)), short_steps(TrainConfig(steps=9))
-    (250, 0)
-    """
+    """How many of the first optimizer steps have the short operator."""
     return round(config.short_until * config.steps)
 
 

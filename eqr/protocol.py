@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, Strict
 
@@ -13,7 +14,7 @@ from eqr.config import Count, Dtype, EvalConfig, Size
 from eqr.recipes import RECIPES
 from eqr.select import check_selections
 from eqr.settings import ConfigError, from_dict, nearest, settings
-from eqr.stats import mean_interval
+from eqr.stats import wilson
 from eqr.task import Task
 
 PROTOCOLS = RECIPES / "protocols.toml"
@@ -65,16 +66,18 @@ def load_protocol(name: str) -> Protocol:
 def over_seeds(
     protocol: Protocol, seed: int, evaluate: Callable[[int], pd.DataFrame]
 ) -> pd.DataFrame:
-    """The table of ``evaluate(seed)``; of several seeds their mean, with its 95 % t interval."""
+    """The mean of the tables of ``evaluate(seed)``, and ``sd`` over the seeds.
+
+    The 95 % Wilson interval is that of one seed's number of problems, which all seeds share.
+    """
     tables = [evaluate(seed + k) for k in range(protocol.seeds)]
-    table = tables[0].assign(seeds=protocol.seeds)
-    if protocol.seeds > 1:
-        for row in table.index:
-            interval = mean_interval([one.exact[row] for one in tables])
-            table.loc[row, ["exact", "low", "high"]] = interval.mean, interval.low, interval.high
-            for name in ("token", "residual"):
-                table.loc[row, name] = sum(one[name][row] for one in tables) / len(tables)
-    return table
+    every = np.array([table.exact for table in tables])
+    table = tables[0].assign(exact=every.mean(0), seeds=protocol.seeds)
+    for name in ("token", "residual"):
+        table[name] = np.mean([one[name] for one in tables], axis=0)
+    bounds = [wilson(exact * n, n) for exact, n in zip(table.exact, table.n, strict=True)]
+    table[["low", "high"]] = bounds
+    return table.assign(sd=every.std(0, ddof=1)) if protocol.seeds > 1 else table
 
 
 def published_beside(protocol: Protocol, task: Task) -> pd.DataFrame:

@@ -381,8 +381,9 @@ def paired_rows(one: Run, other: Run) -> list[dict[str, Any]]:
     both = [read_result(run).records for run in (one, other)]
     depths = sorted(set(both[0].depths.tolist()) & set(both[1].depths.tolist()))
     breadths = sorted(set(breadths_of(both[0])) & set(breadths_of(both[1])))
-    same = one.manifest["config"]["data"] == other.manifest["config"]["data"]
-    same = same and both[0].exact.shape[1] == both[1].exact.shape[1]
+    configs = [run.manifest["config"] for run in (one, other)]
+    asked = [(c["data"], c.get("level"), c["eval"].get("split", "test")) for c in configs]
+    same = asked[0] == asked[1] and both[0].exact.shape[1] == both[1].exact.shape[1]
     rows = []
     for depth, breadth, rule in itertools.product(depths, breadths, RULES):
         a, b = (selected(records.at(depth).first(breadth), rule)[0] for records in both)

@@ -8,6 +8,7 @@ import pytest
 
 from eqr.studies import contrasts
 from eqr.studies.campaign import LEARNING_RATE, PATH, PILOTS, RATES, TUNING
+from eqr.studies.cells import StudyError
 from eqr.studies.results import Pick, shipped
 
 
@@ -15,7 +16,7 @@ class Known:
     """Results whose accuracies are given: ``values`` by row, one a seed."""
 
     def __init__(self, values: dict[str, list[float]]) -> None:
-        self.values, self.study = values, TUNING
+        self.values, self.study, self.missing = values, TUNING, []
 
     def seeds(self, row: str, evaluation: str = "depth") -> list[int]:
         return list(range(len(self.values[row])))
@@ -37,6 +38,13 @@ def test_the_best_rate_is_that_of_the_tuning_budget_alone():
     values["ri-0.003"] = [0.5, 0.4, 0.0]  # the third seed is a pilot of the chosen rate
     best = contrasts.best_rates(Known(values))
     assert best.pop("ri") == 0.003 and set(best.values()) == {RATES[-1]}
+
+
+def test_a_rate_is_not_chosen_while_a_cell_is_missing():
+    pilots = Known({})
+    pilots.missing = [("ri-0.003", 1), ("ri-0.006", 1)]
+    with pytest.raises(StudyError, match=r"tuning lacks 2 cells \(ri-0.003 seed 1, .*study run"):
+        contrasts.best_rates(pilots)
 
 
 def curves(values: dict[str, list[float]]) -> Known:

@@ -13,6 +13,7 @@ from eqr.checkpoint import load_model
 from eqr.config import EvalConfig
 from eqr.evaluate import measures, records
 from eqr.experiments import table
+from eqr.model import State, Step
 from eqr.rollout import NEVER, rollout
 from eqr.select import RULES, SELECTIONS, Outcomes, selected
 from eqr.settings import ConfigError
@@ -210,3 +211,22 @@ def test_what_was_not_run_is_refused_with_what_was(results):
             table(results, **ask | {"breadths": (breadth,)})
     with pytest.raises(ConfigError, match=r"depth 3 was not recorded; recorded: \[1, 2, 5\]"):
         results.at(3)
+
+
+def test_a_restart_that_is_not_a_number_is_never_taken(monkeypatch, learned, problems):
+    """All but its answer is NaN: a rule would take it for the smallest residual."""
+    model = load_model(learned.path).model
+    step = model.step
+
+    def spoiled(state, x, **settings):
+        made = step(state, x, **settings)
+        high = made.state.z_high.clone()
+        high[::2] = torch.nan  # every first of two restarts
+        logits, halt = model.read_logits(high), model.halt_head(high[:, 0]).squeeze(-1)
+        return Step(State(high, made.state.z_low), logits, halt)
+
+    monkeypatch.setattr(model, "step", spoiled)
+    test = problems.test
+    both = evaluate.records(model, test.inputs, test.labels, EvalConfig((1,), breadth=2))
+    for name in ("converged", "logits", "margin", "halt"):
+        assert (RULES[name](both.at(1)) == 1).all(), name

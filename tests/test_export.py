@@ -19,6 +19,7 @@ VARIANTS = {
     "attention": {"mixer": "attention", "heads": 2, "rope": "2d"},
     "single latent": {"hierarchical": False},
     "learned start and noise": {"init": "learned", "learn_noise": True},
+    "prefix": {"prefix": 3},
     "fixed start, normalised gate": {"init": "fixed", "norm_swiglu": True},
 }
 

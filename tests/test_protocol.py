@@ -9,6 +9,7 @@ import pytest
 
 from eqr.protocol import PROTOCOLS, load_protocol, over_seeds, published_beside
 from eqr.settings import ConfigError
+from eqr.stats import wilson
 from eqr.studies.registry import published
 from eqr.tasks.maze import Maze
 from eqr.tasks.sudoku import Sudoku
@@ -48,13 +49,16 @@ def test_the_published_numbers_are_those_of_the_same_depth_and_breadth():
     assert json.loads(json.dumps(top.to_dict("records"), allow_nan=False))
 
 
-def test_several_seeds_are_averaged_with_their_interval():
+def test_several_seeds_are_averaged_with_their_spread_and_an_interval_of_the_problems():
     fixed = load_protocol("official-smoke")
     exact = {7: 0.5, 8: 0.6, 9: 0.7, 10: 0.6, 11: 0.6}
-    row = {"depth": 64, "low": 0.0, "high": 1.0, "token": 0.9, "residual": 0.1}
+    row = {"depth": 64, "n": 100, "low": 0.0, "high": 1.0, "token": 0.9, "residual": 0.1}
     table = over_seeds(fixed, 7, lambda seed: pd.DataFrame([row | {"exact": exact[seed]}]))
     assert table.exact.item() == pytest.approx(0.6) and table.seeds.item() == 5
-    assert 0.5 < table.low.item() < 0.6 < table.high.item() < 0.7
+    assert (table.low.item(), table.high.item()) == pytest.approx(wilson(60, 100))
+    assert table["sd"].item() == pytest.approx(0.0707, abs=1e-4)
+    none = over_seeds(fixed, 0, lambda seed: pd.DataFrame([row | {"exact": 0.0}]))
+    assert none.high.item() > 0.03, "no success among a hundred is not certainly none"
 
 
 def test_eval_takes_a_protocol_and_refuses_what_it_fixes(eqr, learned, monkeypatch, tmp_path):

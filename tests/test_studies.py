@@ -26,7 +26,7 @@ from eqr.settings import ConfigError
 from eqr.stats import mean_interval, paired_difference
 from eqr.store import Store
 from eqr.studies import results as studies, run as study_run
-from eqr.studies.cells import Cell, CellFile, finished
+from eqr.studies.cells import Cell, CellFile, arrays_of, finished, hashed
 from eqr.studies.results import Pick, StudyError
 from eqr.studies.rows import STUDIES, Evaluation, Row, Study, studies_of, study
 from eqr.train import Trainer
@@ -58,6 +58,25 @@ def written(store, tmp_path_factory) -> Path:
 @pytest.fixture
 def results(written) -> studies.Results:
     return studies.load("construction", "smoke", written)
+
+
+def test_cells_of_another_semantics_are_neither_extended_nor_averaged(written, store, tmp_path):
+    """What an earlier version trained is read; two versions' trainings never lie together."""
+    shutil.copytree(written, tmp_path / "old")
+    for path in (tmp_path / "old" / "construction").glob("act-*.npz"):
+        cell = CellFile.read(path)
+        about, parts = cell.about | {"semantics": 1}, (cell.table, cell.curve, cell.outcomes)
+        CellFile(*parts, about, hashed(arrays_of(*parts), about)).write(path)
+    with pytest.raises(StudyError, match=r"cells of semantics 1 and \d.*lie together; move those"):
+        studies.load("construction", "smoke", tmp_path / "old")
+    again = {"store": store, "out": tmp_path / "old"}
+    with pytest.raises(ConfigError, match=r"act-0.npz: of semantics 1.*name another folder"):
+        study_run.run("construction", "smoke", rows=["head"], seeds=[0], **again)
+    with pytest.raises(ConfigError, match=r"act-0.npz: this version would train"):
+        study_run.run("construction", "smoke", rows=["act"], seeds=[0], **again)
+    for path in (tmp_path / "old" / "construction").glob("late-*.npz"):
+        path.unlink()
+    assert studies.load("construction", "smoke", tmp_path / "old").meta["semantics"] == 1
 
 
 # -------------------------------------------------------------------------------------------- rows

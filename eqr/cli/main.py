@@ -142,6 +142,7 @@ DataDir = Annotated[
 ]
 Rows = Annotated[int, typer.Option(min=1, help="Trajectories in flight.")]
 Out = Annotated[Path | None, typer.Option(help="Write the table as CSV.")]
+PICTURES = (".png", ".svg", ".pdf")
 FIXED_BY_PROTOCOL = ("depth", "breadth", "select", "noise", "symmetry", "window")
 ALL_RULES = "average,converged,majority,oracle"
 
@@ -203,7 +204,7 @@ def eval_command(
     from eqr.select import check_selections
     from eqr.tasks.shift import perturbed
 
-    fixed = load_protocol(protocol) if protocol else None
+    fixed = load_protocol(protocol) if protocol is not None else None
     leave_out(context, FIXED_BY_PROTOCOL if fixed else (), f"--protocol {protocol}")
     depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
     rules = [name.strip() for name in select.split(",")]
@@ -292,10 +293,14 @@ def halt_command(
 
 
 def check_folders(**files: Path | None) -> None:
-    """Refuse a file to be written whose folder is not there, before any work is done."""
+    """Refuse a file that could not be written, before any work is done."""
     for option, path in files.items():
         if path and not path.parent.is_dir():
             raise ConfigError(f"--{option} {path}: there is no folder {path.parent}")
+        if path and path.is_dir():
+            raise ConfigError(f"--{option} {path}: is a folder; name a file in it")
+        if path and option == "plot" and path.suffix not in PICTURES:
+            raise ConfigError(f"--plot {path}: its name must end in {', '.join(PICTURES)}")
 
 
 def evaluation_data(

@@ -182,7 +182,7 @@ def study_plan_command(out: ResultsDir = None, as_json: Json = False) -> None:
     rates = contrasts.best_rates(results.load("tuning", folder=folder))
     values: dict[str, Any] = {"rates": rates, "steps": []}
     lines = [f"{row:<12} rate {rate:g}" for row, rate in rates.items()]
-    if (folder / "campaign").is_dir():
+    if any((folder / "campaign").glob("*.npz")):
         table = contrasts.planned(results.load("campaign", folder=folder))
         values["steps"] = json.loads(table.to_json(orient="records"))
         lines += ["", table.to_string(index=False, float_format="{:.3f}".format)]

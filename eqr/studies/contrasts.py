@@ -15,6 +15,7 @@ import pandas as pd
 
 from eqr.stats import seeds_for_difference
 from eqr.studies.campaign import PATH, PILOTS
+from eqr.studies.cells import StudyError
 from eqr.studies.claims import LARGE, Decision, Step, decide
 from eqr.studies.results import Pick, Results
 
@@ -143,7 +144,17 @@ def on_validation(results: Results, pick: Pick) -> pd.Series:
 
 
 def best_rates(pilots: Results) -> Mapping[str, float]:
-    """The rate of each row with the highest mean accuracy on the validation problems."""
+    """The rate of each row with the highest mean accuracy on the validation problems.
+
+    Raises:
+        StudyError: a cell of the tuning is missing: no row may have had less of it than others.
+    """
+    if pilots.missing:
+        lacks = ", ".join(f"{row} seed {seed}" for row, seed in pilots.missing[:3])
+        raise StudyError(
+            f"study tuning lacks {len(pilots.missing)} cells ({lacks}, …): run `eqr study run "
+            "tuning`"
+        )
     seen: dict[str, dict[float, float]] = {}
     for one in pilots.study.rows:
         row, _, rate = one.name.rpartition("-")

@@ -20,8 +20,10 @@ import torch
 
 from eqr import experiments
 from eqr.cli.console import say
+from eqr.config import SEMANTICS
 from eqr.cost import cost
 from eqr.data import NoDataSet
+from eqr.settings import ConfigError
 from eqr.store import Store
 from eqr.studies.cells import Cell, CellFile, cells_of, finished, ship_weights
 from eqr.studies.results import results_folder
@@ -133,6 +135,13 @@ def run(
         return not overwrite and finished(cell, out, store) and not lacks
 
     todo = [cell for cell in asked if not done(cell)]
+    stay = set((out / name).glob("*.npz")) - {cell.path(out) for cell in todo}
+    for path in sorted(stay) if todo else ():
+        if (older := CellFile.read(path).about["semantics"]) != SEMANTICS:
+            raise ConfigError(
+                f"{path}: of semantics {older}, which this version would train otherwise and never "
+                "averages with its own: name another folder with --out"
+            )
     tell(f"{name} ({profile}): {len(asked) - len(todo)} of {len(asked)} cells are done")
     failed: dict[str, str] = {}
     if todo:
