@@ -204,17 +204,11 @@ def held_out(values: np.ndarray, paths: int) -> tuple[float, float]:
 # -------------------------------------------------------------------------------------- allocation
 
 
-def allocation(
-    parts: Components, *, part_at: float, depth: float, most: int = 64, fresh: bool = False
-) -> Allocation:
+def allocation(parts: Components, *, part_at: float, depth: float, most: int = 64) -> Allocation:
     """Paths a start that minimise variance × NFE: ``J* = √(σ²_N d / (σ²_S (D − d)))``.
 
     The number of starts cancels. Negative estimates count as 0; where nothing is due to the start
     J* is infinite and ``paths`` is ``most``. Of equally good numbers the smallest is taken.
-
-    Args:
-        fresh: each group has a puzzle of its own, for the mean of a benchmark: the puzzle's
-            variance then counts with the start's.
 
     Raises:
         ValueError: not ``0 ≤ d < D``, or no variance to divide.
@@ -222,14 +216,14 @@ def allocation(
     if not 0 <= part_at < depth:
         raise ValueError(f"paths part at a depth from 0 to below {depth}, not at {part_at}")
     parts = parts.clipped
-    fixed = parts.start + (parts.puzzle if fresh else 0.0)
-    if fixed + parts.path == 0:
+    if parts.within == 0:
         raise ValueError("no variance: every allocation is as good as any other")
-    each = {"part_at": part_at, "depth": depth, "fresh": 1 if fresh else None}
-    options = [group(parts, 1, count, **each).product for count in range(1, most + 1)]
+    options = [
+        group(parts, 1, count, part_at=part_at, depth=depth).product for count in range(1, most + 1)
+    ]
     best = int(np.argmax(np.asarray(options) <= min(options) * (1 + 1e-9)))  # ties by rounding
     gain = parts.path * part_at
-    ideal = math.sqrt(gain / (fixed * (depth - part_at))) if fixed else math.inf * gain
+    ideal = math.sqrt(gain / (parts.start * (depth - part_at))) if parts.start else math.inf * gain
     if math.isnan(ideal):
         ideal = 1.0  # d = 0 and all is due to the path: every number is as good
     return Allocation(best + 1, ideal, options[best], 1 - options[best] / options[0])
