@@ -32,9 +32,10 @@ class Outcomes:
     exact: np.ndarray  # bool
     token: np.ndarray  # float32, share of right tokens
 
-    def first(self, breadth: int) -> Outcomes:
-        """The same with the first ``breadth`` restarts only."""
-        return Outcomes(*(getattr(self, f.name)[..., :breadth] for f in fields(Outcomes)))
+    def first(self, breadth: int, skip: int = 0) -> Outcomes:
+        """The same with the first ``breadth`` restarts only, or the first after ``skip`` others."""
+        part = slice(skip, skip + breadth)
+        return Outcomes(*(getattr(self, f.name)[..., part] for f in fields(Outcomes)))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it by name, as a stored run holds it; what was not asked for is left out."""

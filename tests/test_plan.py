@@ -9,25 +9,8 @@ import numpy as np
 import pytest
 
 from eqr import experiments
-from eqr.analysis.plan import (
-    at_budget,
-    frontier,
-    option,
-    plan,
-    recorded,
-    validate,
-    validation_table,
-)
-from eqr.analysis.plan_grid import (
-    Column,
-    PlanError,
-    Setting,
-    breadths_up_to,
-    columns_of_halted,
-    columns_of_records,
-    grid,
-    stored_grid,
-)
+from eqr.analysis.plan import at_budget, frontier, plan, validate
+from eqr.analysis.ways import PlanError, Setting, Way, align, read_ways, stored_runs, ways_in
 from eqr.config import EvalConfig, to_dict
 from eqr.evaluate import Records
 from eqr.experiments import table
@@ -55,20 +38,32 @@ def synthetic(rng, depths=(1, 4, 16), problems=400, breadth=8, right=(0.1, 0.5, 
     )
 
 
-def columns(*means, cost=None, problems=200, rng=None) -> list[Column]:
+def coins(*means, cost=None, problems=200, rng=None) -> list[Way]:
     """One-start settings of given true accuracies; by default at rising cost."""
     rng = rng or np.random.default_rng(0)
     found = []
     for i, mean in enumerate(means):
         nfe = np.full(problems, float(i + 1 if cost is None else cost))
         exact = (rng.random(problems) < mean).astype(float)
-        found.append(Column(Setting(i + 1, 1, "average"), exact, nfe, 1, 1e-3))
+        found.append(Way(Setting(i + 1, 1, "average"), exact, nfe, 1, 1e-3))
     return found
+
+
+def by_setting(ways) -> dict[Setting, Way]:
+    return {way.setting: way for way in ways}
+
+
+def ways_of(records: Records, **about) -> list[Way]:
+    """The ways that records of a fixed budget can answer for."""
+    ways = []
+    for depth in records.depths.tolist():
+        ways += ways_in(records.at(depth), Setting(depth, 1, "average"), **about)
+    return align(ways)[0]
 
 
 @pytest.fixture
 def known():
-    return grid(list(columns_of_records(synthetic(np.random.default_rng(1)), rate=1e-3)), layers=6)
+    return ways_of(synthetic(np.random.default_rng(1)), rate=1e-3, layers=6)
 
 
 def test_finds_the_best_setting(known):
@@ -79,7 +74,8 @@ def test_finds_the_best_setting(known):
     # At 16 NFE the margin among four restarts of D = 4 is right in 1 − 0.5⁴ = 94 %.
     cheap = plan(known, budget=16)
     assert cheap.best.setting == Setting(4, 4, "margin")
-    assert (cheap.best.nfe, cheap.best.layers, cheap.best.seconds) == (16, 96, pytest.approx(0.016))
+    costs = [cheap.best.cost(unit) for unit in ("nfe", "layers", "seconds")]
+    assert costs == [16, 96, pytest.approx(0.016)]
     assert cheap.expected.low <= 0.9375 <= cheap.expected.high
 
 
@@ -87,24 +83,24 @@ def test_a_target_is_reached_at_the_least_cost(known):
     found = plan(known, target=0.85)
     assert found.best.setting == Setting(4, 3, "margin")  # 1 − 0.5³ = 0.875
     assert found.expected.mean >= 0.85
-    costs = [plan(known, target=t).best.nfe for t in np.linspace(0.1, 0.97, 30)]
+    costs = [plan(known, target=t).best.cost() for t in np.linspace(0.1, 0.97, 30)]
     assert costs == sorted(costs)
 
 
 @pytest.mark.parametrize("unit", ["nfe", "layers", "seconds"])
 def test_more_budget_never_promises_less_and_is_never_exceeded(known, unit):
-    cost = known.cost(unit)
+    cost = np.array([way.cost(unit) for way in known])
     last = 0.0
     for budget in np.geomspace(cost.min(), 2 * cost.max(), 60):
         found = plan(known, budget=budget, unit=unit)
-        assert getattr(found.best, unit) <= budget
-        assert all(getattr(other, unit) <= budget for other in found.others)
+        assert found.best.cost(unit) <= budget
+        assert all(other.cost(unit) <= budget for other in found.others)
         assert found.expected.mean >= last - 1e-12
         last = found.expected.mean
 
 
 def test_the_frontier_rises_where_nothing_is_to_be_had():
-    noise = grid(columns(*[0.5] * 40, rng=np.random.default_rng(2)))
+    noise = coins(*[0.5] * 40, rng=np.random.default_rng(2))
     means = [point.expected.mean for point in frontier(noise)]
     assert np.all(np.diff(means) >= -1e-12)
 
@@ -113,10 +109,10 @@ def test_the_frontier_rises_where_nothing_is_to_be_had():
 def test_the_best_of_noise_is_not_believed(cost):
     rng, naive, fair = np.random.default_rng(3), [], []
     for _ in range(60):
-        noise = grid(columns(*[0.5] * 30, cost=cost, rng=rng))
+        noise = coins(*[0.5] * 30, cost=cost, rng=rng)
         point = at_budget(frontier(noise), 1e9)
         fair.append(point.expected.mean)
-        naive.append(point.recorded.mean)
+        naive.append(point.best.recorded.mean)
     error = np.std(fair) / np.sqrt(len(fair))
     assert np.mean(naive) > 0.55
     # With rising cost the isotonic regression leaves a little at the dear end.
@@ -127,81 +123,88 @@ def test_intervals_cover_what_other_problems_give():
     rng, inside = np.random.default_rng(4), []
     for _ in range(40):
         records = synthetic(rng, depths=(2, 4), problems=160, breadth=4, right=(0.3, 0.5))
-        found = validate(grid(list(columns_of_records(records))), [4, 8, 16], splits=1)
+        found = validate(ways_of(records), [4, 8, 16], splits=1)
         inside += found.covered.tolist()
     assert np.mean(inside) > 0.88
 
 
 def test_validation_reports_the_optimism():
-    noise = grid(columns(*[0.5] * 40, cost=1, problems=400, rng=np.random.default_rng(5)))
-    found = validation_table(validate(noise, [0.5, 1], splits=20)).loc[1]
-    assert found.splits == 20
-    assert found["recorded − obtained"] > 0.05
-    assert abs(found["predicted − obtained"]) < found["recorded − obtained"] / 2
+    noise = coins(*[0.5] * 40, cost=1, problems=400, rng=np.random.default_rng(5))
+    found = validate(noise, [0.5, 1], splits=20)
+    assert (found.budget == 1).all() and len(found) == 20
+    optimism = (found.recorded - found.obtained).mean()
+    assert optimism > 0.05
+    assert abs((found.predicted - found.obtained).mean()) < optimism / 2
 
 
 def test_a_setting_at_its_full_breadth_is_what_the_table_says(known):
     records = synthetic(np.random.default_rng(1))
     for row in table(records, EvalConfig((64,), 8), [8], list(RULES), layers=6).itertuples():
-        at = known.settings.index(Setting(row.depth, 8, row.select))
-        mine = option(known, at)
-        numbers = (mine.recorded.mean, mine.recorded.low, mine.recorded.high, mine.nfe, mine.layers)
-        assert numbers == pytest.approx((row.exact, row.low, row.high, row.nfe, row.layers))
+        mine = by_setting(known)[Setting(row.depth, 8, row.select)]
+        numbers = (mine.recorded.mean, mine.recorded.low, mine.recorded.high, mine.cost())
+        assert numbers == pytest.approx((row.exact, row.low, row.high, row.nfe))
+        assert mine.cost("layers") == row.layers
 
 
 def test_groups_of_restarts_shrink_the_interval(known):
-    one = grid([c for c in columns_of_records(synthetic(np.random.default_rng(1)))])
-    at = one.settings.index(Setting(4, 2, "margin"))
-    assert one.groups[at] == 4
-    alone = replace(one, groups=np.ones_like(one.groups), exact=np.round(one.exact))
-    grouped, single = (recorded(g, at) for g in (one, alone))
+    way = by_setting(known)[Setting(4, 2, "margin")]
+    assert way.groups == 4
+    alone = replace(way, groups=1, exact=np.round(way.exact))
+    grouped, single = way.recorded, alone.recorded
     assert grouped.high - grouped.low < 0.8 * (single.high - single.low)
 
 
 def test_no_plan_looks_at_labels(known):
-    assert {s.select for s in known.settings} == {"average", *RULES}
-    assert all(s.select == "average" for s in known.settings if s.breadth == 1)
+    settings = by_setting(known)
+    assert {s.select for s in settings} == {"average", *RULES}
+    assert all(s.select == "average" for s in settings if s.breadth == 1)
 
 
 def test_a_tie_goes_to_the_cheaper():
     same = (np.random.default_rng(6).random(100) < 0.6).astype(float)
-    cheap = Column(Setting(4, 1, "average"), same, np.full(100, 4.0), 1, 1e-3)
+    cheap = Way(Setting(4, 1, "average"), same, np.full(100, 4.0), 1, 1e-3)
     other = np.where(np.arange(100) == np.flatnonzero(same == 0)[0], 1.0, same)  # one more right
-    dear = Column(Setting(8, 1, "average"), other, np.full(100, 8.0), 1, 1e-3)
-    found = plan(grid([cheap, dear]), budget=10)
-    assert (found.status, found.best.setting.depth) == ("tie", 4)
-    assert "tie" in " ".join(found.notes)
-    assert plan(grid([cheap, dear]), budget=5).status == "supported"
+    dear = Way(Setting(8, 1, "average"), other, np.full(100, 8.0), 1, 1e-3)
+    found = plan([cheap, dear], budget=10)
+    assert (found.status, found.best, found.others) == ("tie", cheap, (dear,))
+    assert plan([cheap, dear], budget=5).status == "supported"
+
+
+def test_others_are_what_cannot_be_told_apart_the_cheapest_first():
+    found = plan(coins(0.1, *[0.5] * 8, 0.9), budget=9)
+    assert [other.cost() for other in found.others] == sorted(o.cost() for o in found.others)
+    assert all(o.minus(found.best).low <= 0 <= o.minus(found.best).high for o in found.others)
+    assert "n = 200 problems cannot tell" in found.notes[-1]
 
 
 def test_what_the_records_cannot_support(known):
     with pytest.raises(PlanError, match="below the cheapest"):
         plan(known, budget=0.5)
-    low = grid(columns(0.3, 0.4))
+    low = coins(0.3, 0.4)
     with pytest.raises(PlanError, match="out of reach"):
         plan(low, target=0.9)
-    reach = max(float(low.exact[r].mean()) for r in range(2)) + 0.03
+    reach = max(way.recorded.mean for way in low) + 0.03
     assert plan(low, target=reach).status == "uncertain"
     with pytest.raises(PlanError, match="at least one setting"):
-        frontier(grid(columns(0.5, problems=1)))
+        frontier(coins(0.5, problems=1))
     with pytest.raises(PlanError, match="recorded on 500"):
-        grid(columns(0.5), least=500)
+        align(coins(0.5), least=500)
     beyond = " ".join(plan(known, budget=1e6).notes)
     assert "B > 8 was not recorded" in beyond and "D > 16 was not recorded" in beyond
     assert "not recorded" not in " ".join(plan(known, budget=16).notes)
     for wrong in ({"budget": 1, "target": 0.5}, {}, {"budget": -1}, {"target": 1.5}):
-        with pytest.raises(ValueError):
+        with pytest.raises(PlanError, match=r"exactly one|must"):
             plan(known, **wrong)
     with pytest.raises(ConfigError, match="did you mean 'seconds'"):
         plan(known, budget=1, unit="second")
 
 
 def test_settings_are_compared_on_the_same_problems():
-    short, long = columns(0.5, problems=60), columns(0.5, 0.6, problems=100)[1:]
-    both = grid(short + long)
-    assert both.exact.shape == (2, 60) and "60 problems they share" in both.notes[0]
-    only = grid(short + long, least=100)
-    assert only.exact.shape == (1, 100) and "left out" in only.notes[0]
+    short, long = coins(0.5, problems=60), coins(0.5, 0.6, problems=100)[1:]
+    both, notes = align(short + long)
+    assert [len(way.exact) for way in both] == [60, 60] and "60 problems they share" in notes[0]
+    only, notes = align(short + long, least=100)
+    assert [len(way.exact) for way in only] == [100] and "left out" in notes[0]
 
 
 def halted(rng, problems=50, breadth=4) -> Halted:
@@ -213,23 +216,23 @@ def halted(rng, problems=50, breadth=4) -> Halted:
 
 def test_halting_costs_what_it_ran():
     run = halted(np.random.default_rng(7))
-    laid = grid(list(columns_of_halted(run, "stable:4", 64)))
-    cost = dict(zip(laid.settings, laid.cost(), strict=True))
-    assert cost[Setting(64, 1, "average", halting="stable:4")] == pytest.approx(run.depth.mean())
-    whole = cost[Setting(64, 4, "margin", halting="stable:4")]
-    assert whole == pytest.approx(run.nfe.mean())
-    seconds = laid.cost("seconds")[laid.settings.index(Setting(64, 4, "margin", 0, "stable:4"))]
-    assert seconds == pytest.approx(2.0 / 50)  # all of the queue, by problem
-    chain = list(columns_of_halted(run, "stable:4", 64, first_settled=0.1))
-    two = next(c for c in chain if c.setting.breadth == 2 and c.setting.select == "margin")
+    stable = Setting(64, 1, "average", halting="stable:4")
+    laid = by_setting(ways_in(run, stable))
+    assert laid[stable].cost() == pytest.approx(run.depth.mean())
+    whole = laid[replace(stable, breadth=4, select="margin")]
+    assert whole.cost() == pytest.approx(run.nfe.mean())
+    assert whole.cost("seconds") == pytest.approx(2.0 / 50)  # all of the queue, by problem
+    chain = by_setting(ways_in(run, replace(stable, first_settled=0.1)))
+    two = chain[replace(stable, breadth=2, select="margin", first_settled=0.1)]
     assert two.groups == 1 and np.array_equal(two.nfe, run.depth[:, :2].sum(1))
-    never = columns_of_halted(run, "fixed", 64)
-    assert "first_to_halt" not in {c.setting.select for c in never}
+    never = by_setting(ways_in(run, replace(stable, halting="fixed")))
+    assert "first_to_halt" not in {s.select for s in never}
 
 
-def test_breadths_considered():
-    assert breadths_up_to(1) == [1]
-    assert breadths_up_to(32) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+@pytest.mark.parametrize("breadth, considered", [(1, [1]), (10, [1, 2, 3, 4, 6, 8, 10])])
+def test_breadths_considered(breadth, considered):
+    records = synthetic(np.random.default_rng(8), problems=2, breadth=breadth)
+    assert sorted({s.breadth for s in by_setting(ways_of(records))}) == considered
 
 
 @pytest.fixture(scope="module")
@@ -252,14 +255,14 @@ def stored(learned, tmp_path_factory):
 
 def test_reads_all_stored_records_of_the_weights(stored):
     store, model, wide = stored
-    found = stored_grid(model.checkpoint, store)
-    recorded_with = {(s.noise, s.halting) for s in found.settings}
+    found = by_setting(read_ways(stored_runs(model.checkpoint.sha256, store), 6)[0])
+    recorded_with = {(s.noise, s.halting) for s in found}
     assert recorded_with == {(0.0, "fixed"), (0.02, "fixed"), (0.0, "stable:2")}
-    at = found.settings.index(Setting(4, 4, "converged"))
+    way = found[Setting(4, 4, "converged")]
     row = wide.table([4], ["converged"]).set_index("depth").loc[4]
-    assert found.exact[at].mean() == row.exact and found.runs[at] == wide.run.id
-    assert (found.cost("seconds") > 0).all()
-    assert found.cost("layers")[at] == row.layers
+    assert way.exact.mean() == row.exact and way.run == wide.run.id
+    assert all(each.cost("seconds") > 0 for each in found.values())
+    assert way.cost("layers") == 6 * way.cost() == 6 * row.nfe
 
 
 def test_command(stored, eqr):
@@ -273,8 +276,8 @@ def test_command(stored, eqr):
     assert eqr(*words, "--budget-seconds", 1).code == 0
     assert "measured now" in eqr(*words, "--budget-nfe", 8, "--measure").out
     text = eqr(*words, "--budget-nfe", 1000, "--depth", "2,4", "--breadth", 3).out
-    expected = plan(stored_grid(model.checkpoint, store), budget=1000).expected.mean
-    assert f"expected  {100 * expected:.1f} %" in text
+    ways, _ = read_ways(stored_runs(model.checkpoint.sha256, store), 1)
+    assert f"expected  {plan(ways, budget=1000).expected.mean:.1%} [" in text
     for rest, said in [
         (["--budget-nfe", 0.5], "below the cheapest"),
         (["--budget-nfe", 8, "--target-accuracy", 0.5], "give one of"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eqr import data, evaluate, experiments, runs as results
-from eqr.analysis.plan_grid import PlanError, stored_runs
+from eqr.analysis.ways import PlanError, stored_runs
 from eqr.config import DataConfig, EvalConfig, ModelConfig
 from eqr.data import DataError
 from eqr.model import Reasoner, State, Step

@@ -64,10 +64,10 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
 def test_predicted_variance_of_groups_is_that_of_many_groups(starts, paths):
     within = Components(0.0, TRUE.start, TRUE.path)
     means = draw(within, (1, starts, paths), 5, 20_000).mean((1, 2, 3))
-    group = variance.group_variance(TRUE, starts, paths, part_at=3, depth=9)
+    group = variance.group(TRUE, starts, paths, part_at=3, depth=9)
     assert means.var() == pytest.approx(group.variance, rel=0.05)
     fresh = draw(TRUE, (4, starts, paths), 6, 20_000).mean((1, 2, 3))
-    whole = variance.benchmark_variance(TRUE, 4, starts, paths, part_at=3, depth=9)
+    whole = variance.group(TRUE, starts, paths, part_at=3, depth=9, fresh=4)
     assert fresh.var() == pytest.approx(whole.variance, rel=0.05)
     assert whole.nfe == 4 * group.nfe
 
@@ -93,14 +93,13 @@ def test_held_out_groups():
 def test_best_number_of_paths_beats_the_others(parts, part_at):
     found = variance.allocation(parts, part_at=part_at, depth=16)
     products = [
-        variance.group_variance(parts, 3, j, part_at=part_at, depth=16).product
-        for j in range(1, 65)
+        variance.group(parts, 3, j, part_at=part_at, depth=16).product for j in range(1, 65)
     ]
     assert found.product == pytest.approx(min(products)), "whatever the number of starts"
     assert products[found.paths - 1] == pytest.approx(min(products))
     assert found.paths in (max(1, math.floor(found.ideal)), max(1, math.ceil(found.ideal)))
     near = [
-        variance.group_variance(parts, 1, j, part_at=part_at, depth=16).product
+        variance.group(parts, 1, j, part_at=part_at, depth=16).product
         for j in (found.ideal * 0.99, found.ideal, found.ideal * 1.01)
         if j >= 1
     ]
@@ -121,7 +120,6 @@ def test_limits_of_the_allocation():
     only_path, only_start = Components(0.3, -0.01, 0.5), Components(0.3, 0.5, -0.01)
     found = variance.allocation(only_path, part_at=8, depth=16, most=9)
     assert (found.paths, found.ideal) == (9, math.inf)
-    assert variance.allocation(only_path, part_at=8, depth=16, fresh=True).paths < 9
     assert variance.allocation(only_path, part_at=0, depth=16).paths == 1
     assert variance.allocation(only_start, part_at=8, depth=16).paths == 1
 
@@ -133,7 +131,7 @@ def test_a_benchmark_takes_fresh_puzzles_until_there_are_no_more():
     scarce = variance.benchmark_plan(TRUE, 16 * 50, 10, **where)
     assert scarce.problems == 10
     assert scarce.starts * scarce.paths > 1
-    assert scarce.group.nfe <= 16 * 50
+    assert scarce.nfe <= 16 * 50
     noisy = Components(0.01, 0.01, 1.0)
     assert variance.benchmark_plan(noisy, 16 * 50, 1000, part_at=12, depth=16).paths > 1
 
@@ -168,6 +166,6 @@ def test_groups_that_cannot_be():
     with pytest.raises(ValueError, match="no variance"):
         variance.allocation(Components(0.1, 0.0, 0.0), part_at=8, depth=16)
     with pytest.raises(ValueError, match="one puzzle"):
-        variance.benchmark_variance(TRUE, 0, 1, 1, part_at=8, depth=16)
+        variance.group(TRUE, 1, 1, part_at=8, depth=16, fresh=0)
     with pytest.raises(ValueError, match="do not pay"):
         variance.benchmark_plan(TRUE, 15, 10, part_at=8, depth=16)

@@ -182,15 +182,13 @@ def fixed_point(
     return FixedPoint(z, gap, done, gap < bound)
 
 
-def power_iteration(
-    apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int, seed: int = 0
-) -> Tensor:
+def power_iteration(apply: Callable[[Tensor], Tensor], like: Tensor, iterations: int) -> Tensor:
     """Growth of random directions, of length one each time, under a linear map (B, N) to (B, N).
 
     Returns:
         (iterations, B): their length after the map; 1e-300 at least, so that it has a logarithm.
     """
-    v = torch.randn(like.shape, generator=stream(seed, "directions"), dtype=like.dtype)
+    v = torch.randn(like.shape, generator=stream(0, "directions"), dtype=like.dtype)
     v, growth = v / norm(v)[:, None], []
     for _ in range(iterations):
         image = apply(v)
@@ -199,9 +197,7 @@ def power_iteration(
     return torch.stack(growth)
 
 
-def jacobian_norm(
-    dynamics: Dynamics, z: Tensor, *, power: int = 1, iterations: int = 40, seed: int = 0
-) -> Tensor:
+def jacobian_norm(dynamics: Dynamics, z: Tensor, *, power: int = 1, iterations: int = 40) -> Tensor:
     """Largest singular value of ``J(z)^power``, (B,).
 
     With ``power=1`` the Lipschitz constant of the linearised map; at a fixed point with
@@ -218,30 +214,22 @@ def jacobian_norm(
             v = dynamics.vjp(z, v)
         return v
 
-    power_iteration(there_and_back, z, iterations, seed)
+    power_iteration(there_and_back, z, iterations)
     return size
 
 
-def spectral_radius(
-    dynamics: Dynamics, z: Tensor, *, iterations: int = 100, seed: int = 0
-) -> Tensor:
+def spectral_radius(dynamics: Dynamics, z: Tensor, *, iterations: int = 100) -> Tensor:
     """Modulus of the largest eigenvalue of ``J(z)``, (B,): the rate of the last approach.
 
     Power iteration; the growth is averaged, geometrically, over the second half of the iterations,
     because with a complex pair of leading eigenvalues single steps swing about it.
     """
-    growth = power_iteration(lambda v: dynamics.jvp(z, v)[1], z, iterations, seed)
+    growth = power_iteration(lambda v: dynamics.jvp(z, v)[1], z, iterations)
     return growth[iterations // 2 :].log().mean(0).exp()
 
 
 def lyapunov(
-    dynamics: Dynamics,
-    z: Tensor,
-    depth: int,
-    *,
-    skip: int = 0,
-    exponents: int = 1,
-    seed: int = 0,
+    dynamics: Dynamics, z: Tensor, depth: int, *, skip: int = 0, exponents: int = 1
 ) -> Tensor:
     """The largest finite-time Lyapunov exponents from ``z`` on, (B, exponents), per iteration.
 
@@ -253,7 +241,7 @@ def lyapunov(
         skip: iterations run beforehand, in which the tangents turn but are not counted.
         exponents: how many, largest first.
     """
-    draws = torch.randn((*z.shape, exponents), generator=stream(seed, "tangents"), dtype=z.dtype)
+    draws = torch.randn((*z.shape, exponents), generator=stream(0, "tangents"), dtype=z.dtype)
     frame, total = torch.linalg.qr(draws)[0], z.new_zeros(len(z), exponents)
     for done in range(skip + depth):
         images = [dynamics.jvp(z, frame[..., k].contiguous()) for k in range(exponents)]
@@ -262,18 +250,6 @@ def lyapunov(
         if done >= skip:
             total += upper.diagonal(dim1=1, dim2=2).abs().clamp_min(1e-300).log()
     return total / depth
-
-
-def margin(logits: Tensor, labels: Tensor | None = None) -> Tensor:
-    """γ: the smallest gap of any token between a logit and its best rival, (B,) (paper A.1).
-
-    The logit is that of ``labels`` (B, S), then a negative margin means a wrong token; or of the
-    decoded token, then the margin says how far the answer is from changing.
-    """
-    tokens = logits.argmax(-1) if labels is None else labels.long()
-    own = logits.gather(-1, tokens[..., None]).squeeze(-1)
-    rivals = logits.scatter(-1, tokens[..., None], -math.inf).amax(-1)
-    return (own - rivals).amin(-1)
 
 
 def gap_lipschitz(weight: Tensor) -> float:

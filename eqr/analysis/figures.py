@@ -173,23 +173,22 @@ def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
-def heat_map(ax: Axes, grid: pd.DataFrame, lowest: float = 0.0) -> None:
+def heat_map(ax: Axes, grid: pd.DataFrame) -> None:
     """Accuracy over depth (columns) and breadth (rows), with lines of equal NFE = D · B.
 
     Below and left of a line the NFE is at most what it says.
 
     Args:
         grid: accuracies in [0, 1]; index and columns are powers of two.
-        lowest: where the colours begin.
     """
     grid = grid.sort_index()
     depths, breadths = np.log2(grid.columns.to_numpy(float)), np.log2(grid.index.to_numpy(float))
     edges = (depths[0] - 0.5, depths[-1] + 0.5, breadths[0] - 0.5, breadths[-1] + 0.5)
-    shown = {"cmap": "cividis", "vmin": lowest, "vmax": 1, "origin": "lower", "aspect": "auto"}
+    shown = {"cmap": "cividis", "vmin": 0, "vmax": 1, "origin": "lower", "aspect": "auto"}
     ax.imshow(grid, extent=edges, **shown)
     for b, row in zip(breadths, grid.to_numpy(), strict=True):
         for d, value in zip(depths, row, strict=True):
-            colour = "black" if value > (1 + lowest) / 2 else "white"
+            colour = "black" if value > 0.5 else "white"
             ax.text(d, b, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
     for cost in range(int(breadths[-1]), int(depths[-1] + breadths[-1]), 2):
         ax.axline((cost + 0.5, 0), slope=-1, color="white", linestyle=":", linewidth=1)

@@ -159,21 +159,21 @@ def cluster(states: np.ndarray, radius: float) -> np.ndarray:
     return rank[names]
 
 
-def attractors(trajectories: Ends, tolerance: float = TOLERANCE) -> pd.DataFrame:
+def attractors(trajectories: Ends) -> pd.DataFrame:
     """The attractors that settled restarts have reached, one row each.
 
     Columns: ``problem, attractor, restarts`` (settled ones that ended there), ``mass`` (of all B
     restarts), ``right``, ``residual`` (mean of the last ones) and ``iterations`` (mean settling
     time). Trajectories that did not settle belong to no attractor.
     """
-    settled = trajectories.residual[-1] < tolerance
+    settled = trajectories.residual[-1] < TOLERANCE
     frame = pd.DataFrame(
         {
             "problem": np.nonzero(settled)[0],
             "attractor": trajectories.attractor[settled],
             "right": trajectories.exact[-1][settled],
             "residual": trajectories.residual[-1][settled],
-            "iterations": settling_time(trajectories.residual, tolerance)[settled],
+            "iterations": settling_time(trajectories.residual)[settled],
         }
     )
     grouped = frame.groupby(["problem", "attractor"])
@@ -199,20 +199,19 @@ MODES: Mapping[str, str] = {
 }
 
 
-def modes(
-    exact: np.ndarray, settled: np.ndarray, *, broad: float = 0.9, narrow: float = 0.25
-) -> np.ndarray:
+def modes(exact: np.ndarray, settled: np.ndarray, *, broad: float = 0.9) -> np.ndarray:
     """The mode of each problem, (P,) of ``"a"`` to ``"d"``, from restarts of it.
+
+    A basin counts as narrow, ``"c"``, where less than a quarter of the restarts end right.
 
     Args:
         exact, settled: (P, B) bool at the last iteration.
         broad: share of restarts that must end right and settled for ``"d"``.
-        narrow: share of restarts that end right below which a basin counts as narrow, ``"c"``.
     """
     exact, settled = np.asarray(exact, bool), np.asarray(settled, bool)
     spurious = (settled & ~exact).any(1)
     stable = (exact & settled).mean(1) >= broad
-    few = exact.mean(1) < narrow
+    few = exact.mean(1) < 0.25
     return np.select([~exact.any(1), stable, few | ~spurious], ["a", "d", "c"], "b")
 
 

@@ -118,7 +118,6 @@ def track(
     *,
     lr: float,
     steps: int,
-    limit: int = 200,
 ) -> Tracking:
     """Train online on fixed problems and measure how far the carry lags behind its fixed point.
 
@@ -128,10 +127,10 @@ def track(
 
     Args:
         z: the carry to start from, (B, N).
-        limit: iterations allowed for finding each fixed point.
     """
     optimizer, short = torch.optim.Adam(parameters, lr=lr), truncated(dynamics)
-    rest = fixed_point(dynamics, z, tolerance=1e-6, limit=limit)
+    reach = {"tolerance": 1e-6, "limit": 200}
+    rest = fixed_point(dynamics, z, **reach)
     still = [z, *dynamics.iterate(z, steps)]
     frozen = [norm(state - rest.z) for state in still]
     error, moved, response, rho, settled = [norm(z - rest.z)], [], [], [], [rest.settled]
@@ -147,7 +146,7 @@ def track(
         with torch.no_grad():
             push = dynamics(rest.z) - before(rest.z)  # J_θ Δθ to first order
         response.append(norm(adjoint_solve(before, rest.z, push, transpose=False, tolerance=1e-4)))
-        after = fixed_point(dynamics, rest.z, tolerance=1e-6, limit=limit)
+        after = fixed_point(dynamics, rest.z, **reach)
         moved.append(norm(after.z - rest.z))
         rest = after
         error.append(norm(z - rest.z))

@@ -3,7 +3,7 @@
 A number of a trajectory, as whether its answer is exact, depends on the puzzle, on the *start* (the
 first state and the noise up to depth d) and on the *path* (the noise after d). Paths that share a
 start share the cost of its d iterations. :func:`components` splits the variance in three,
-:func:`group_variance` says what a group of trajectories is worth for its NFE, and
+:func:`group` says what a group of trajectories is worth for its NFE, and
 :func:`allocation` how many paths a start should have.
 """
 
@@ -43,8 +43,11 @@ class Components:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An estimate from several trajectories."""
+    """An estimate from several trajectories: of a puzzle's mean, or of a benchmark's."""
 
+    problems: int
+    starts: int  # of each puzzle
+    paths: int  # of each start
     variance: float
     nfe: float  # outer iterations that it costs
 
@@ -62,16 +65,6 @@ class Allocation:
     ideal: float  # the best real one, J*, which may be below 1 or infinite
     product: float  # variance × NFE with ``paths``
     saved: float  # share of the NFE of independent restarts of equal variance; 0 where paths is 1
-
-
-@dataclass(frozen=True, slots=True)
-class Purchase:
-    """What a budget buys of a benchmark's mean."""
-
-    problems: int
-    starts: int
-    paths: int
-    group: Group
 
 
 # -------------------------------------------------------------------------------------- components
@@ -160,16 +153,31 @@ def nfe(starts: float, paths: float, part_at: float, depth: float) -> float:
     return starts * (part_at + paths * (depth - part_at))
 
 
-def group_variance(
-    parts: Components, starts: int, paths: int, *, part_at: float, depth: float
+def group(
+    parts: Components,
+    starts: int,
+    paths: int,
+    *,
+    part_at: float,
+    depth: float,
+    fresh: int | None = None,
 ) -> Group:
-    """A puzzle's mean over I starts × J paths: ``σ²_S / I + σ²_N / (IJ)`` at its NFE.
+    """A mean over I starts × J paths of a puzzle at its NFE: ``σ²_S / I + σ²_N / (IJ)``.
 
-    >>> group_variance(Components(0.0, 0.125, 0.25), 1, 2, part_at=8, depth=16)
-    Group(variance=0.25, nfe=24)
+    With P ``fresh`` puzzles it estimates a benchmark's mean, ``(σ²_P + σ²_S / I + σ²_N / (IJ)) /
+    P``; without, the puzzle is given.
+
+    Raises:
+        ValueError: as :func:`nfe`, or fewer than one puzzle.
+
+    >>> group(Components(0.0, 0.125, 0.25), 1, 2, part_at=8, depth=16)
+    Group(problems=1, starts=1, paths=2, variance=0.25, nfe=24)
     """
-    cost = nfe(starts, paths, part_at, depth)
-    return Group((parts.start + parts.path / paths) / starts, cost)
+    problems, puzzle = (1, 0.0) if fresh is None else (fresh, parts.puzzle)
+    if problems < 1:
+        raise ValueError(f"a benchmark has at least one puzzle, not {problems}")
+    variance = (puzzle + (parts.start + parts.path / paths) / starts) / problems
+    return Group(problems, starts, paths, variance, problems * nfe(starts, paths, part_at, depth))
 
 
 def held_out(values: np.ndarray, paths: int) -> tuple[float, float]:
@@ -196,17 +204,11 @@ def held_out(values: np.ndarray, paths: int) -> tuple[float, float]:
 # -------------------------------------------------------------------------------------- allocation
 
 
-def allocation(
-    parts: Components, *, part_at: float, depth: float, most: int = 64, fresh: bool = False
-) -> Allocation:
+def allocation(parts: Components, *, part_at: float, depth: float, most: int = 64) -> Allocation:
     """Paths a start that minimise variance × NFE: ``J* = √(σ²_N d / (σ²_S (D − d)))``.
 
     The number of starts cancels. Negative estimates count as 0; where nothing is due to the start
     J* is infinite and ``paths`` is ``most``. Of equally good numbers the smallest is taken.
-
-    Args:
-        fresh: each group has a puzzle of its own, for the mean of a benchmark: the puzzle's
-            variance then counts with the start's.
 
     Raises:
         ValueError: not ``0 ≤ d < D``, or no variance to divide.
@@ -214,35 +216,22 @@ def allocation(
     if not 0 <= part_at < depth:
         raise ValueError(f"paths part at a depth from 0 to below {depth}, not at {part_at}")
     parts = parts.clipped
-    fixed = parts.start + (parts.puzzle if fresh else 0.0)
-    if fixed + parts.path == 0:
+    if parts.within == 0:
         raise ValueError("no variance: every allocation is as good as any other")
-    whole = Components(0.0, fixed, parts.path)
     options = [
-        group_variance(whole, 1, count, part_at=part_at, depth=depth).product
-        for count in range(1, most + 1)
+        group(parts, 1, count, part_at=part_at, depth=depth).product for count in range(1, most + 1)
     ]
     best = int(np.argmax(np.asarray(options) <= min(options) * (1 + 1e-9)))  # ties by rounding
     gain = parts.path * part_at
-    ideal = math.sqrt(gain / (fixed * (depth - part_at))) if fixed else math.inf * gain
+    ideal = math.sqrt(gain / (parts.start * (depth - part_at))) if parts.start else math.inf * gain
     if math.isnan(ideal):
         ideal = 1.0  # d = 0 and all is due to the path: every number is as good
     return Allocation(best + 1, ideal, options[best], 1 - options[best] / options[0])
 
 
-def benchmark_variance(
-    parts: Components, problems: int, starts: int, paths: int, *, part_at: float, depth: float
-) -> Group:
-    """A benchmark's mean from P fresh puzzles: ``(σ²_P + σ²_S / I + σ²_N / (IJ)) / P``."""
-    if problems < 1:
-        raise ValueError(f"a benchmark has at least one puzzle, not {problems}")
-    one = group_variance(parts, starts, paths, part_at=part_at, depth=depth)
-    return Group((parts.puzzle + one.variance) / problems, problems * one.nfe)
-
-
 def benchmark_plan(
     parts: Components, budget: int, supply: int, *, part_at: float, depth: float, most: int = 16
-) -> Purchase:
+) -> Group:
     """The least variance of a benchmark's mean that a budget buys with at most ``supply`` puzzles.
 
     By trying all numbers of starts and up to ``most`` paths, with as many puzzles as can be paid.
@@ -250,13 +239,12 @@ def benchmark_plan(
     Raises:
         ValueError: the budget does not pay for one trajectory.
     """
-    parts, best = parts.clipped, None
+    parts, options = parts.clipped, []
     for paths in range(1, most + 1):
         for starts in range(1, 1 + int(budget // nfe(1, paths, part_at, depth))):
             count = min(supply, int(budget // nfe(starts, paths, part_at, depth)))
-            group = benchmark_variance(parts, count, starts, paths, part_at=part_at, depth=depth)
-            if best is None or group.variance < best.group.variance:
-                best = Purchase(count, starts, paths, group)
-    if best is None:
+            one = group(parts, starts, paths, part_at=part_at, depth=depth, fresh=count)
+            options.append(one)
+    if not options:
         raise ValueError(f"{budget} iterations do not pay for one trajectory of {depth}")
-    return best
+    return min(options, key=lambda one: one.variance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -234,9 +234,9 @@ def plan_command(
     Example: eqr plan -c MODEL --budget-nfe 200 --depth 4,8,16 --breadth 16 --validate
     """
     from eqr import runs
-    from eqr.analysis import plan_grid
     from eqr.analysis.bench import row_seconds
-    from eqr.analysis.plan import plan, validate as validated, validation_table
+    from eqr.analysis.plan import plan, validate as validated
+    from eqr.analysis.ways import read_ways, stored_runs
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
     from eqr.experiments import evaluate_or_load, load_trained
@@ -250,11 +250,7 @@ def plan_command(
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         raise ConfigError(f"give one of {', '.join(options)}; given: {', '.join(given) or 'none'}")
-    if target_accuracy is not None and not 0 < target_accuracy <= 1:
-        raise ConfigError(f"--target-accuracy {target_accuracy:g} must lie in (0, 1], as in 0.98")
     budget = budget_nfe if budget_nfe is not None else budget_seconds
-    if budget is not None and not 0 < budget < float("inf"):
-        raise ConfigError(f"{given[0]} {budget:g} must be a positive number")
     if depth is None and (breadth, noise) != (1, 0):
         raise ConfigError("--breadth and --noise are of a new recording: name its --depth too")
     opened = Store(store)
@@ -271,22 +267,22 @@ def plan_command(
     if measure:
         say("measuring, about 2 s")
     rates = row_seconds(loaded.model) if measure else None
+    stored, layers = stored_runs(loaded.sha256, opened), loaded.model.config.layers
     with progress("reading records") as bar:
-        grid = plan_grid.stored_grid(loaded, opened, rates=rates, least=problems, progress=bar)
+        ways, notes = read_ways(stored, layers, rates=rates, least=problems, progress=bar)
     unit = "seconds" if budget_seconds is not None else "nfe"
-    answer = plan(grid, budget=budget, target=target_accuracy, unit=unit, seed=seed)
-    table = None
-    if validate:
-        spent = budget if budget is not None else answer.best.nfe
-        table = validation_table(validated(grid, [spent], unit=unit, seed=seed))
+    answer = plan(ways, budget=budget, target=target_accuracy, unit=unit, seed=seed)
+    answer = replace(answer, notes=(*answer.notes, *notes))
     values, lines = answer.to_dict(), [str(answer)]
-    if table is not None:
-        row = table.iloc[0]
-        values |= {"validation": table.reset_index().to_dict("records")[0]}
+    if validate:
+        spent = budget if budget is not None else answer.best.cost()
+        trials = validated(ways, [spent], unit=unit, seed=seed).drop(columns="split")
+        mean = trials.mean()
+        values |= {"validation": mean.to_dict() | {"splits": len(trials)}}
         lines.append(
-            f"  validated on {row.splits:.0f} splits into halves: predicted {row.predicted:.1%}, "
-            f"obtained {row.obtained:.1%} (uncorrected {row.recorded:.1%}), "
-            f"inside the interval {row.coverage:.0%}"
+            f"  validated on {len(trials)} splits into halves: predicted {mean.predicted:.1%}, "
+            f"obtained {mean.obtained:.1%} (uncorrected {mean.recorded:.1%}), "
+            f"inside the interval {mean.covered:.0%}"
         )
     show(values, lines, as_json)
 
