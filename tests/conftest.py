@@ -17,6 +17,7 @@ from eqr import data, train
 from eqr.cli import main as cli
 from eqr.config import Recipe, recipe_from_dict
 from eqr.data import Dataset
+from eqr.streams import stream
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -104,6 +105,26 @@ def learned(tmp_path_factory, problems) -> Learned:
 
 
 @pytest.fixture(scope="session")
+def official_tensors() -> dict[str, torch.Tensor]:
+    """A model of one block for 5×5 mazes, its tensors named as in the official files."""
+    shapes = {
+        "embed_tokens.embedding_weight": (6, 8),
+        "lm_head.weight": (6, 8),
+        "q_head.weight": (2, 8),
+        "q_head.bias": (2,),
+        "L_level.layers.0.self_attn.qkv_proj.weight": (24, 8),
+        "L_level.layers.0.self_attn.o_proj.weight": (8, 8),
+        "L_level.layers.0.mlp.gate_up_proj.weight": (512, 8),
+        "L_level.layers.0.mlp.down_proj.weight": (8, 256),
+    }
+    draw = stream(0, "official")
+    return {
+        f"_orig_mod.model.inner.{name}": torch.randn(shape, generator=draw)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="session")
 def stand_in(tmp_path_factory) -> Path:
     """The built pages of the real book around stand-in chapters."""
     from browsing import stand_in_book
@@ -133,6 +154,13 @@ class Done:
     code: int
     out: str
     err: str
+
+    def refused(self, *said: str) -> None:
+        """Assert that the command ended in one line of error that holds these words."""
+        assert self.code == 1 and self.out == "", self.out
+        assert self.err.startswith("error: "), self.err
+        assert all(words in self.err for words in said), self.err
+        assert len(self.err.strip().splitlines()) == 1, self.err
 
 
 @pytest.fixture
