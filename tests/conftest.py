@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,15 @@ def official_tensors() -> dict[str, torch.Tensor]:
         f"_orig_mod.model.inner.{name}": torch.randn(shape, generator=draw)
         for name, shape in shapes.items()
     }
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """One browser for all tests of a file; it does not stay, for the event loop that it needs."""
+    from browsing import browser
+
+    with browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
