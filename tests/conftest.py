@@ -152,9 +152,9 @@ def built_book(request) -> Path:
 
 
 @pytest.fixture
-def in_this_process() -> Callable[..., ThreadPoolExecutor]:
-    """What stands for the pool of a study's workers where a test has changed something."""
-    return lambda *_: ThreadPoolExecutor(1)
+def in_this_process(monkeypatch) -> None:
+    """A study's cells run in this process, as it was changed and with what it has loaded."""
+    monkeypatch.setattr("eqr.studies.run.ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
 
 
 @dataclass(frozen=True)
