@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -392,8 +393,9 @@ def test_the_command_says_which_family_start_and_weights_it_took(eqr, shared, tm
         ("eqr_flat_ema.pth", "eqr.json", "EqR: random starts, damping 0.05, noise 0, averaged"),
     ):
         files = (shared / "cases" / file, tmp_path / file, "--config", shared / "cases" / config)
-        done = eqr("import-checkpoint", *files)
+        done = eqr("import-checkpoint", *files, "--json")
         assert done.code == 0 and said in done.err, done.err
+        assert json.loads(done.out)["sha256"] == load_model(tmp_path / file).sha256
         content = torch.load(shared / "cases" / file, weights_only=True)
         tensors = content.get("ema", content)
         head = tensors["_orig_mod.model.inner.lm_head.weight"]
