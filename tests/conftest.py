@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from eqr import data, train
+from eqr.checkpoint import load_model
 from eqr.cli import main as cli
 from eqr.config import Recipe, recipe_from_dict
 from eqr.data import Dataset
+from eqr.model import Reasoner
 from eqr.streams import stream
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -103,6 +105,12 @@ def learned(tmp_path_factory, problems) -> Learned:
     folder = tmp_path_factory.mktemp("learned")
     events = list(train.train(recipe, problems, folder))
     return Learned(folder / "model.safetensors", recipe, events)
+
+
+@pytest.fixture(scope="session")
+def model(learned) -> Reasoner:
+    """The learned model itself; no test changes it."""
+    return load_model(learned.path).model
 
 
 @pytest.fixture(scope="session")

@@ -78,13 +78,10 @@ def test_every_grid_of_a_board_is_turned_and_recoloured_alike(task):
 
 
 @EACH
-def test_symmetries_are_undone_and_change_neither_form_nor_key(task):
+def test_symmetries_do_not_change_the_key(task):
     drawn = task.generate(48, 2)
-    symmetry = task.symmetries(48, own())
-    tokens = torch.from_numpy(drawn.inputs)
-    assert (symmetry.undo(symmetry.apply(tokens)) == tokens).all()
     x, y = moved(task, drawn.inputs, drawn.labels)
-    assert task.check(x, y).all() and (x != drawn.inputs).any()
+    assert (x != drawn.inputs).any()
     assert task.symmetry_key(x, y) == task.symmetry_key(drawn.inputs, drawn.labels)
 
 
