@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from eqr import data, train
+from eqr.checkpoint import load_model
 from eqr.cli import main as cli
 from eqr.config import Recipe, recipe_from_dict
 from eqr.data import Dataset
+from eqr.model import Reasoner
+from eqr.streams import stream
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -104,6 +108,41 @@ def learned(tmp_path_factory, problems) -> Learned:
 
 
 @pytest.fixture(scope="session")
+def model(learned) -> Reasoner:
+    """The learned model itself; no test changes it."""
+    return load_model(learned.path).model
+
+
+@pytest.fixture(scope="session")
+def official_tensors() -> dict[str, torch.Tensor]:
+    """A model of one block for 5×5 mazes, its tensors named as in the official files."""
+    shapes = {
+        "embed_tokens.embedding_weight": (6, 8),
+        "lm_head.weight": (6, 8),
+        "q_head.weight": (2, 8),
+        "q_head.bias": (2,),
+        "L_level.layers.0.self_attn.qkv_proj.weight": (24, 8),
+        "L_level.layers.0.self_attn.o_proj.weight": (8, 8),
+        "L_level.layers.0.mlp.gate_up_proj.weight": (512, 8),
+        "L_level.layers.0.mlp.down_proj.weight": (8, 256),
+    }
+    draw = stream(0, "official")
+    return {
+        f"_orig_mod.model.inner.{name}": torch.randn(shape, generator=draw)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """One browser for all tests of a file; it does not stay, for the event loop that it needs."""
+    from browsing import browser
+
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def stand_in(tmp_path_factory) -> Path:
     """The built pages of the real book around stand-in chapters."""
     from browsing import stand_in_book
@@ -121,9 +160,9 @@ def built_book(request) -> Path:
 
 
 @pytest.fixture
-def in_this_process() -> Callable[..., ThreadPoolExecutor]:
-    """What stands for the pool of a study's workers where a test has changed something."""
-    return lambda *_: ThreadPoolExecutor(1)
+def in_this_process(monkeypatch) -> None:
+    """A study's cells run in this process, as it was changed and with what it has loaded."""
+    monkeypatch.setattr("eqr.studies.run.ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
 
 
 @dataclass(frozen=True)
@@ -133,6 +172,13 @@ class Done:
     code: int
     out: str
     err: str
+
+    def refused(self, *said: str) -> None:
+        """Assert that the command ended in one line of error that holds these words."""
+        assert self.code == 1 and self.out == "", self.out
+        assert self.err.startswith("error: "), self.err
+        assert all(words in self.err for words in said), self.err
+        assert len(self.err.strip().splitlines()) == 1, self.err
 
 
 @pytest.fixture

@@ -147,25 +147,12 @@ OFFICIAL = {
 
 
 @pytest.fixture
-def official(tmp_path) -> Path:
+def official(tmp_path, official_tensors) -> Path:
     """A file in the layout of the official code, for a 5×5 maze, with an average twice as large."""
-    shapes = {
-        "embed_tokens.embedding_weight": (6, 8),
-        "lm_head.weight": (6, 8),
-        "q_head.weight": (2, 8),
-        "q_head.bias": (2,),
-        "L_level.layers.0.self_attn.qkv_proj.weight": (24, 8),
-        "L_level.layers.0.self_attn.o_proj.weight": (8, 8),
-        "L_level.layers.0.mlp.gate_up_proj.weight": (512, 8),
-        "L_level.layers.0.mlp.down_proj.weight": (8, 256),
-    }
-    draw = stream(0, "official")
-    model = {
-        f"_orig_mod.model.inner.{k}": torch.randn(s, generator=draw) for k, s in shapes.items()
-    }
-    average = {"mu": 0.999, "shadow": {k: 2 * v for k, v in model.items()}}
+    average = {"mu": 0.999, "shadow": {k: 2 * v for k, v in official_tensors.items()}}
     path = tmp_path / "official.pth"
-    torch.save({"model": model, "ema": average, "config": OFFICIAL, "step": 7}, path)
+    content = {"model": official_tensors, "ema": average, "config": OFFICIAL, "step": 7}
+    torch.save(content, path)
     return path
 
 

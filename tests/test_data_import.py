@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -53,53 +54,36 @@ def test_csv_is_read_as_it_is_and_subsampled_by_seed(csv, pool):
     assert whole.train.rating.tolist() == [0, 1, 2, 3, 4, 5]
     (csv / "train.csv").write_text((csv / "train.csv").read_text().replace(".", "0"))
     assert read(csv, Sudoku(), train=None).digest == whole.digest, "0 is a blank too"
-    picks = {
-        seed: read(csv, Sudoku(), train=3, seed=seed).train.rating.tolist() for seed in range(5)
-    }
-    assert picks[0] == read(csv, Sudoku(), train=3, seed=0).train.rating.tolist()
-    assert len(set(map(tuple, picks.values()))) > 1
-    assert all(pick == sorted(pick) and len(pick) == 3 for pick in picks.values())
+    picks = [
+        read(csv, Sudoku(), train=3, seed=seed).train.rating.tolist() for seed in (0, 0, 1, 2, 3)
+    ]
+    assert picks[0] == picks[1] and len(set(map(tuple, picks))) > 1
+    assert all(pick == sorted(pick) and len(pick) == 3 for pick in picks)
     first = read(csv, Sudoku(), train=2, test=1, subsample="first")
     assert first.train.rating.tolist() == [0, 1] and first.test.rating.tolist() == [6]
 
 
-def break_line(csv, number: int, change) -> None:
-    """Change the fields of line ``number`` (from 1) of train.csv."""
-    lines = (csv / "train.csv").read_text().splitlines()
-    lines[number - 1] = ",".join(change(lines[number - 1].split(",")))
-    (csv / "train.csv").write_text("\n".join(lines) + "\n")
-
-
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("line", "alter", "said"),
     [
-        (lambda f: [f[0], f[1] + ".", *f[2:]], "question has 82 characters, expected 81"),
-        (lambda f: f[:2], "answer has 0 characters"),
-        (lambda f: [f[0], "é" + f[1][1:], *f[2:]], "question may hold only digits"),
-        (lambda f: [*f[:2], f[2][1:] + f[2][0], f[3]], "answer does not solve question"),
-        (lambda f: [*f[:3], "²"], "rating '²'"),
+        (1, lambda f: [f[0], "puzzle", *f[2:]], ": columns .*puzzle.*expected source,question"),
+        (4, lambda f: [f[0], f[1] + ".", *f[2:]], ", line 4: question has 82 characters"),
+        (4, lambda f: f[:2], ", line 4: answer has 0 characters, expected 81"),
+        (4, lambda f: [f[0], "é" + f[1][1:], *f[2:]], ", line 4: question may hold only digits"),
+        (4, lambda f: [*f[:3], "²"], ", line 4: rating '²'"),
+        (4, lambda f: ["\nx", f[1], f[2][::-1], f[3]], ", line 5: answer does not solve question"),
     ],
-    ids=["long", "missing", "letter", "wrong answer", "rating"],
+    ids=["columns", "long", "missing", "letter", "rating", "wrong answer below a blank line"],
 )
-def test_a_malformed_csv_row_is_named_by_file_and_line(csv, change, said):
-    break_line(csv, 4, change)
-    with pytest.raises(DataError, match=rf"train\.csv, line 4: {said}"):
-        read(csv, Sudoku())
-
-
-def test_a_wrong_answer_below_a_blank_line_is_named_by_its_line(csv):
-    break_line(csv, 5, lambda f: [*f[:2], f[2][1:] + f[2][0], f[3]])
+def test_a_malformed_line_is_named_by_file_and_number(csv, line, alter, said):
     lines = (csv / "train.csv").read_text().splitlines()
-    (csv / "train.csv").write_text("\n".join([*lines[:2], "", *lines[2:]]) + "\n")
-    with pytest.raises(DataError, match=r"train\.csv, line 6: answer does not solve"):
+    lines[line - 1] = ",".join(alter(lines[line - 1].split(",")))
+    (csv / "train.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=rf"train\.csv{said}"):
         read(csv, Sudoku())
 
 
-def test_wrong_columns_an_empty_file_and_a_missing_file_are_named(csv):
-    text = (csv / "test.csv").read_text()
-    (csv / "test.csv").write_text(text.replace("question", "puzzle", 1))
-    with pytest.raises(DataError, match=r"test\.csv: columns .*puzzle.*expected source,question"):
-        read(csv, Sudoku())
+def test_an_empty_file_and_a_missing_file_are_named(csv):
     (csv / "test.csv").write_text(HEADER + "\n")
     with pytest.raises(DataError, match=r"test\.csv: holds no puzzles"):
         read(csv, Sudoku())
@@ -131,10 +115,8 @@ def test_official_arrays_keep_the_first_of_each_group(tmp_path, pool):
     np.save(tmp_path / "npy/train/all__group_indices.npy", np.array([0, 3, 5, 6], np.int32))
     actual = read(tmp_path / "npy", Sudoku())
     assert np.array_equal(actual.train.inputs, pool.inputs[:3])
-    assert (
-        np.array_equal(actual.test.inputs, pool.inputs[3:5])
-        and actual.test.inputs.dtype == np.uint8
-    )
+    assert np.array_equal(actual.test.inputs, pool.inputs[3:5])
+    assert actual.test.inputs.dtype == np.uint8
     with pytest.raises(DataError, match=r"all__inputs\.npy: shape .* does not fit 16 tokens"):
         read(tmp_path / "npy", Sudoku(2, 2))
     labels = tmp_path / "npy/test/all__labels.npy"
@@ -177,18 +159,12 @@ def test_the_papers_mazes_come_from_an_archive_and_have_their_hashes(eqr, tmp_pa
 
 
 def test_the_shared_hard_puzzles_import(shared, tmp_path):
-    for split, source in (
-        ("train", "shift_forum_hardest_1106"),
-        ("test", "shift_magictour_top1465"),
-    ):
+    files = {"train": "shift_forum_hardest_1106", "test": "shift_magictour_top1465"}
+    for split, source in files.items():
         shutil.copy(shared / "data" / "sudoku" / f"{source}.csv", tmp_path / f"{split}.csv")
     actual = read(tmp_path, Sudoku(), train=30, test=30)
-    assert (
-        len(actual.train) == 30 and actual.task.check(actual.test.inputs, actual.test.labels).all()
-    )
-    first = (tmp_path / "test.csv").read_text().splitlines()[1:]
-    questions = {line.split(",")[1] for line in first}
-    assert {actual.task.format(row) for row in actual.test.inputs} <= questions
+    assert len(actual.train) == 30
+    assert actual.task.check(actual.test.inputs, actual.test.labels).all()
 
 
 # ---------------------------------------------------------------------------------------- weights
@@ -201,7 +177,10 @@ RENAMED = {"blocks.": "L_level.layers.", "mixer.swiglu": "mlp_t", "channel": "ml
            "prefix": "puzzle_emb.weights"}  # fmt: skip
 
 
-def layout(model: Reasoner, wrapper: str = "_orig_mod.model.inner.") -> dict[str, torch.Tensor]:
+INNER = "_orig_mod.model.inner."
+
+
+def layout(model: Reasoner, wrapper: str = INNER) -> dict[str, torch.Tensor]:
     """The tensors of a model of ours as the official code stores them."""
     tensors = {}
     for name, value in model.state_dict().items():
@@ -231,62 +210,10 @@ def equal(one: Reasoner, other: Reasoner) -> bool:
 
 BOARD = {"hidden_size": 8, "num_heads": 2, "H_cycles": 3, "L_cycles": 6, "L_layers": 2,
          "board_height": 4, "board_width": 5}  # fmt: skip
+PREFIX = {"prefix": 3, "prefix_width": 20}
 TABLE = {"puzzle_emb_len": 3, "puzzle_emb_ndim": 20, "num_puzzle_identifiers": 1}
 
 
-@pytest.mark.parametrize(
-    ("mixer", "config"),
-    [
-        ("mlp", TABLE | {"seq_len": 20}),
-        ("mlp", {}),  # the table and the mixer say it
-        ("mlp", TABLE | {"puzzle_emb_len": 0}),  # as many tokens as the row takes
-        ("attention", TABLE),
-        ("attention", {"puzzle_emb_len": 3}),
-        ("attention", TABLE | {"input_seq_len": 20, "seq_len": 23}),
-    ],
-    ids=str,
-)
-def test_a_prefix_goes_in_and_comes_out_equal(tmp_path, mixer, config):
-    out, rope = tmp_path / "out.safetensors", "none" if mixer == "mlp" else "1d"
-    model = drawn(mixer=mixer, rope=rope, prefix=3, prefix_width=20)
-    torch.save({"model": layout(model)}, tmp_path / "prefix.pth")
-    config = BOARD | {"mlp_t": mixer == "mlp", "pos_encodings": "rope"} | config
-    import_official(tmp_path / "prefix.pth", out, config)
-    assert equal(load_model(out).model, model)
-
-
-@pytest.mark.parametrize(
-    ("change", "rows", "said"),
-    [
-        ({"num_puzzle_identifiers": 2}, 2, "num_puzzle_identifiers = 2 must be 1"),
-        ({"num_puzzle_identifiers": None}, 2, "has size .2, 20.; expected 1 row"),
-        ({"puzzle_emb_len": None}, 1, "puzzle_emb_len is missing; add it"),
-        ({"puzzle_emb_ndim": 0}, 1, "puzzle_emb_ndim is missing; add it"),
-        ({"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, 1, "does not fit"),
-        ({"puzzle_emb_ndim": 19}, 1, "does not fit"),
-        ({"puzzle_emb_len": 2}, 1, "prefix_width must be at most"),
-        ({"input_seq_len": 20, "seq_len": 20}, 1, "seq_len = 20 must be input_seq_len"),
-        ({"pos_encodings": "rope2d"}, 1, "prefix has no place on a board"),
-    ],
-    ids=str,
-)
-def test_a_prefix_that_is_not_one_row_of_this_configuration_is_refused(
-    tmp_path, change, rows, said
-):
-    out, tensors = (
-        tmp_path / "out.safetensors",
-        layout(drawn(mixer="attention", prefix=3, prefix_width=20)),
-    )
-    name = "_orig_mod.model.inner.puzzle_emb.weights"
-    torch.save({"model": tensors | {name: tensors[name].repeat(rows, 1)}}, tmp_path / "prefix.pth")
-    config = BOARD | TABLE | {"mlp_t": False, "pos_encodings": "none"} | change
-    with pytest.raises((CheckpointError, ConfigError), match=said) as error:
-        import_official(tmp_path / "prefix.pth", out, config)
-    assert "\n" not in str(error.value) and not out.exists()
-
-
-TRM = {"init": "fixed", "damping": 0.0, "noise": 0.0}
-TRM_NAME = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
 MIXER = BOARD | {"mlp_t": True, "pos_encodings": "none"}
 
 
@@ -303,10 +230,54 @@ def imported(folder: Path, content: dict, config: dict | None, weights: str | No
     return load_model(out).model, made
 
 
-@pytest.mark.parametrize("prefix", [{}, {"prefix": 3, "prefix_width": 20}], ids=["", "prefix"])
+@pytest.mark.parametrize(
+    ("mixer", "config"),
+    [
+        ("mlp", TABLE | {"seq_len": 20}),
+        ("mlp", {}),  # the table and the mixer say it
+        ("mlp", TABLE | {"puzzle_emb_len": 0}),  # as many tokens as the row takes
+        ("attention", {"puzzle_emb_len": 3}),
+        ("attention", TABLE | {"input_seq_len": 20, "seq_len": 23}),
+    ],
+    ids=str,
+)
+def test_a_prefix_goes_in_and_comes_out_equal(tmp_path, mixer, config):
+    model = drawn(mixer=mixer, rope="none" if mixer == "mlp" else "1d", **PREFIX)
+    config = BOARD | {"mlp_t": mixer == "mlp", "pos_encodings": "rope"} | config
+    assert equal(imported(tmp_path, {"model": layout(model)}, config)[0], model)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "said"),
+    [
+        ({"num_puzzle_identifiers": 2}, 2, "num_puzzle_identifiers = 2 must be 1"),
+        ({"num_puzzle_identifiers": None}, 2, "has size .2, 20.; expected 1 row"),
+        ({"puzzle_emb_len": None}, 1, "puzzle_emb_len is missing; add it"),
+        ({"puzzle_emb_ndim": 0}, 1, "puzzle_emb_ndim is missing; add it"),
+        ({"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, 1, "does not fit"),
+        ({"puzzle_emb_len": 2}, 1, "prefix_width must be at most"),
+        ({"input_seq_len": 20, "seq_len": 20}, 1, "seq_len = 20 must be input_seq_len"),
+        ({"pos_encodings": "rope2d"}, 1, "prefix has no place on a board"),
+    ],
+    ids=str,
+)
+def test_a_prefix_that_is_not_one_row_of_this_configuration_is_refused(
+    tmp_path, change, rows, said
+):
+    tensors, name = layout(drawn(mixer="attention", **PREFIX)), f"{INNER}puzzle_emb.weights"
+    tensors[name] = tensors[name].repeat(rows, 1)
+    config = BOARD | TABLE | {"mlp_t": False, "pos_encodings": "none"} | change
+    with pytest.raises((CheckpointError, ConfigError), match=said):
+        imported(tmp_path, {"model": tensors}, config)
+
+
+TRM = {"init": "fixed", "damping": 0.0, "noise": 0.0}
+TRM_NAME = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
+
+
 @pytest.mark.parametrize("name", [None, TRM_NAME, "trm@TRMModel", "TRM"])
-def test_a_trm_keeps_its_start_and_has_neither_damping_nor_noise(tmp_path, name, prefix):
-    model = drawn(**TRM, **prefix)
+def test_a_trm_keeps_its_start_and_has_neither_damping_nor_noise(tmp_path, name):
+    model = drawn(**TRM, **PREFIX)
     config = MIXER | ({"name": name} if name else {})
     ours, made = imported(tmp_path, layout(model), config)
     assert (made.family, made.weights) == ("TRM", "raw") and equal(ours, model)
@@ -348,36 +319,29 @@ def test_names_tensors_and_settings_of_two_families_do_not_go_together(tmp_path)
             imported(tmp_path, {"model": tensors}, MIXER | config)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+@pytest.mark.parametrize("whole", [False, True], ids=["flat", "whole"])
+def test_each_setting_is_used_harmless_or_refused(tmp_path, whole):
+    harmless = {"name": "eqr@EqRModel", "halt_max_steps": 16, "forward_dtype": "bfloat16"}
+    trainer = {"lr": 1e-4, "ema": True, "puzzle_emb_lr": 1e-4}
+
+    def taken(**change: object):
+        config = MIXER | harmless | change
+        return imported(tmp_path, layout(drawn()), trainer | {"arch": config} if whole else config)
+
+    taken()
+    for change, said in (
         ({"experts": 4}, "experts is neither used here nor known to be harmless.*--config"),
-        ({"lamda_": 0.9}, "lamda_ is neither"),
         ({"rope_theta": 5000.0}, "rope_theta = 5000.0 must be 10000.0"),
-        ({"rms_norm_eps": 1e-6}, "rms_norm_eps = 1e-06 must be 1e-05"),
-        ({"H_layers": 2}, "H_layers = 2 must be 0"),
         ({"no_ACT_continue": False}, "no_ACT_continue = False must be True"),
         ({"pos_encodings": "learned"}, "pos_encodings = 'learned'"),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("whole", [False, True], ids=["flat", "whole"])
-def test_each_setting_is_used_harmless_or_refused(tmp_path, change, said, whole):
-    harmless = {"name": "eqr@EqRModel", "halt_max_steps": 16, "forward_dtype": "bfloat16"}
-    config, trainer = MIXER | harmless, {"lr": 1e-4, "ema": True, "puzzle_emb_lr": 1e-4}
-    imported(tmp_path, layout(drawn()), trainer | {"arch": config} if whole else config)
-    config |= change
-    with pytest.raises(ConfigError, match=said):
-        imported(tmp_path, layout(drawn()), trainer | {"arch": config} if whole else config)
+    ):
+        with pytest.raises(ConfigError, match=said):
+            taken(**change)
 
 
-@pytest.mark.parametrize(
-    "wrapper",
-    ["", "model.inner.", "module.model.inner.", "_orig_mod.module.model.inner.",
-     "module._orig_mod.model.inner."],
-)  # fmt: skip
+@pytest.mark.parametrize("wrapper", ["", "module.model.inner.", "module._orig_mod.model.inner."])
 def test_names_are_read_through_what_was_put_around_the_model(tmp_path, wrapper):
-    model = drawn(prefix=3, prefix_width=20)
+    model = drawn(**PREFIX)
     tensors = layout(model, wrapper)
     tensors[f"{wrapper}puzzle_emb.local_weights"] = torch.ones(768, 20)  # a cache of the batch's
     ours, made = imported(tmp_path, {"model": tensors, "step": 5}, MIXER)
@@ -386,7 +350,7 @@ def test_names_are_read_through_what_was_put_around_the_model(tmp_path, wrapper)
 
 def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(tmp_path):
     """The parts that are no parameters (starts, the prefix's table) have no average."""
-    model = drawn(**TRM, prefix=3, prefix_width=20)
+    model = drawn(**TRM, **PREFIX)
     raw, inert = layout(model), ("H_init", "L_init", "puzzle_emb.weights")
     mean = {k: 2 * v for k, v in layout(model, "model.inner.").items() if not k.endswith(inert)}
     lacking = {key: value for key, value in mean.items() if "lm_head" not in key}
@@ -399,11 +363,7 @@ def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(t
     for content, wanted, said in (
         (raw, "ema", "stores no average .*--weights raw"),
         ({"model": raw, "ema": None}, "ema", "stores no average .*--weights raw"),
-        (
-            {"model": raw, "ema": [1]},
-            None,
-            "is 'list', not a dictionary of averages; --weights raw",
-        ),
+        ({"model": raw, "ema": [1]}, None, "is 'list', not a dictionary .*--weights raw"),
         ({"model": raw, "ema": {"decay": 0.9}}, None, r"is \['decay'\], not"),
         ({"model": raw, "ema": {"shadow": lacking}}, None, r"lacks lm_head\.weight"),
         ({"state_dict": raw}, None, r"holds no tensors.*\['state_dict'\]"),
@@ -433,8 +393,9 @@ def test_the_command_says_which_family_start_and_weights_it_took(eqr, shared, tm
         ("eqr_flat_ema.pth", "eqr.json", "EqR: random starts, damping 0.05, noise 0, averaged"),
     ):
         files = (shared / "cases" / file, tmp_path / file, "--config", shared / "cases" / config)
-        done = eqr("import-checkpoint", *files)
+        done = eqr("import-checkpoint", *files, "--json")
         assert done.code == 0 and said in done.err, done.err
+        assert json.loads(done.out)["sha256"] == load_model(tmp_path / file).sha256
         content = torch.load(shared / "cases" / file, weights_only=True)
         tensors = content.get("ema", content)
         head = tensors["_orig_mod.model.inner.lm_head.weight"]

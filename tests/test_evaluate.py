@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from eqr import evaluate, select
-from eqr.checkpoint import load_model
 from eqr.config import EvalConfig
 from eqr.evaluate import measures, records
 from eqr.experiments import table
@@ -111,14 +110,13 @@ CONFIG = EvalConfig(depths=(1, 2, 5), breadth=3, noise=0.02, window=2, seed=4, p
 
 
 @pytest.fixture(scope="module")
-def results(learned, problems) -> evaluate.Records:
-    model = load_model(learned.path).model
+def results(model, problems) -> evaluate.Records:
     return records(model, problems.test.inputs, problems.test.labels, CONFIG)
 
 
-def test_records_are_what_the_rollouts_show(results, learned, problems):
+def test_records_are_what_the_rollouts_show(results, model, problems):
     """Recomputed from a rollout kept whole: window, first halt, margin, accuracy."""
-    model, labels = load_model(learned.path).model, problems.test.labels
+    labels = problems.test.labels
     steps = list(rollout(model, problems.test.inputs[:10], depth=5, breadth=3, noise=0.02, seed=4))
     changes = np.stack([it.residual.numpy() for it in steps]).reshape(5, 10, 3)
     logits = np.stack([it.step.logits.numpy() for it in steps]).reshape(5, 10, 3, 16, 6)
@@ -148,10 +146,9 @@ def test_records_are_what_the_rollouts_show(results, learned, problems):
 
 
 def test_rows_in_flight_do_not_change_records_and_smaller_breadths_are_nested(
-    results, learned, problems
+    results, model, problems
 ):
-    model, test = load_model(learned.path).model, problems.test
-    calls = []
+    test, calls = problems.test, []
     parts = records(
         model, test.inputs, test.labels, CONFIG, rows=7, progress=lambda *done: calls.append(done)
     )
@@ -164,10 +161,10 @@ def test_rows_in_flight_do_not_change_records_and_smaller_breadths_are_nested(
 
 
 @pytest.mark.parametrize("rows", [4, 7, 29, 30, 31, 256])
-def test_padding_never_counts(rows, learned, problems, monkeypatch):
+def test_padding_never_counts(rows, model, problems, monkeypatch):
     """With any rows in flight the P × B trajectories asked for are recorded once each and no others
     (the official code counts the rows that fill up its last batch, and as right)."""
-    model, seen = load_model(learned.path).model, np.zeros((10, 3), int)
+    seen = np.zeros((10, 3), int)
 
     def counted(it, truth):
         if it.depth == 5:

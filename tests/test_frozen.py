@@ -137,9 +137,8 @@ def outcomes() -> tuple[dict, dict]:
             for name, part in table.groupby("evaluation", sort=False):
                 digests[f"{name}/table"] = digest_table(part[list(MEASURED)])
             digests["cost"] = digest_table(table[list(COSTS)].drop_duplicates())
-            digests["seconds"] = digest_table(
-                table[["evaluation", "eval_seconds"]].drop_duplicates()
-            )
+            seconds = table[["evaluation", "eval_seconds"]].drop_duplicates()
+            digests["seconds"] = digest_table(seconds)
             digests_of[key][f"{row}/{seed}"] = digests
             evaluated = dict(zip(table.evaluation, table.eval_run, strict=True))
             ids[key][f"{row}/{seed}"] = [*table.train_run.unique(), digest(evaluated)]
@@ -179,14 +178,8 @@ def recipes() -> tuple[dict, dict, dict]:
 
 def planned(evaluation: Any) -> dict[str, Any]:
     """What decides an evaluation's outcomes."""
-    return {
-        "name": evaluation.name,
-        "config": dataclasses.asdict(evaluation.config),
-        "breadths": list(evaluation.breadths),
-        "select": list(evaluation.select),
-        "keep": list(evaluation.keep),
-        "level": evaluation.level.named() if evaluation.level else None,
-    }
+    level = evaluation.level.named() if evaluation.level else None
+    return dataclasses.asdict(evaluation) | {"level": level}
 
 
 def claims() -> tuple[dict, dict, dict]:
@@ -373,10 +366,8 @@ def test_a_difference_is_reported_by_its_key():
     frozen = {"a/b": {"x/0": {"depth": "1" * 16}}}
     ours = {"a/b": {"x/0": {"depth": "2" * 16, "wide": "3" * 16}}}
     reported = differences("outcomes", ours, frozen)
-    assert [line.partition(":")[0] for line in reported] == [
-        "a/b > x/0 > depth",
-        "a/b > x/0 > wide",
-    ]
+    keys = [line.partition(":")[0] for line in reported]
+    assert keys == ["a/b > x/0 > depth", "a/b > x/0 > wide"]
     assert digest_array(np.array([True, False])) == digest_array(np.float32([1, 0]))
     assert digest_array(np.array([True, False])) != digest_array(np.array([[True, False]]))
     assert not equal([0.5, "undecided"], [0.5, "reproduced"])

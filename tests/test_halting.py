@@ -35,11 +35,6 @@ HALTING = [
 
 
 @pytest.fixture(scope="module")
-def model(learned):
-    return load_model(learned.path).model
-
-
-@pytest.fixture(scope="module")
 def inputs(problems) -> torch.Tensor:
     return torch.as_tensor(problems.test.inputs[:8])
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browsing import NEEDS_BROWSER, Tab, browser, opened, served
+from browsing import NEEDS_BROWSER, Tab, opened, served
 
 from eqr import PROJECT, checkpoint, evaluate, select
 from eqr.config import EvalConfig
@@ -58,16 +58,12 @@ def site(tmp_path_factory, solved, problems, learned) -> Path:
     """Bare pages with the real scripts: replay and solver, and the home page's board."""
     root, (model, index, _) = tmp_path_factory.mktemp("site"), solved
     maze, draw = Maze(5, 5), torch.Generator().manual_seed(9)
-    trained = {"Tiny EqR": (model.task, model.model)}
-    for title, task in (("Untrained", model.task), ("Maze", maze)):
-        trained[title] = task, Reasoner.for_task(task, learned.recipe.model, draw)
-    trained = {
-        title: SimpleNamespace(
-            model=one, recipe=SimpleNamespace(task=task), run=SimpleNamespace(id=f"train-{k}"),
-            data=problems,
-        )
-        for k, (title, (task, one)) in enumerate(trained.items(), 1)
-    }  # fmt: skip
+    tasks = {"Tiny EqR": model.task, "Untrained": model.task, "Maze": maze}
+    trained = {}
+    for k, (title, task) in enumerate(tasks.items(), 1):
+        one = model.model if k == 1 else Reasoner.for_task(task, learned.recipe.model, draw)
+        made = {"recipe": SimpleNamespace(task=task), "run": SimpleNamespace(id=f"train-{k}")}
+        trained[title] = SimpleNamespace(model=one, data=problems, **made)
     place, home = root / play.PLACE, root / "home.html"
     play.install(place, home, trained, "smoke")
     shutil.copy(play.SCRIPTS / "viewer.mjs", place)  # for the tests that import from it
@@ -88,13 +84,6 @@ def site(tmp_path_factory, solved, problems, learned) -> Path:
     (root / "chapters/play.html").write_text(PAGE.format(text), encoding="utf-8")
     (root / "index.html").write_text(PAGE.format(home.read_text("utf-8")), encoding="utf-8")
     return root
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """One browser for this file."""
-    with browser() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +112,6 @@ def live(tab):
 def field(live: Any, name: str) -> Any:
     """One of the solver's controls."""
     return live.locator(f".eqr-field-{name}")
-
-
-def type_seed(live: Any, text: str) -> None:
-    """Write a seed and leave the field."""
-    field(live, "seed").fill(text)
-    field(live, "seed").press("Tab")
 
 
 def press(live: Any, name: str, *keys: str) -> None:
@@ -172,12 +155,6 @@ def shows(live: Any, cells: str) -> None:
     read = "e => Array.from(e.querySelectorAll('td'), d => d.innerText || '.').join('')"
     script = f"cells => ({read})(document.querySelector('.eqr-solver table')).startsWith(cells)"
     live.page.wait_for_function(script, arg=cells)
-
-
-def use(live: Any, text: str) -> None:
-    """Write a problem and have it used."""
-    field(live, "text").fill(text)
-    click(live, "Use this problem")
 
 
 def said(live: Any, words: str, kind: str = "message") -> None:
@@ -298,10 +275,12 @@ def test_the_live_page_solves_a_real_problem(tab, live, solved):
 def test_trajectories_are_functions_of_seed_and_restart(live):
     move(live, "noise", 0.1)
     first = play_through(live, 4)
-    type_seed(live, "7")
+    field(live, "seed").fill("7")
+    press(live, "seed", "Tab")
     other = play_through(live, 4)
     assert other["frames"][-1]["residual"] != first["frames"][-1]["residual"]
-    type_seed(live, "0")
+    field(live, "seed").fill("0")
+    press(live, "seed", "Tab")
     press(live, "breadth", "ArrowLeft")  # one restart fewer, and the seed of before
     again = play_through(live, 4)
     assert again["breadth"] == first["breadth"] - 1
@@ -312,10 +291,12 @@ def test_trajectories_are_functions_of_seed_and_restart(live):
 def test_a_problem_is_written_as_text_and_by_keyboard(live):
     """A bad one gets a message, and the board stays."""
     before = board(live)
-    use(live, "11..............")
+    field(live, "text").fill("11..............")
+    click(live, "Use this problem")
     said(live, "row 1 holds 1 twice, at r1c1 and r1c2")
     assert board(live) == before
-    use(live, "1...............")
+    field(live, "text").fill("1...............")
+    click(live, "Use this problem")
     said(live, "several solutions", "status")
     shows(live, "1...............")
     assert live.locator("p.eqr-message").inner_text() == ""
@@ -362,7 +343,8 @@ def test_controls_say_and_use_their_values(live):
     now = recording(live)
     assert (now["breadth"], now["noise"], now["damping"]) == (9, 0.01, 0)
     for typed, used in (("-5", "0"), ("123456", "9999"), ("2.7", "2")):
-        type_seed(live, typed)
+        field(live, "seed").fill(typed)
+        press(live, "seed", "Tab")
         assert field(live, "seed").input_value() == used
         assert recording(live)["seed"] == int(used)
 

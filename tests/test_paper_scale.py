@@ -64,7 +64,6 @@ def small(monkeypatch):
 def test_rows_are_made_in_slices_and_shipped_with_weights(
     small, eqr, in_this_process, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("eqr.studies.run.ProcessPoolExecutor", in_this_process)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     out = tmp_path / "results"
     rows = "sudoku9-fast-hard,sudoku9-fast-feedforward-hard,maze30-fast-trm"

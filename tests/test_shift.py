@@ -19,6 +19,7 @@ from eqr.settings import ConfigError
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.studies import results as studies, run as study_run
+from eqr.studies.cells import Cell
 from eqr.studies.rows import STUDIES
 from eqr.studies.rows_shift import DYNAMICS, FAMILIES, GROUPS, INVALID, LEVELS, levels_of
 from eqr.tasks import shift as shifts
@@ -280,8 +281,7 @@ def test_a_level_names_what_its_problems_depend_on():
 def written(tmp_path_factory):
     """Smoke records of the study on ambiguity, one seed of one row: (store, folder)."""
     store, out = Store(tmp_path_factory.mktemp("store")), tmp_path_factory.mktemp("out")
-    settings = {"rows": ["ambiguous"], "seeds": [0], "store": store, "out": out}
-    study_run.run("ambiguity", "smoke", tell=lambda line: None, **settings)
+    study_run.work(Cell("ambiguity", "smoke", "ambiguous", 0), store.root, out)
     return store, out
 
 

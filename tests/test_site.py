@@ -18,7 +18,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from browsing import ELSEWHERE, NEEDS_BROWSER, Tab, browser, opened, served
+from browsing import ELSEWHERE, NEEDS_BROWSER, Tab, opened, served
 
 from book.tools import BOOK, build, check, pdf, sphinx_ext
 from eqr.studies.registry import as_html, published
@@ -47,13 +47,6 @@ FINDINGS = """async () => {
     (v) => `${v.id}, ${v.nodes.length} times: ${v.nodes[0].target} ` +
            `${v.nodes[0].failureSummary.split("\\n").slice(1).join(" ")}`);
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """One browser for all tests of this file."""
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

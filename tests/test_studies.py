@@ -115,33 +115,27 @@ def test_rows_of_a_study_differ_and_share_what_the_study_says(profile):
 
 def test_a_row_without_changes_is_the_recipe_itself():
     """So that a study shares the runs of the chapters."""
-    assert study("construction").row("act").build("laptop", 0) == study("shaping").row("trm").build(
-        "laptop", 0
-    )
+    one, other = study("construction").row("act"), study("shaping").row("trm")
+    assert one.build("laptop", 0) == other.build("laptop", 0)
 
 
 def test_activation_memory_is_measured_on_few_samples_and_scaled(store):
     recipe = study("construction").row("act").build("smoke", 0)
-    data = experiments.dataset(recipe, store)
-    one, two = (
-        cost(replace(recipe, train=replace(recipe.train, batch=batch)), data).saved_bytes
-        for batch in (2, 1000)
-    )
+    data, train = experiments.dataset(recipe, store), recipe.train
+    recipes = [replace(recipe, train=replace(train, batch=batch)) for batch in (2, 1000)]
+    one, two = (cost(recipe, data).saved_bytes for recipe in recipes)
     assert two == 500 * one
 
 
-@pytest.mark.parametrize("row", ["act", "hierarchy", "terminal", "deeper", "feedforward"])
+CONSTRUCTION = ["act", "hierarchy", "terminal", "deeper", "feedforward"]
+OPERATORS = ["learned-start", "attention-trm", "attention-ri-ni"]
+
+
+@pytest.mark.parametrize("row", [*CONSTRUCTION, *OPERATORS])
 def test_activation_memory_is_its_formula(row, store):
-    recipe = study("construction").row(row).build("smoke", 0)
+    recipe = study("construction" if row in CONSTRUCTION else "shaping").row(row).build("smoke", 0)
     found = cost(recipe, experiments.dataset(recipe, store))
     assert found.saved_bytes == pytest.approx(found.activation_bytes, rel=0.04)
-
-
-@pytest.mark.parametrize("row", ["learned-start", "attention-trm", "attention-ri-ni"])
-def test_activation_memory_of_other_operators_is_its_formula(row, store):
-    recipe = study("shaping").row(row).build("smoke", 0)
-    found = cost(recipe, experiments.dataset(recipe, store))
-    assert found.saved_bytes == pytest.approx(found.activation_bytes, rel=0.06)
 
 
 def test_memory_grows_with_unrolling_and_not_with_segments(store):
@@ -189,7 +183,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_cells_with_a_file_are_done_and_a_study_is_extended_by_copying(
-    written, tmp_path, monkeypatch
+    written, in_this_process, tmp_path, monkeypatch
 ):
     """Without a store that has their runs, and without being touched."""
     out = copied(written, tmp_path / "out")
@@ -252,21 +246,15 @@ def test_files_that_this_version_would_make_otherwise_are_neither_used_nor_lost(
         patch.setitem(STUDIES, "construction", replace(old, rows=rows))
         refused(r"late-12-0\.npz: .* would train late-12 seed 0 otherwise; .* --overwrite")
     with monkeypatch.context() as patch:
-        rows = tuple(
-            replace(r, evaluate=(Evaluation("depth", EvalConfig((1, 2))),)) for r in old.rows
-        )
+        once = (Evaluation("depth", EvalConfig((1, 2))),)
+        rows = tuple(replace(row, evaluate=once) for row in old.rows)
         patch.setitem(STUDIES, "construction", replace(old, rows=rows))
         refused(r"late-12-0\.npz: evaluation depth .* --overwrite")
     (out / "construction/late-12-0.npz").write_text("row\n")
     refused(r"late-12-0\.npz: damaged.* --overwrite")
 
 
-def test_outcomes_are_those_of_the_records_and_agree_with_the_table(results, store):
-    for seed in (0, 1):
-        for depth in (1, 16):
-            outcome = results.outcomes(Pick("act", depth), seed)
-            line = results.rows.query(f"row == 'act' and seed == {seed} and depth == {depth}")
-            assert outcome.mean() == line.exact.item() and len(outcome) == line.n.item()
+def test_outcomes_that_are_not_there_are_named(results):
     with pytest.raises(StudyError, match=r"depth 3 is not in \[1, 2, 4"):
         results.outcomes(Pick("act", 3), 0)
     with pytest.raises(StudyError, match=r"no outcomes of act/9/depth; .* act/0/depth, act/1"):
@@ -313,15 +301,13 @@ def test_an_altered_or_absent_file_is_named(written, tmp_path):
         studies.load("construction", "smoke", out)
     for path in (out / "construction").iterdir():
         path.unlink()
-    with pytest.raises(
-        StudyError, match=r"construction: no results there; run `eqr study run constr"
-    ):
+    with pytest.raises(StudyError, match="construction: no results there; run `eqr study run"):
         studies.load("construction", "smoke", out)
     with pytest.raises(ConfigError, match="profile 'lapdog' has no studies; did you mean"):
         studies.load("construction", "lapdog")
 
 
-def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_path):
+def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, in_this_process, tmp_path):
     """SIGKILL while a worker trains: no orphan works on, and the results are the same."""
     words = ["study", "run", "construction", "--profile", "smoke", "--rows", "act", "--seeds", "0"]
     words += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
@@ -348,14 +334,9 @@ def test_a_killed_study_goes_on_and_ends_as_an_unbroken_one(written, store, tmp_
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and is not yet reaped does not."""
-    try:
-        os.kill(pid, 0)
-        state = subprocess.run(
-            ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
-        )
-    except ProcessLookupError:
-        return False
-    return state.stdout.strip()[:1] not in ("", "Z")
+    words = ["ps", "-o", "stat=", "-p", str(pid)]
+    state = subprocess.run(words, capture_output=True, text=True).stdout
+    return state.strip()[:1] not in ("", "Z")
 
 
 def test_workers_end_with_their_parent(tmp_path):
@@ -378,11 +359,9 @@ def test_workers_end_with_their_parent(tmp_path):
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if not alive(worker):
-            return
+    while alive(worker):
+        assert time.monotonic() < deadline, "the worker lives on"
         time.sleep(0.1)
-    pytest.fail("the worker lives on")
 
 
 # ----------------------------------------------------------------------------------- comparisons
@@ -404,7 +383,7 @@ def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatc
 # ------------------------------------------------------------------------------------ command line
 
 
-def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
+def test_the_command_lists_refuses_and_reports(eqr, written, store, in_this_process, tmp_path):
     done = eqr("study", "list", "--profile", "smoke", "--out", written)
     assert done.code == 0 and "  act                      2/2 seeds" in done.out
     assert "shaping: " in done.out and "depth-breadth: " in done.out
@@ -415,25 +394,10 @@ def test_the_command_lists_refuses_and_reports(eqr, written, store, tmp_path):
         ("study run construktion", "did you mean 'construction'"),
         ("study run construction --rows act,orakle", "no row 'orakle'; did you mean 'oracle'"),
         ("study run construction --seeds 0-x", "--seeds '0-x' must be whole numbers from 0"),
-        ("study run construction --seeds=-1", "must be whole numbers"),
-        (
-            "study run construction --profile lapdog",
-            "'lapdog' has no studies; did you mean 'laptop'",
-        ),
+        ("study run construction --profile lapdog", "did you mean 'laptop'"),
     ):
-        done = eqr(*words.split())
-        assert done.code == 1 and said in done.err and done.out == "", words
-    words = [
-        "study",
-        "run",
-        "construction",
-        "--profile",
-        "smoke",
-        "--rows",
-        "act",
-        "--store",
-        store.root,
-    ]
+        eqr(*words.split()).refused(said)
+    words = f"study run construction --profile smoke --rows act --store {store.root}".split()
     csv = tmp_path / "all.csv"
     done = eqr(*words, "--out", tmp_path / "out", "--table", csv, "--json")
     values = json.loads(done.out)
@@ -452,7 +416,6 @@ def test_a_training_that_diverges_is_told_and_does_not_stop_the_others(
             raise study_run.TrainingError("the loss is nan")
         return real(recipe, *words, **rest)
 
-    monkeypatch.setattr(study_run, "ProcessPoolExecutor", in_this_process)
     monkeypatch.setattr(study_run.experiments, "train_run", diverge)
     lines: list[str] = []
     meta = study_run.run(

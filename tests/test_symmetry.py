@@ -197,11 +197,6 @@ def test_majority_votes_over_undone_answers():
 
 
 @pytest.fixture(scope="module")
-def model(learned):
-    return load_model(learned.path).model
-
-
-@pytest.fixture(scope="module")
 def results(model, problems) -> Records:
     test = problems.test
     return records(model, test.inputs, test.labels, CONFIG, task=problems.task)
