@@ -21,6 +21,8 @@ from eqr.config import Recipe, recipe_from_dict
 from eqr.data import Dataset
 from eqr.model import Reasoner
 from eqr.streams import stream
+from eqr.task import Problems
+from eqr.tasks.sudoku import Sudoku
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -111,6 +113,22 @@ def learned(tmp_path_factory, problems) -> Learned:
 def model(learned) -> Reasoner:
     """The learned model itself; no test changes it."""
     return load_model(learned.path).model
+
+
+@pytest.fixture(scope="session")
+def pool() -> Problems:
+    """Nine 9×9 puzzles, to write files of others from."""
+    return Sudoku().generate(9, seed=1)
+
+
+@pytest.fixture(scope="session")
+def csv_files(pool) -> dict[str, bytes]:
+    """Their files in the schema of Sudoku-Extreme: six for training, three for the test."""
+    boards = zip(*(map(Sudoku().format, a) for a in (pool.inputs, pool.labels)), strict=True)
+    rows = [f"made,{question},{answer},{k}" for k, (question, answer) in enumerate(boards)]
+    parts = {"train.csv": rows[:6], "test.csv": rows[6:]}
+    header = "source,question,answer,rating"
+    return {name: "\n".join([header, *part, ""]).encode() for name, part in parts.items()}
 
 
 @pytest.fixture(scope="session")

@@ -20,30 +20,16 @@ from eqr.imports.weights import import_official
 from eqr.model import Reasoner
 from eqr.settings import ConfigError
 from eqr.streams import stream
-from eqr.task import Problems
 from eqr.tasks.sudoku import Sudoku
-
-HEADER = "source,question,answer,rating"
-
-
-@pytest.fixture(scope="module")
-def pool() -> Problems:
-    """9×9 puzzles to write CSV files and official arrays from."""
-    return Sudoku().generate(9, seed=1)
 
 
 @pytest.fixture
-def csv(tmp_path, pool):
+def csv(tmp_path, csv_files) -> Path:
     """A folder with train.csv (6 puzzles) and test.csv (3): change a file, then import."""
-    task = Sudoku()
-    rows = [
-        f"made,{task.format(q)},{task.format(a)},{k}"
-        for k, (q, a) in enumerate(zip(pool.inputs, pool.labels, strict=True))
-    ]
     folder = tmp_path / "csv"
     folder.mkdir()
-    (folder / "train.csv").write_text("\n".join([HEADER, *rows[:6]]) + "\n")
-    (folder / "test.csv").write_text("\n".join([HEADER, *rows[6:]]) + "\n")
+    for name, content in csv_files.items():
+        (folder / name).write_bytes(content)
     return folder
 
 
@@ -84,7 +70,7 @@ def test_a_malformed_line_is_named_by_file_and_number(csv, line, alter, said):
 
 
 def test_an_empty_file_and_a_missing_file_are_named(csv):
-    (csv / "test.csv").write_text(HEADER + "\n")
+    (csv / "test.csv").write_text("source,question,answer,rating\n")
     with pytest.raises(DataError, match=r"test\.csv: holds no puzzles"):
         read(csv, Sudoku())
     (csv / "test.csv").unlink()
@@ -120,15 +106,14 @@ def test_official_arrays_keep_the_first_of_each_group(tmp_path, pool):
     with pytest.raises(DataError, match=r"all__inputs\.npy: shape .* does not fit 16 tokens"):
         read(tmp_path / "npy", Sudoku(2, 2))
     labels = tmp_path / "npy/test/all__labels.npy"
-    np.save(labels, pool.labels[[4, 3]])
-    with pytest.raises(DataError, match="test: the label of problem 0 breaks the rules"):
-        read(tmp_path / "npy", Sudoku())
-    np.save(labels, np.full((2, 81), 11))
-    with pytest.raises(DataError, match=r"all__labels\.npy: tokens outside 0\.\.10"):
-        read(tmp_path / "npy", Sudoku())
-    np.save(labels, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"all__labels\.npy: not a readable array"):
-        read(tmp_path / "npy", Sudoku())
+    for tokens, said in (
+        (pool.labels[[4, 3]], "test: the label of problem 0 breaks the rules"),
+        (np.full((2, 81), 11), r"all__labels\.npy: tokens outside 0\.\.10"),
+        (np.array([{"a": 1}], dtype=object), r"all__labels\.npy: not a readable array"),
+    ):
+        np.save(labels, tokens, allow_pickle=True)
+        with pytest.raises(DataError, match=said):
+            read(tmp_path / "npy", Sudoku())
 
 
 def test_the_papers_mazes_come_from_an_archive_and_have_their_hashes(eqr, tmp_path, monkeypatch):
