@@ -99,4 +99,4 @@ def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
 
 def test_the_rates_are_those_that_the_shipped_tuning_chose():
     tuning = shipped("tuning")
-    assert LEARNING_RATE == ({} if tuning.missing else contrasts.best_rates(tuning))
+    assert ({} if tuning.missing else contrasts.best_rates(tuning)) == LEARNING_RATE
