@@ -210,9 +210,8 @@ def test_what_was_not_run_is_refused_with_what_was(results):
         results.at(3)
 
 
-def test_a_restart_that_is_not_a_number_is_never_taken(monkeypatch, learned, problems):
+def test_a_restart_that_is_not_a_number_is_never_taken(model, monkeypatch, problems):
     """All but its answer is NaN: a rule would take it for the smallest residual."""
-    model = load_model(learned.path).model
     step = model.step
 
     def spoiled(state, x, **settings):
