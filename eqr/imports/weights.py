@@ -1,4 +1,4 @@
-"""Weights of the official code (locuslab/EqR), and of TRM: names, settings, ``.pth`` files."""
+"""Weights of the official code (locuslab/EqR), and of TRM: names and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from eqr.checkpoint import CheckpointError, save_model
 from eqr.config import Count, ModelConfig, Whole
 from eqr.data import file_sha256
-from eqr.imports import hub
+from eqr.imports import hub, pth
 from eqr.layers import RMS_EPS, ROPE_BASE
 from eqr.model import Reasoner
 from eqr.settings import ConfigError, from_dict, settings
@@ -58,8 +58,6 @@ grad_norm_log_interval_steps hidden_state_log_interval_steps
 
 #: What EqR has and TRM has not: damping, noise, and starts that are drawn anew.
 _EQR_ONLY = ("lambda_", "noise_scale", "H_init_std", "L_init_std")
-#: Tensors that are no parameters and so have no average.
-_BUFFERS = frozenset({"H_init", "L_init", "puzzle_emb.weights"})
 #: The models imported, by the module and class that the official configuration names.
 _FAMILIES = {
     "EqR": {"eqr", "eqrmodel"},
@@ -145,7 +143,7 @@ def official_config(
     where, arch = "official configuration", values.get("arch") or {}
     if not isinstance(arch, Mapping):
         raise ConfigError(f"{where}: arch must be a section of settings")
-    tensors = plain_names(tensors or {})
+    tensors = pth.plain_names(tensors or {})
     family, values = family_of(arch or values, tensors), {**values, **arch}
     names = {field.name for field in fields(Official)}
     known = names | _ONLY.keys() | set(_HARMLESS.split())
@@ -243,26 +241,10 @@ def _sizes(
     return board, vocabulary, {"prefix": length, "prefix_width": width} if width else {}
 
 
-def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names in the model itself, without what was put around it: a compiled or
-    parallel module, a loss. The cache of the prefix's rows, one for each row of a batch, goes."""
-    plain = {}
-    for key, value in tensors.items():
-        words = [word for word in str(key).split(".") if word not in ("module", "_orig_mod")]
-        name = ".".join(words).removeprefix("model.").removeprefix("inner.")
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{key!r} is no tensor but {type(value).__name__}")
-        if name in plain:
-            raise CheckpointError(f"holds {name} under two names, one of them {key!r}")
-        if name not in ("puzzle_emb.local_weights", "puzzle_emb.local_ids"):
-            plain[name] = value
-    return plain
-
-
 def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
     """Rename official tensors to ours; the second halting output (unused) is dropped."""
     ours = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
-    for key, value in plain_names(tensors).items():
+    for key, value in pth.plain_names(tensors).items():
         level, name = re.fullmatch(r"(?:L_level\.layers\.(\d+)\.)?(.*)", key, re.DOTALL).groups()
         rows = {"q_head.weight": 2, "q_head.bias": 2, "puzzle_emb.weights": 1}.get(name)
         if rows and value.shape[:1] != (rows,):
@@ -280,31 +262,6 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
         else:
             raise CheckpointError(f"tensor {key!r} has no counterpart; is it an EqR or a TRM?")
     return ours
-
-
-def _choose(content: Mapping[str, Any], wanted: str | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors wanted by their plain names, and which they are: ``ema`` or ``raw``.
-
-    The average is ``{mu, shadow}`` or the dictionary of averages itself.
-    """
-    stored, average = content.get("model"), content.get("ema")
-    if stored is None:  # a state dict and nothing around it
-        stored = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not isinstance(stored, Mapping) or not stored:
-        raise CheckpointError(f"holds no tensors, in 'model' or by themselves: {[*content]!r:.80}")
-    raw = plain_names(stored)
-    if wanted == "raw" or (wanted is None and average is None):
-        return raw, "raw"
-    if average is None:
-        raise CheckpointError("stores no average ('ema'); take what it stores with --weights raw")
-    shadow = average.get("shadow", average) if isinstance(average, Mapping) else None
-    parts = shadow if isinstance(shadow, Mapping) else {}
-    mean = plain_names({k: v for k, v in parts.items() if getattr(v, "ndim", 0)})
-    if not mean or (lacking := raw.keys() - mean.keys() - _BUFFERS):
-        seen = [*average] if isinstance(average, Mapping) else type(average).__name__
-        seen = f"lacks {min(lacking)}" if mean else f"is {seen!r:.80}, not a dictionary of averages"
-        raise CheckpointError(f"its average ('ema') {seen}; --weights raw does without")
-    return raw | mean, "ema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +297,7 @@ def import_official(
         config: the official configuration; None takes the one stored in ``source``.
         weights: ``"ema"`` (the average, as the official evaluation), ``"raw"``, or None: the
             average if there is one.
-        content: what :func:`eqr.imports.hub.read_official` gave, where it was read before.
+        content: what :func:`eqr.imports.pth.read_official` gave, where it was read before.
         origin: what else to record of where the file came from.
         released: see :func:`official_config`.
 
@@ -350,13 +307,13 @@ def import_official(
         ConfigError: the configuration does not fit.
     """
     source = Path(source)
-    content = hub.read_official(source) if content is None else content
+    content = pth.read_official(source) if content is None else content
     if config is None:
-        config = hub.plain_settings(content.get("config"))
+        config = pth.plain_settings(content.get("config"))
         if not isinstance(config, Mapping):
             raise ConfigError(f"{source} stores no configuration; give it with --config FILE")
     try:
-        tensors, which = _choose(content, weights)
+        tensors, which = pth.choose(content, weights)
         model_config, task = official_config(config, tensors, released)
         model = Reasoner.for_task(task, model_config)
         model.load_state_dict(official_tensors(tensors, model))
@@ -402,14 +359,14 @@ def convert(
     given = record = None
     if config is not None:  # first, since it is small
         file, there = hub.locate(config, SETTINGS, "configuration")
-        given, record = hub.read_settings(file, there)
+        given, record = pth.read_settings(file, there)
     path = hub.fetch(name, repository, sha256)
-    content = hub.read_official(path)
+    content = pth.read_official(path)
     if given is None:
-        given, record = hub.plain_settings(content.get("config")), {"file": name}
+        given, record = pth.plain_settings(content.get("config")), {"file": name}
     if not isinstance(given, Mapping):
         beside = hub.beside(official, name, repository, SETTINGS)
-        given, record = hub.read_settings(beside, repository)
+        given, record = pth.read_settings(beside, repository)
     origin = {"config": record} | ({"hub": repository.origin()} if repository else {})
     more = {"content": content, "origin": origin, "released": bool(short) and config is None}
     try:
