@@ -413,6 +413,38 @@ def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(t
             imported(tmp_path, content, MIXER, wanted)
 
 
+SOFTMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "softmax_cross_entropy"}}
+STABLEMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "normalisation"),
+    [
+        ({"arch": MIXER}, "stablemax"),
+        ({"arch": MIXER | STABLEMAX}, "stablemax"),
+        ({"arch": MIXER | SOFTMAX}, "softmax"),
+        (MIXER | SOFTMAX, "softmax"),
+        ({"arch": MIXER} | SOFTMAX, "softmax"),
+    ],
+    ids=["none", "stablemax", "softmax", "flat", "beside"],
+)
+def test_the_confidence_goes_by_the_loss_of_the_official_configuration(
+    tmp_path, config, normalisation
+):
+    model, _ = imported(tmp_path, layout(drawn()), config)
+    assert model.normalisation == normalisation
+
+
+def test_another_loss_or_two_losses_are_refused(tmp_path):
+    for config in (
+        {"arch": MIXER | SOFTMAX} | STABLEMAX,
+        MIXER | {"loss": {"loss_type": "focal"}},
+        MIXER | {"loss": "focal"},
+    ):
+        with pytest.raises(ConfigError, match=r"loss\.loss_type is .* must be one of stablemax_"):
+            imported(tmp_path, layout(drawn()), config)
+
+
 class Container:
     """Settings as OmegaConf keeps them: the official code stores its configuration so."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from eqr.checkpoint import CheckpointError, save_model
-from eqr.config import Count, ModelConfig, Whole
+from eqr.config import Count, ModelConfig, TrainConfig, Whole
 from eqr.data import file_sha256
 from eqr.imports import hub, pth
 from eqr.layers import RMS_EPS, ROPE_BASE
@@ -63,6 +63,8 @@ _FAMILIES = {
     "EqR": {"eqr", "eqrmodel"},
     "TRM": {"trm", "trmmodel", "tinyrecursivereasoningmodel_actv1"},
 }
+#: Our names of the losses, by their ``loss_type``.
+_LOSSES = {"stablemax_cross_entropy": "stablemax", "softmax_cross_entropy": "softmax"}
 
 
 @settings
@@ -124,6 +126,24 @@ def family_of(arch: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
             f"configuration is of {family}; give the one that it was trained with (--config)"
         )
     return family
+
+
+def official_loss(values: Mapping[str, Any]) -> str:
+    """Our name of the loss that a model was trained with: stablemax where none is stated.
+
+    Raises:
+        ConfigError: it is another one, or two are stated.
+    """
+    losses = [part.get("loss") for part in (values, values.get("arch") or {})]
+    types = [loss.get("loss_type") if isinstance(loss, Mapping) else loss for loss in losses]
+    stated = {str(one) for one in types if one is not None}
+    if len(stated) > 1 or stated - _LOSSES.keys():
+        raise ConfigError(
+            f"official configuration.loss.loss_type is {' and '.join(sorted(stated)):.80}, and "
+            f"must be one of {', '.join(_LOSSES)}; give the configuration that the weights were "
+            "trained with (--config)"
+        )
+    return _LOSSES[stated.pop()] if stated else TrainConfig.loss
 
 
 def official_config(
@@ -315,6 +335,7 @@ def import_official(
     try:
         tensors, which = pth.choose(content, weights)
         model_config, task = official_config(config, tensors, released)
+        loss = official_loss(config)
         model = Reasoner.for_task(task, model_config)
         model.load_state_dict(official_tensors(tensors, model))
     except CheckpointError as error:
@@ -323,7 +344,7 @@ def import_official(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{source}: does not fit the configuration: {reason}") from error
     step = content.get("step")
-    meta = {"file": source.name, "sha256": file_sha256(source), "weights": which}
+    meta = {"file": source.name, "sha256": file_sha256(source), "weights": which, "loss": loss}
     about = {"imported": meta | (origin or {}), "step": step if isinstance(step, int) else None}
     return Imported(out, save_model(out, model, task, about), model_config, which)
 
