@@ -334,6 +334,21 @@ def test_another_family_is_refused_by_its_name(tmp_path, name, tensor, said):
         imported(tmp_path, tensors, {"arch": MIXER | ({"name": name} if name else {})})
 
 
+@pytest.mark.parametrize("beside", [{"name": "hrm@HRMModel"}, {"short_name": "HRM"}], ids=str)
+def test_a_family_named_beside_arch_counts_as_one_named_in_it(tmp_path, beside):
+    trm = layout(drawn(**TRM))
+    for arch in (MIXER, MIXER | {"name": TRM_NAME}):
+        with pytest.raises(CheckpointError, match="a checkpoint of HRM"):
+            imported(tmp_path, trm, {"arch": arch} | beside)
+        assert imported(tmp_path, trm, {"arch": arch, "name": TRM_NAME})[1].family == "TRM"
+    for tensors, arch, said in (
+        (layout(drawn()), MIXER, "0 of the starts .* is of TRM"),
+        (trm, MIXER | {"name": "eqr@EqRModel"}, "is of EqR and TRM"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            imported(tmp_path, tensors, {"arch": arch, "name": TRM_NAME})
+
+
 def test_names_tensors_and_settings_of_two_families_do_not_go_together(tmp_path):
     eqr, trm = layout(drawn()), layout(drawn(**TRM))
     half = {key: value for key, value in trm.items() if "L_init" not in key}

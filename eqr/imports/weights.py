@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -97,8 +97,8 @@ class Official:
     input_seq_len: Count | None = None  # where it is given, seq_len counts the prefix too
 
 
-def family_of(arch: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """``"EqR"`` or ``"TRM"``, by the names in the configuration and the plain names of tensors.
+def family_of(sections: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> str:
+    """``"EqR"`` or ``"TRM"``, by names in sections of the configuration and of plain tensors.
 
     TRM stores its two starts, EqR draws them. HRM has a second level of blocks, URM one latent and
     no level; CGAR differs from TRM in its training alone, which only names tell.
@@ -106,24 +106,26 @@ def family_of(arch: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     Raises:
         CheckpointError: it is another family, or names and tensors disagree.
     """
-    name, starts = arch.get("name"), len({"H_init", "L_init"} & tensors.keys())
-    text = f"{name} {arch.get('short_name')} {arch.get('loss')}".lower()
+    starts = len({"H_init", "L_init"} & tensors.keys())
+    text = str([[part.get(key) for key in ("name", "short_name", "loss")] for part in sections])
     levels = {key.split(".")[0] for key in tensors}
     others = {
-        "CGAR": "cgar" in text,
-        "HRM": "H_level" in levels or re.search("hrm|hierarchical", text),
-        "URM": levels & {"layers", "init_hidden"} or "urm" in text,
+        "CGAR": "cgar" in text.lower(),
+        "HRM": "H_level" in levels or re.search("hrm|hierarchical", text.lower()),
+        "URM": levels & {"layers", "init_hidden"} or "urm" in text.lower(),
     }
-    words = set(re.split("[@.]", str(name).lower())[-2:])
-    own = (family for family, names in _FAMILIES.items() if words <= names)
-    other = next((family for family, is_it in others.items() if is_it), None)
-    family = other or (next(own, str(name)) if name else "TRM" if starts else "EqR")
-    if family not in _FAMILIES:
-        raise CheckpointError(f"a checkpoint of {family}; only EqR and TRM can be imported")
-    if tensors and starts != {"EqR": 0, "TRM": 2}[family]:
+    named = {family for family, is_it in others.items() if is_it}
+    for name in [str(part["name"]) for part in sections if part.get("name")] if not named else ():
+        words = set(re.split("[@.]", name.lower())[-2:])
+        named.add(next((family for family, own in _FAMILIES.items() if words <= own), name))
+    if strange := named - _FAMILIES.keys():
+        raise CheckpointError(f"a checkpoint of {min(strange)}; only EqR and TRM can be imported")
+    family = min(named, default="TRM" if starts else "EqR")
+    if len(named) > 1 or (tensors and starts != {"EqR": 0, "TRM": 2}[family]):
         raise CheckpointError(
             f"holds {starts} of the starts H_init and L_init (TRM has both, EqR none), and its "
-            f"configuration is of {family}; give the one that it was trained with (--config)"
+            f"configuration is of {' and '.join(sorted(named)) or family}; give the one that it "
+            "was trained with (--config)"
         )
     return family
 
@@ -164,7 +166,7 @@ def official_config(
     if not isinstance(arch, Mapping):
         raise ConfigError(f"{where}: arch must be a section of settings")
     tensors = pth.plain_names(tensors or {})
-    family, values = family_of(arch or values, tensors), {**values, **arch}
+    family, values = family_of((values, arch), tensors), {**values, **arch}
     names = {field.name for field in fields(Official)}
     known = names | _ONLY.keys() | set(_HARMLESS.split())
     for key in values if not released else ():
