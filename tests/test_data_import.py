@@ -428,6 +428,43 @@ def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(t
             imported(tmp_path, content, MIXER, wanted)
 
 
+STATE = {"optimizers": [{"state": torch.ones(2)}], "step": 5, "best": 0.9, "rng": {}, "carry": None}
+STATE |= {"config": MIXER, "ema": None}
+
+
+@pytest.mark.parametrize("name", ["ema_state_dict", "model_ema", "state_dict_ema", "averaged"])
+def test_an_average_under_another_name_is_not_passed_over(tmp_path, name):
+    raw = layout(drawn())
+    content = {"model": raw, **STATE}
+    assert imported(tmp_path, content, MIXER)[1].weights == "raw"
+    for files in (content, raw):
+        for wanted in (None, "ema"):
+            with pytest.raises(
+                CheckpointError, match=rf"'{name}' is neither .*--weights raw"
+            ):
+                imported(tmp_path, files | {name: raw}, MIXER, wanted)
+        assert imported(tmp_path, files | {name: raw}, MIXER, "raw")[1].weights == "raw"
+    content |= {"ema": raw, name: raw}
+    with pytest.raises(CheckpointError, match=f"entry '{name}' is neither"):
+        imported(tmp_path, content, MIXER)
+    assert imported(tmp_path, content, MIXER, "ema")[1].weights == "ema"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(float("nan"), "not finite"), (float("-inf"), "not finite"), (1e300, "not finite"),
+     (1j, "complex")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["lm_head.weight", "q_head.bias", "L_init"])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, name, value, said):
+    tensors, key = layout(drawn(**TRM)), f"_orig_mod.model.inner.{name}"
+    tensors[key] = tensors[key].to(torch.complex64 if value == 1j else torch.float64)
+    tensors[key][-1] = value
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' .*{said}"):
+        imported(tmp_path, tensors, MIXER)
+
+
 SOFTMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "softmax_cross_entropy"}}
 STABLEMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"}}
 

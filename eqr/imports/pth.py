@@ -18,6 +18,13 @@ from eqr.settings import ConfigError
 
 #: Tensors that are no parameters and so have no average.
 _BUFFERS = frozenset({"H_init", "L_init", "puzzle_emb.weights"})
+#: What files hold beside weights and average: settings, and the state of training.
+_HARMLESS = """
+config cfg args hparams hyper_parameters step total_steps global_step iteration epoch carry
+optimizer optimizers optimizer_state optimizer_states optimizer_state_dict optimizer_lrs
+scheduler schedulers lr_scheduler lr_schedulers scheduler_state_dict scaler grad_scaler
+rng rng_state numpy python train_dataset dataloader metrics history wandb wandb_run_id
+"""
 
 
 def read_settings(
@@ -114,7 +121,8 @@ def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def choose(content: Mapping[str, Any], wanted: str | None) -> tuple[dict[str, Tensor], str]:
     """The tensors wanted by their plain names, and which they are: ``ema`` or ``raw``.
 
-    The average is ``{mu, shadow}`` or the dictionary of averages itself.
+    The average is ``{mu, shadow}`` or the dictionary of averages itself. Another entry that may
+    hold weights could be an average too: it is refused, unless ``wanted`` says what to take.
     """
     stored, average = content.get("model"), content.get("ema")
     if stored is None:  # a state dict and nothing around it
@@ -122,6 +130,16 @@ def choose(content: Mapping[str, Any], wanted: str | None) -> tuple[dict[str, Te
     if not isinstance(stored, Mapping) or not stored:
         raise CheckpointError(f"holds no tensors, in 'model' or by themselves: {[*content]!r:.80}")
     raw = plain_names(stored)
+    known = {"ema", *_HARMLESS.split(), *(["model"] if "model" in content else stored)}
+    for key, value in content.items():
+        if key in known or isinstance(value, str | int | float | None):
+            continue  # a number or a text holds no weights
+        if wanted is None or (wanted == "ema" and average is None):
+            raise CheckpointError(
+                f"its entry {key!r} is neither the weights ('model'), nor their average ('ema'), "
+                "nor known state of training; if it is the average, store it as 'ema'; if not, "
+                "say with --weights raw (or ema) which to take"
+            )
     if wanted == "raw" or (wanted is None and average is None):
         return raw, "raw"
     if average is None:

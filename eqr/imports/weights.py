@@ -273,6 +273,9 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
             size = f"has size {tuple(value.shape)}; expected {rows} row(s), "
             what = "one prefix for all puzzles" if rows == 1 else "for halting and continuing"
             raise CheckpointError(f"tensor {key!r} {size}{what}")
+        if value.is_complex() or not value.float().isfinite().all():
+            what = "complex" if value.is_complex() else "not finite"
+            raise CheckpointError(f"tensor {key!r} has values that are {what}; take another file")
         if name.startswith("q_head."):
             ours[name.replace("q_head", "halt_head")] = value[:1].float()
         elif name in ("H_init", "L_init"):
