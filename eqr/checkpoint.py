@@ -133,7 +133,7 @@ def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
         # Weights may be shipped as float16 to save space; they run as float32.
         model.load_state_dict({k: v.float() for k, v in tensors.items()})
         if "recipe" in meta or "imported" in meta:  # what official weights have is the default
-            train = meta.get("recipe", {}).get("train", {})
+            train = meta.get("imported") or meta.get("recipe", {}).get("train", {})
             model.normalisation = train.get("loss", TrainConfig.loss)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from eqr.checkpoint import CheckpointError, load_model, load_tensors, save_model, save_tensors
 from eqr.config import to_dict
-from eqr.imports.hub import Inert, read_official
+from eqr.imports.pth import Inert, read_official
 from eqr.imports.weights import import_official, official_config
 from eqr.model import Reasoner
 from eqr.settings import ConfigError

@@ -290,6 +290,21 @@ def test_another_family_is_refused_by_its_name(tmp_path, name, tensor, said):
         imported(tmp_path, tensors, {"arch": MIXER | ({"name": name} if name else {})})
 
 
+@pytest.mark.parametrize("beside", [{"name": "hrm@HRMModel"}, {"short_name": "HRM"}], ids=str)
+def test_a_family_named_beside_arch_counts_as_one_named_in_it(tmp_path, beside):
+    trm = layout(drawn(**TRM))
+    for arch in (MIXER, MIXER | {"name": TRM_NAME}):
+        with pytest.raises(CheckpointError, match="a checkpoint of HRM"):
+            imported(tmp_path, trm, {"arch": arch} | beside)
+        assert imported(tmp_path, trm, {"arch": arch, "name": TRM_NAME})[1].family == "TRM"
+    for tensors, arch, said in (
+        (layout(drawn()), MIXER, "0 of the starts .* is of TRM"),
+        (trm, MIXER | {"name": "eqr@EqRModel"}, "is of EqR and TRM"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            imported(tmp_path, tensors, {"arch": arch, "name": TRM_NAME})
+
+
 def test_names_tensors_and_settings_of_two_families_do_not_go_together(tmp_path):
     eqr, trm = layout(drawn()), layout(drawn(**TRM))
     half = {key: value for key, value in trm.items() if "L_init" not in key}
@@ -356,6 +371,75 @@ def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(t
     ):
         with pytest.raises(CheckpointError, match=said):
             imported(tmp_path, content, MIXER, wanted)
+
+
+STATE = {"optimizers": [{"state": torch.ones(2)}], "step": 5, "best": 0.9, "rng": {}, "carry": None}
+STATE |= {"config": MIXER, "ema": None}
+
+
+@pytest.mark.parametrize("name", ["ema_state_dict", "model_ema", "state_dict_ema", "averaged"])
+def test_an_average_under_another_name_is_not_passed_over(tmp_path, name):
+    raw = layout(drawn())
+    content = {"model": raw, **STATE}
+    assert imported(tmp_path, content, MIXER)[1].weights == "raw"
+    for files in (content, raw):
+        for wanted in (None, "ema"):
+            with pytest.raises(
+                CheckpointError, match=rf"'{name}' is neither .*--weights raw"
+            ):
+                imported(tmp_path, files | {name: raw}, MIXER, wanted)
+        assert imported(tmp_path, files | {name: raw}, MIXER, "raw")[1].weights == "raw"
+    content |= {"ema": raw, name: raw}
+    with pytest.raises(CheckpointError, match=f"entry '{name}' is neither"):
+        imported(tmp_path, content, MIXER)
+    assert imported(tmp_path, content, MIXER, "ema")[1].weights == "ema"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(float("nan"), "not finite"), (float("-inf"), "not finite"), (1e300, "not finite"),
+     (1j, "complex")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["lm_head.weight", "q_head.bias", "L_init"])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, name, value, said):
+    tensors, key = layout(drawn(**TRM)), f"_orig_mod.model.inner.{name}"
+    tensors[key] = tensors[key].to(torch.complex64 if value == 1j else torch.float64)
+    tensors[key][-1] = value
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' .*{said}"):
+        imported(tmp_path, tensors, MIXER)
+
+
+SOFTMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "softmax_cross_entropy"}}
+STABLEMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "normalisation"),
+    [
+        ({"arch": MIXER}, "stablemax"),
+        ({"arch": MIXER | STABLEMAX}, "stablemax"),
+        ({"arch": MIXER | SOFTMAX}, "softmax"),
+        (MIXER | SOFTMAX, "softmax"),
+        ({"arch": MIXER} | SOFTMAX, "softmax"),
+    ],
+    ids=["none", "stablemax", "softmax", "flat", "beside"],
+)
+def test_the_confidence_goes_by_the_loss_of_the_official_configuration(
+    tmp_path, config, normalisation
+):
+    model, _ = imported(tmp_path, layout(drawn()), config)
+    assert model.normalisation == normalisation
+
+
+def test_another_loss_or_two_losses_are_refused(tmp_path):
+    for config in (
+        {"arch": MIXER | SOFTMAX} | STABLEMAX,
+        MIXER | {"loss": {"loss_type": "focal"}},
+        MIXER | {"loss": "focal"},
+    ):
+        with pytest.raises(ConfigError, match=r"loss\.loss_type is .* must be one of stablemax_"):
+            imported(tmp_path, layout(drawn()), config)
 
 
 class Container:

@@ -1,4 +1,4 @@
-"""Files of others: taken from the Hugging Face hub at one commit, checked by hash, read safely.
+"""Files of the Hugging Face hub, taken at one commit and checked by hash.
 
 Serves ``eqr data import`` and ``eqr import-checkpoint``. ``hf:OWNER/REPO[@REVISION][/PATH]`` names
 a file or folder of a repository. ``huggingface_hub`` brings login, download, cache (``HF_HOME``)
@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import torch
-from torch import serialization
-
-from eqr.checkpoint import CheckpointError
 from eqr.data import file_sha256
 from eqr.settings import ConfigError, UserError, nearest
 
@@ -282,81 +276,6 @@ def beside(official: str, name: str, repository: Repository | None, suffixes: Su
         f"{official} stores no configuration; give it with --config FILE ("
         + (f"there is {there})" if there else "no YAML or JSON file lies beside it)")
     )
-
-
-def read_settings(
-    name: str, repository: Repository | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A JSON or YAML file as a mapping, and what to record of it."""
-    import yaml
-
-    path = fetch(name, repository)
-    if not path.is_file():
-        raise ConfigError(f"{name}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text())  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: neither JSON nor YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name}: must hold a mapping of settings")
-    # The reference files keep the settings under "config", beside the tensors' shapes.
-    values = values.get("config", values) if "seq_len" not in values else values
-    record = {"file": name, "sha256": file_sha256(path)}
-    return values, record | ({"hub": repository.origin()} if repository else {})
-
-
-class Inert:
-    """Stands for whatever an official file names beside tensors: takes anything, does nothing."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def plain_settings(value: Any) -> Any:
-    """Settings as plain values, whether or not they were stored as OmegaConf's containers."""
-    state = getattr(value, "state", None) if isinstance(value, Inert) else None
-    if isinstance(state, dict) and state.keys() & {"_content", "_val"}:
-        value = state.get("_content", state.get("_val"))
-    if isinstance(value, dict):
-        return {key: plain_settings(part) for key, part in value.items()}
-    return [plain_settings(part) for part in value] if isinstance(value, list) else value
-
-
-def read_official(source: Path) -> dict[str, Any]:
-    """The content of an official ``.pth``, read without executing any pickle.
-
-    Official files may hold more than tensors (a generator's state, the trainer's carry). PyTorch's
-    restricted reader takes tensors and plain values only; what else the file names is read as an
-    :class:`Inert` object, so that no function or class of the file's choice is ever called.
-
-    Raises:
-        CheckpointError: missing, damaged, not a dictionary, or it names what is refused all the
-            same (the operating system, say).
-    """
-    source = Path(source)
-    if not source.is_file():
-        raise CheckpointError(f"{source}: no such checkpoint file")
-    try:
-        # Files of PyTorch's first format cannot be looked through beforehand, only refused.
-        whole = zipfile.is_zipfile(source)
-        names = serialization.get_unsafe_globals_in_checkpoint(source) if whole else []
-        with serialization.safe_globals([(Inert, name) for name in names]):
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not any(word in str(error).lower() for word in ("global", "blocked", "reduce")):
-            raise CheckpointError(f"{source}: damaged or not a .pth file") from error
-        raise CheckpointError(
-            f"{source}: refused, reading it would execute a pickle; keep only its 'model' and "
-            "'ema' entries with torch.save on a machine that trusts it"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source}: damaged or not a .pth file") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{source}: holds no state dict; expected an entry 'model'")
-    return content
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""Weights of the official code (locuslab/EqR), and of TRM: names, settings, ``.pth`` files."""
+"""Weights of the official code (locuslab/EqR), and of TRM: names and settings."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from eqr.checkpoint import CheckpointError, save_model
-from eqr.config import Count, ModelConfig, Whole
+from eqr.config import Count, ModelConfig, TrainConfig, Whole
 from eqr.data import file_sha256
-from eqr.imports import hub
+from eqr.imports import hub, pth
 from eqr.layers import RMS_EPS, ROPE_BASE
 from eqr.model import Reasoner
 from eqr.settings import ConfigError, from_dict, settings
@@ -58,13 +58,13 @@ grad_norm_log_interval_steps hidden_state_log_interval_steps
 
 #: What EqR has and TRM has not: damping, noise, and starts that are drawn anew.
 _EQR_ONLY = ("lambda_", "noise_scale", "H_init_std", "L_init_std")
-#: Tensors that are no parameters and so have no average.
-_BUFFERS = frozenset({"H_init", "L_init", "puzzle_emb.weights"})
 #: The models imported, by the module and class that the official configuration names.
 _FAMILIES = {
     "EqR": {"eqr", "eqrmodel"},
     "TRM": {"trm", "trmmodel", "tinyrecursivereasoningmodel_actv1"},
 }
+#: Our names of the losses, by their ``loss_type``.
+_LOSSES = {"stablemax_cross_entropy": "stablemax", "softmax_cross_entropy": "softmax"}
 
 
 @settings
@@ -97,8 +97,8 @@ class Official:
     input_seq_len: Count | None = None  # where it is given, seq_len counts the prefix too
 
 
-def family_of(arch: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """``"EqR"`` or ``"TRM"``, by the names in the configuration and the plain names of tensors.
+def family_of(sections: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> str:
+    """``"EqR"`` or ``"TRM"``, by names in sections of the configuration and of plain tensors.
 
     TRM stores its two starts, EqR draws them. HRM has a second level of blocks, URM one latent and
     no level; CGAR differs from TRM in its training alone, which only names tell.
@@ -106,26 +106,46 @@ def family_of(arch: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     Raises:
         CheckpointError: it is another family, or names and tensors disagree.
     """
-    name, starts = arch.get("name"), len({"H_init", "L_init"} & tensors.keys())
-    text = f"{name} {arch.get('short_name')} {arch.get('loss')}".lower()
+    starts = len({"H_init", "L_init"} & tensors.keys())
+    text = str([[part.get(key) for key in ("name", "short_name", "loss")] for part in sections])
     levels = {key.split(".")[0] for key in tensors}
     others = {
-        "CGAR": "cgar" in text,
-        "HRM": "H_level" in levels or re.search("hrm|hierarchical", text),
-        "URM": levels & {"layers", "init_hidden"} or "urm" in text,
+        "CGAR": "cgar" in text.lower(),
+        "HRM": "H_level" in levels or re.search("hrm|hierarchical", text.lower()),
+        "URM": levels & {"layers", "init_hidden"} or "urm" in text.lower(),
     }
-    words = set(re.split("[@.]", str(name).lower())[-2:])
-    own = (family for family, names in _FAMILIES.items() if words <= names)
-    other = next((family for family, is_it in others.items() if is_it), None)
-    family = other or (next(own, str(name)) if name else "TRM" if starts else "EqR")
-    if family not in _FAMILIES:
-        raise CheckpointError(f"a checkpoint of {family}; only EqR and TRM can be imported")
-    if tensors and starts != {"EqR": 0, "TRM": 2}[family]:
+    named = {family for family, is_it in others.items() if is_it}
+    for name in [str(part["name"]) for part in sections if part.get("name")] if not named else ():
+        words = set(re.split("[@.]", name.lower())[-2:])
+        named.add(next((family for family, own in _FAMILIES.items() if words <= own), name))
+    if strange := named - _FAMILIES.keys():
+        raise CheckpointError(f"a checkpoint of {min(strange)}; only EqR and TRM can be imported")
+    family = min(named, default="TRM" if starts else "EqR")
+    if len(named) > 1 or (tensors and starts != {"EqR": 0, "TRM": 2}[family]):
         raise CheckpointError(
             f"holds {starts} of the starts H_init and L_init (TRM has both, EqR none), and its "
-            f"configuration is of {family}; give the one that it was trained with (--config)"
+            f"configuration is of {' and '.join(sorted(named)) or family}; give the one that it "
+            "was trained with (--config)"
         )
     return family
+
+
+def official_loss(values: Mapping[str, Any]) -> str:
+    """Our name of the loss that a model was trained with: stablemax where none is stated.
+
+    Raises:
+        ConfigError: it is another one, or two are stated.
+    """
+    losses = [part.get("loss") for part in (values, values.get("arch") or {})]
+    types = [loss.get("loss_type") if isinstance(loss, Mapping) else loss for loss in losses]
+    stated = {str(one) for one in types if one is not None}
+    if len(stated) > 1 or stated - _LOSSES.keys():
+        raise ConfigError(
+            f"official configuration.loss.loss_type is {' and '.join(sorted(stated)):.80}, and "
+            f"must be one of {', '.join(_LOSSES)}; give the configuration that the weights were "
+            "trained with (--config)"
+        )
+    return _LOSSES[stated.pop()] if stated else TrainConfig.loss
 
 
 def official_config(
@@ -145,8 +165,8 @@ def official_config(
     where, arch = "official configuration", values.get("arch") or {}
     if not isinstance(arch, Mapping):
         raise ConfigError(f"{where}: arch must be a section of settings")
-    tensors = plain_names(tensors or {})
-    family, values = family_of(arch or values, tensors), {**values, **arch}
+    tensors = pth.plain_names(tensors or {})
+    family, values = family_of((values, arch), tensors), {**values, **arch}
     names = {field.name for field in fields(Official)}
     known = names | _ONLY.keys() | set(_HARMLESS.split())
     for key in values if not released else ():
@@ -243,32 +263,19 @@ def _sizes(
     return board, vocabulary, {"prefix": length, "prefix_width": width} if width else {}
 
 
-def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names in the model itself, without what was put around it: a compiled or
-    parallel module, a loss. The cache of the prefix's rows, one for each row of a batch, goes."""
-    plain = {}
-    for key, value in tensors.items():
-        words = [word for word in str(key).split(".") if word not in ("module", "_orig_mod")]
-        name = ".".join(words).removeprefix("model.").removeprefix("inner.")
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{key!r} is no tensor but {type(value).__name__}")
-        if name in plain:
-            raise CheckpointError(f"holds {name} under two names, one of them {key!r}")
-        if name not in ("puzzle_emb.local_weights", "puzzle_emb.local_ids"):
-            plain[name] = value
-    return plain
-
-
 def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str, Tensor]:
     """Rename official tensors to ours; the second halting output (unused) is dropped."""
     ours = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
-    for key, value in plain_names(tensors).items():
+    for key, value in pth.plain_names(tensors).items():
         level, name = re.fullmatch(r"(?:L_level\.layers\.(\d+)\.)?(.*)", key, re.DOTALL).groups()
         rows = {"q_head.weight": 2, "q_head.bias": 2, "puzzle_emb.weights": 1}.get(name)
         if rows and value.shape[:1] != (rows,):
             size = f"has size {tuple(value.shape)}; expected {rows} row(s), "
             what = "one prefix for all puzzles" if rows == 1 else "for halting and continuing"
             raise CheckpointError(f"tensor {key!r} {size}{what}")
+        if value.is_complex() or not value.float().isfinite().all():
+            what = "complex" if value.is_complex() else "not finite"
+            raise CheckpointError(f"tensor {key!r} has values that are {what}; take another file")
         if name.startswith("q_head."):
             ours[name.replace("q_head", "halt_head")] = value[:1].float()
         elif name in ("H_init", "L_init"):
@@ -280,31 +287,6 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
         else:
             raise CheckpointError(f"tensor {key!r} has no counterpart; is it an EqR or a TRM?")
     return ours
-
-
-def _choose(content: Mapping[str, Any], wanted: str | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors wanted by their plain names, and which they are: ``ema`` or ``raw``.
-
-    The average is ``{mu, shadow}`` or the dictionary of averages itself.
-    """
-    stored, average = content.get("model"), content.get("ema")
-    if stored is None:  # a state dict and nothing around it
-        stored = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not isinstance(stored, Mapping) or not stored:
-        raise CheckpointError(f"holds no tensors, in 'model' or by themselves: {[*content]!r:.80}")
-    raw = plain_names(stored)
-    if wanted == "raw" or (wanted is None and average is None):
-        return raw, "raw"
-    if average is None:
-        raise CheckpointError("stores no average ('ema'); take what it stores with --weights raw")
-    shadow = average.get("shadow", average) if isinstance(average, Mapping) else None
-    parts = shadow if isinstance(shadow, Mapping) else {}
-    mean = plain_names({k: v for k, v in parts.items() if getattr(v, "ndim", 0)})
-    if not mean or (lacking := raw.keys() - mean.keys() - _BUFFERS):
-        seen = [*average] if isinstance(average, Mapping) else type(average).__name__
-        seen = f"lacks {min(lacking)}" if mean else f"is {seen!r:.80}, not a dictionary of averages"
-        raise CheckpointError(f"its average ('ema') {seen}; --weights raw does without")
-    return raw | mean, "ema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +322,7 @@ def import_official(
         config: the official configuration; None takes the one stored in ``source``.
         weights: ``"ema"`` (the average, as the official evaluation), ``"raw"``, or None: the
             average if there is one.
-        content: what :func:`eqr.imports.hub.read_official` gave, where it was read before.
+        content: what :func:`eqr.imports.pth.read_official` gave, where it was read before.
         origin: what else to record of where the file came from.
         released: see :func:`official_config`.
 
@@ -350,14 +332,15 @@ def import_official(
         ConfigError: the configuration does not fit.
     """
     source = Path(source)
-    content = hub.read_official(source) if content is None else content
+    content = pth.read_official(source) if content is None else content
     if config is None:
-        config = hub.plain_settings(content.get("config"))
+        config = pth.plain_settings(content.get("config"))
         if not isinstance(config, Mapping):
             raise ConfigError(f"{source} stores no configuration; give it with --config FILE")
     try:
-        tensors, which = _choose(content, weights)
+        tensors, which = pth.choose(content, weights)
         model_config, task = official_config(config, tensors, released)
+        loss = official_loss(config)
         model = Reasoner.for_task(task, model_config)
         model.load_state_dict(official_tensors(tensors, model))
     except CheckpointError as error:
@@ -366,7 +349,7 @@ def import_official(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{source}: does not fit the configuration: {reason}") from error
     step = content.get("step")
-    meta = {"file": source.name, "sha256": file_sha256(source), "weights": which}
+    meta = {"file": source.name, "sha256": file_sha256(source), "weights": which, "loss": loss}
     about = {"imported": meta | (origin or {}), "step": step if isinstance(step, int) else None}
     return Imported(out, save_model(out, model, task, about), model_config, which)
 
@@ -402,14 +385,14 @@ def convert(
     given = record = None
     if config is not None:  # first, since it is small
         file, there = hub.locate(config, SETTINGS, "configuration")
-        given, record = hub.read_settings(file, there)
+        given, record = pth.read_settings(file, there)
     path = hub.fetch(name, repository, sha256)
-    content = hub.read_official(path)
+    content = pth.read_official(path)
     if given is None:
-        given, record = hub.plain_settings(content.get("config")), {"file": name}
+        given, record = pth.plain_settings(content.get("config")), {"file": name}
     if not isinstance(given, Mapping):
         beside = hub.beside(official, name, repository, SETTINGS)
-        given, record = hub.read_settings(beside, repository)
+        given, record = pth.read_settings(beside, repository)
     origin = {"config": record} | ({"hub": repository.origin()} if repository else {})
     more = {"content": content, "origin": origin, "released": bool(short) and config is None}
     try:
