@@ -384,9 +384,7 @@ def test_an_average_under_another_name_is_not_passed_over(tmp_path, name):
     assert imported(tmp_path, content, MIXER)[1].weights == "raw"
     for files in (content, raw):
         for wanted in (None, "ema"):
-            with pytest.raises(
-                CheckpointError, match=rf"'{name}' is neither .*--weights raw"
-            ):
+            with pytest.raises(CheckpointError, match=rf"'{name}' is neither .*--weights raw"):
                 imported(tmp_path, files | {name: raw}, MIXER, wanted)
         assert imported(tmp_path, files | {name: raw}, MIXER, "raw")[1].weights == "raw"
     content |= {"ema": raw, name: raw}
@@ -408,6 +406,25 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path, name, value, sai
     tensors[key][-1] = value
     with pytest.raises(CheckpointError, match=f"tensor '{name}' .*{said}"):
         imported(tmp_path, tensors, MIXER)
+
+
+SIZES = "hidden_size num_heads H_cycles L_layers seq_len board_width expansion puzzle_emb_len"
+
+
+@pytest.mark.parametrize("size", [10**6, 10**30, 10**400, -(10**5000)], ids=["6", "30", "400", "-"])
+def test_a_size_beyond_all_models_is_named(tmp_path, size):
+    for key in (*SIZES.split(), "rope_theta"):
+        with pytest.raises(ConfigError, match=rf"\.{key} must be at most"):
+            imported(tmp_path, layout(drawn()), MIXER | {key: size})
+
+
+def test_a_size_that_the_weights_do_not_have_takes_no_memory(tmp_path):
+    """2**16 wide, one block would take 100 GB."""
+    with pytest.raises(CheckpointError, match="does not fit the configuration"):
+        imported(tmp_path, layout(drawn()), MIXER | {"hidden_size": 2**16})
+    large = {"board_height": None, "dataset": {"data_path": "maze-9999x9999"}, "mlp_t": False}
+    with pytest.raises(ConfigError, match="seq_len = 99980001 must be at most"):
+        imported(tmp_path, layout(drawn(mixer="attention")), MIXER | large)
 
 
 SOFTMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "softmax_cross_entropy"}}

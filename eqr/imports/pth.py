@@ -38,7 +38,7 @@ def read_settings(
         raise ConfigError(f"{name}: no such file")
     try:
         values = yaml.safe_load(path.read_text())  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name}: neither JSON nor YAML ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: must hold a mapping of settings")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from eqr.checkpoint import CheckpointError, save_model
@@ -55,6 +56,8 @@ eval_act_streaming_selection_score convergence_window convergence_top_k converge
 heavy_metrics_log_interval steps_hist_log_interval_steps steps_hist_plotly
 grad_norm_log_interval_steps hidden_state_log_interval_steps
 """
+#: No size or number of a model here is larger.
+_LARGEST = 2**16
 
 #: What EqR has and TRM has not: damping, noise, and starts that are drawn anew.
 _EQR_ONLY = ("lambda_", "noise_scale", "H_init_std", "L_init_std")
@@ -180,11 +183,18 @@ def official_config(
                 f"{where}.{key} is a setting of EqR, and these are the weights of a TRM; give the "
                 "configuration that they were trained with (--config)"
             )
+    for key in names | _ONLY.keys():
+        # Not shown: Python writes no integer of more than 4300 digits.
+        largest = 1000 if key == "L_layers" else _LARGEST
+        if isinstance(value := values.get(key), int | float) and abs(value) > largest:
+            raise ConfigError(f"{where}.{key} must be at most {largest}; correct it (--config)")
     for key, only in _ONLY.items():
         if values.get(key) not in (None, only):
             raise ConfigError(f"{where}.{key} = {values[key]!r:.60} must be {only} for models here")
     theirs = from_dict(Official, {k: v for k, v in values.items() if k in names}, where)
     tokens, vocabulary, prefix = _sizes(theirs, values, tensors, where)
+    if tokens > _LARGEST:
+        raise ConfigError(f"{where}.seq_len = {tokens} must be at most {_LARGEST}")
     side = round(tokens**0.5)
     height, width = theirs.board_height or side, theirs.board_width or side
     if height * width != tokens:
@@ -238,7 +248,7 @@ def _sizes(
 
     data, sides = values.get("dataset"), (theirs.board_height, theirs.board_width)
     name = str(data.get("data_path")) if isinstance(data, Mapping) else ""
-    if None in sides and (named := re.search(r"(?<!\d)(\d+)x(\d+)(?!\d)", name)):
+    if None in sides and (named := re.search(r"(?<!\d)(\d{1,4})x(\d{1,4})(?!\d)", name)):
         sides = int(named[1]), int(named[2])
     board = theirs.input_seq_len or theirs.seq_len or (None not in sides and sides[0] * sides[1])
     width, length = theirs.puzzle_emb_ndim, theirs.puzzle_emb_len
@@ -341,8 +351,10 @@ def import_official(
         tensors, which = pth.choose(content, weights)
         model_config, task = official_config(config, tensors, released)
         loss = official_loss(config)
-        model = Reasoner.for_task(task, model_config)
-        model.load_state_dict(official_tensors(tensors, model))
+        for device in ("meta", "cpu"):  # first without memory, of which sizes may ask too much
+            with torch.device(device):
+                model = Reasoner.for_task(task, model_config)
+            model.load_state_dict(official_tensors(tensors, model), assign=device == "meta")
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except RuntimeError as error:
