@@ -27,7 +27,10 @@ from eqr.studies.study import (
 SETTING = "minimal 6×6 with a guess"  # tells its rows from those of other settings on a page
 RATES = (0.003, 0.006, 0.012)
 #: Of each row, from the records of ``tuning``: the best on the validation problems.
-LEARNING_RATE: dict[str, float] = {}
+LEARNING_RATE = {
+    **dict.fromkeys(("feedforward", "segmented", "hierarchy"), 0.012),
+    **dict.fromkeys(("weight-tied", "halting", "ri", "ni", "ri-ni"), 0.006),
+}
 PILOTS = 4  # seeds of a row whose spread says how many are needed, see eqr.studies.contrasts
 SEEDS = PILOTS  # until it is known
 #: Twice those of the tuning, whose last tenth still brought several points.
@@ -104,13 +107,13 @@ def _chosen(one: Variant) -> Row:
     kinds = [DEEP] if one.depth == 1 else [DEEP, FAR, WIDE]
     if one.settings.get("model.init") != "fixed":
         kinds.append(STILL)  # a fixed start without noise is one trajectory
-    rate = LEARNING_RATE.get(one.name.removesuffix("-prefix"))
+    rate = LEARNING_RATE[one.name.removesuffix("-prefix")]
     return Row(
         one.name,
         f"{one.title}, {SETTING}",
         "minimal6",
         tuple(kinds),
-        one.settings | STEPS | ({"train.lr": rate} if rate else {}),
+        one.settings | STEPS | {"train.lr": rate},
         paper=tuple(Published(*figure) for figure in one.paper.items()),
         depth=one.depth,
         seeds=SEEDS,
