@@ -100,3 +100,11 @@ def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
 def test_the_rates_are_those_that_the_shipped_tuning_chose():
     tuning = shipped("tuning")
     assert ({} if tuning.missing else contrasts.best_rates(tuning)) == LEARNING_RATE
+
+
+def test_a_campaign_that_has_begun_is_shown_without_a_verdict():
+    rows = {one.name: [] for one in PATH} | {"feedforward": [0.1], "weight-tied": [0.3]}
+    table = contrasts.decided_table(Known(rows)).set_index("step")
+    assert set(table.verdict) == {"not run"} and set(table.p) == {"–"}
+    assert table["points [95 %]"]["weight tying"] == "+20.0 [one seed]"
+    assert table["points [95 %]"]["depth"] == "–"

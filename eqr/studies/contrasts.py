@@ -102,7 +102,7 @@ def decided_table(results: Results) -> pd.DataFrame:
             line |= {"paper": f"{100 * asked.paper:+.1f}" if asked.paper else side}
             line |= {"ours": shown(asked.ours), "against": shown(asked.other)}
             line |= {"points [95 %]": one.gap.scaled(100).text("+.1f"), "seeds": one.gap.n}
-            line |= {"p": f"{one.p:.2g}", "verdict": one.verdict}
+            line |= {"p": "–" if math.isnan(one.p) else f"{one.p:.2g}", "verdict": one.verdict}
             lines.append(line | {"seeds that would decide": one.needed or "–"})
     return pd.DataFrame(lines)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from eqr.stats import Difference
 from eqr.studies import contrasts
 from eqr.studies.campaign import SETTING
 from eqr.studies.claims import Claim
@@ -141,9 +140,9 @@ def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[s
     if entry.pick == first:
         return "–", "baseline"
     if entry.study == "campaign":
-        made = contrasts.decided(studies["campaign"])[entry.table]
         named = {step.ours: name for name, step in contrasts.TABLES[entry.table].items()}
-        return step_of(made[named[entry.pick]].gap), made[named[entry.pick]].verdict
+        made = contrasts.decided(studies["campaign"])[entry.table][named[entry.pick]]
+        return made.gap.scaled(100).text("+.1f"), made.verdict
     side = {"at_least": 0.0} if entry.value > base else {"at_most": 0.0}
     study, text = studies[entry.study], "{}"
     gap = Claim.of_study(entry.name, study, entry.pick, first, **side)
@@ -154,13 +153,8 @@ def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[s
         gap = replace(gap, value=one.mean, low=one.low, high=one.high)
     if gap.value is None:
         return "–", gap.verdict
-    step = step_of(Difference(gap.value, gap.low, gap.high, gap.seeds))
+    step = f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
     return step, text.format(gap.verdict)
-
-
-def step_of(gap: Difference) -> str:
-    """A difference of accuracies in points, with its interval."""
-    return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
 
 
 def beside(profile: str = "laptop") -> pd.DataFrame:
