@@ -33,17 +33,18 @@ class Cost:
 
 
 def forward_flops(model: Reasoner) -> int:
-    """Operations of one outer iteration for one problem, as PyTorch counts them.
+    """Operations of one outer iteration for one problem, as PyTorch counts them while it runs one
+    (a model on the meta device costs nothing).
 
     Those of the matrix products, a multiply-add being two; norms and activations are not counted
     (below one per cent).
     """
-    config = model.config
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin = Reasoner(config, model.height, model.width, model.vocab_size)
-        high = torch.empty(1, twin.latent_tokens, config.hidden)
-        low = high if config.hierarchical else high[:, :0]
-        twin.step(State(high, low), torch.zeros(1, twin.tokens, dtype=torch.long), noise=0.0)
+    config, weight = model.config, model.lm_head.weight
+    high = weight.new_zeros(1, model.latent_tokens, config.hidden)
+    low = high if config.hierarchical else high[:, :0]
+    x = torch.zeros(1, model.tokens, dtype=torch.long, device=model.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.step(State(high, low), x, noise=0.0)
     return counter.get_total_flops()
 
 

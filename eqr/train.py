@@ -140,8 +140,8 @@ class Trainer:
         self.world.average_([*means.values(), *gradients], len(y) / config.batch)
         means["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
         if config.clip:  # one large gradient would stay in the optimizers' second moments
-            parameters = list(self.model.parameters())
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip, means["grad_norm"])
+            norm = means["grad_norm"]
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip, norm)
         if self.device != "cuda":  # asking a GPU waits for it; there the sums are asked in time
             self.require_finite(means["loss"] + means["grad_norm"])
         for optimizer in self.optimizers:
@@ -288,7 +288,7 @@ class Trainer:
         depths = tuple(sorted(powers | {config.eval_depth}))
         # The seed is the run's own, so that runs of one recipe do not share their luck.
         held = EvalConfig(depths=depths, seed=self.recipe.seed, problems=config.eval_problems)
-        problems = self.data.validation or self.data.test  # what is tuned never sees it
+        problems = self.data.validation or self.data.test  # tuning must not see the test
         results = records(self.ema, problems.inputs, problems.labels, held, world=self.world)
         exact = results.exact.mean((1, 2))
         return {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eqr.stats import seeds_for_difference, seeds_for_equivalence
-from eqr.studies.claims import MARGIN, Claim, Step, claims_table, decide
+from eqr.studies.claims import MARGIN, Claim, Paired, claims_table, decide
 
 
 def told(low, high, **bounds):
@@ -85,7 +85,7 @@ def simulated(effect: float, paper: float, seeds: int, sd: float, draws: int = 4
         table = {}
         for number, size in enumerate((effect, *others)):
             base = 0.5 + rng.normal(0, 0.05, seeds)
-            table[str(number)] = Step(base + size + rng.normal(0, sd, seeds), base, 1, paper)
+            table[str(number)] = Paired(base + size + rng.normal(0, sd, seeds), base, 1, paper)
         verdicts[decide(table)["0"].verdict] += 1 / draws
     return verdicts
 
@@ -114,14 +114,14 @@ def test_a_table_of_false_claims_is_not_called_reproduced():
 def test_an_undecided_step_says_how_many_seeds_would_decide_it():
     base = np.linspace(0.4, 0.6, 8)
     gap = 0.02 + 0.06 * np.tile([-1.0, 1.0], 4)
-    decision = decide({"a": Step(base + gap, base, 1, 0.1)})["a"]
+    decision = decide({"a": Paired(base + gap, base, 1, 0.1)})["a"]
     assert decision.verdict == "undecided" and decision.gap.mean == pytest.approx(0.02)
     assert decision.needed == seeds_for_difference(gap.std(ddof=1), 0.02)
-    assert decide({"a": Step(base[:2], base[:2], 1)})["a"].verdict == "not run"
+    assert decide({"a": Paired(base[:2], base[:2], 1)})["a"].verdict == "not run"
 
 
 def test_differences_near_the_ends_are_tested_on_logits():
     """99.9 against 99.0 per cent is a factor of ten in errors, and points hardly show it."""
     other = np.array([0.99, 0.985, 0.992, 0.97, 0.99, 0.988])
     ours = np.array([0.999, 0.9985, 0.9992, 0.997, 0.999, 0.9988])
-    assert decide({"a": Step(ours, other, 1)})["a"].p < 0.001
+    assert decide({"a": Paired(ours, other, 1)})["a"].p < 0.001

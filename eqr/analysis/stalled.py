@@ -1,5 +1,4 @@
-"""Does a stalled trajectory search on or age? Re-rolls of the stalled state (chapter *Settle or
-search*).
+"""Does a stalled trajectory search on or age? Re-rolls of the stalled state.
 
 A puzzle is unsolved after some depth. Its state is turned a little, ``K`` times, in directions that
 the answer does not show, and each copy runs on. If reasoning is memoryless, a copy that did not
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eqr.model import Reasoner, State
+from eqr.rollout import rollout
 from eqr.stats import Difference, bootstrap
 from eqr.streams import stream
 
@@ -104,14 +104,10 @@ def re_roll(
 
     A copy succeeds at the first iteration after which its answer is exactly ``labels`` (P, S).
     """
-    draw = stream(seed, "re-roll")
-    starts = [stream(seed, "evaluation", p, 0) for p in range(len(inputs))]
-    state, constant, answer = model.initial_state(len(inputs), starts), 0, None
-    for _ in range(depth):
-        step = model.step(state, inputs, noise=noise, generator=starts)
-        same = torch.zeros(len(inputs)) if answer is None else (step.answer == answer).all(1)
-        constant = (constant + 1) * same.long()
-        state, answer = step.state, step.answer
+    draw, constant, answer = stream(seed, "re-roll"), 0, torch.full(inputs.shape, -1)
+    for it in rollout(model, inputs, depth=depth, noise=noise, seed=seed, rows=len(inputs)):
+        constant = (constant + 1) * (it.answer == answer).all(1).long()
+        state, answer = it.step.state, it.answer
     left = (answer != labels).any(1)
     x, y = (values[left].repeat_interleave(copies, 0) for values in (inputs, labels))
     copied = State(*(z[left].repeat_interleave(copies, 0) for z in (state.z_high, state.z_low)))

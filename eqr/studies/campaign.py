@@ -15,6 +15,7 @@ from eqr.config import EvalConfig
 from eqr.studies.study import (
     DEPTHS,
     FEEDFORWARD,
+    FIXED,
     NO_HALTING,
     ONE_PASS,
     RULES,
@@ -35,7 +36,6 @@ PILOTS = 4  # seeds of a row whose spread says how many are needed, see eqr.stud
 SEEDS = PILOTS  # until it is known
 #: Twice those of the tuning, whose last tenth still brought several points.
 STEPS = {"train.steps": 8000, "train.eval_every": 800}
-FIXED = {"model.init": "fixed", "model.damping": 0.0, "model.noise": 0.0}
 SINGLE = {"model.hierarchical": False, "model.grad_cycles": 2, "model.low_cycles": 3}
 
 HELD = EvalConfig((1, 2, 4, 8, 16, 64), split="validation")

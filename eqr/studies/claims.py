@@ -128,7 +128,7 @@ LARGE = 0.05  # where the paper has at least this much
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Paired:
     """A claim about the difference between two rows: accuracies of both, (n,), seed by seed."""
 
     ours: np.ndarray
@@ -147,7 +147,7 @@ class Decision:
     needed: int | None = None  # seeds that would decide what is undecided, tested by itself
 
 
-def decide(table: Mapping[str, Step]) -> dict[str, Decision]:
+def decide(table: Mapping[str, Paired]) -> dict[str, Decision]:
     """The verdicts of the steps of one table, from paired tests alone.
 
     *Reproduced*: the paired t test finds a difference on the paper's side. *Not reproduced*: it
@@ -180,7 +180,7 @@ def decide(table: Mapping[str, Step]) -> dict[str, Decision]:
     return decisions
 
 
-def p_of_zero(step: Step) -> float:
+def p_of_zero(step: Paired) -> float:
     """Of the two-sided paired t test; on logits near 0 and 1."""
     from scipy.special import stdtr
 
@@ -193,7 +193,7 @@ def p_of_zero(step: Step) -> float:
     return 2 * float(stdtr(len(gap) - 1, -abs(gap.mean()) / error)) if error else float(gap[0] == 0)
 
 
-def p_of_margin(step: Step) -> float:
+def p_of_margin(step: Paired) -> float:
     """Of two one-sided t tests that the difference lies within ±MARGIN; 1 where the paper's is so
     small that this would not contradict it."""
     from scipy.special import stdtr
@@ -205,7 +205,7 @@ def p_of_margin(step: Step) -> float:
     return float(stdtr(len(gap) - 1, (abs(gap.mean()) - MARGIN) / error))
 
 
-def seeds_to_decide(step: Step) -> int:
+def seeds_to_decide(step: Paired) -> int:
     """Seeds for power 0.9 if mean and spread of the points are as seen, of this step by itself: for
     a difference, or for equivalence."""
     gap = step.ours - step.other

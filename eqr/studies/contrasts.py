@@ -16,7 +16,7 @@ import pandas as pd
 from eqr.stats import seeds_for_difference
 from eqr.studies.campaign import PATH, PILOTS
 from eqr.studies.cells import StudyError
-from eqr.studies.claims import LARGE, Decision, Step, decide
+from eqr.studies.claims import LARGE, Decision, Paired, decide
 from eqr.studies.results import Pick, Results
 
 LEAST, MOST = 8, 40  # seeds of a row
@@ -32,7 +32,7 @@ class Contrast:
     side: int = 1  # of the paper's difference
 
 
-EQR, TRM = Pick("ri-ni"), Pick("halting")
+EQR = Pick("ri-ni")
 WIDE = Pick("ri-ni", 16, 32, "converged", "breadth")
 
 
@@ -71,7 +71,7 @@ TABLES: dict[str, dict[str, Contrast]] = {
 }
 
 
-def step(results: Results, contrast: Contrast) -> Step:
+def paired(results: Results, contrast: Contrast) -> Paired:
     """The accuracies of both over the seeds that both have."""
     ours, other = contrast.ours, contrast.other
     seeds = set(results.seeds(ours.row, ours.evaluation))
@@ -80,23 +80,20 @@ def step(results: Results, contrast: Contrast) -> Step:
         np.array([results.outcomes(pick, seed).mean() for seed in sorted(seeds)])
         for pick in (ours, other)
     )
-    return Step(*both, contrast.side, abs(contrast.paper))
+    return Paired(*both, contrast.side, abs(contrast.paper))
 
 
-def decided(results: Results) -> dict[str, dict[str, Decision]]:
-    """The verdicts of every table; those of one are tested together."""
-    return {
-        table: decide({name: step(results, one) for name, one in steps.items()})
-        for table, steps in TABLES.items()
-    }
+def decided(results: Results, table: str) -> dict[str, Decision]:
+    """The verdicts of a table by step; they are tested together."""
+    return decide({name: paired(results, one) for name, one in TABLES[table].items()})
 
 
 def decided_table(results: Results) -> pd.DataFrame:
     """The verdicts as a page shows them: differences in points with their 95 % intervals."""
     lines = []
-    for table, steps in decided(results).items():
-        for name, one in steps.items():
-            asked = TABLES[table][name]
+    for table, steps in TABLES.items():
+        for name, one in decided(results, table).items():
+            asked = steps[name]
             side = "above" if asked.side > 0 else "below"
             line = {"table": table, "step": name}
             line |= {"paper": f"{100 * asked.paper:+.1f}" if asked.paper else side}
@@ -127,7 +124,7 @@ def planned(results: Results) -> pd.DataFrame:
             if one.ours.row == one.other.row:
                 continue
             both = pd.concat([on_validation(results, k) for k in (one.ours, one.other)], axis=1)
-            gap = both.dropna().diff(axis=1).iloc[:, -1] * -1
+            gap = (both.iloc[:, 0] - both.iloc[:, 1]).dropna()
             sd, effect = float(gap.std()), max(abs(one.paper), LARGE)
             needed = seeds_for_difference(sd, effect) if sd > 0 else math.nan
             line = {"table": table, "step": name, "pilots": len(gap), "pilot": gap.mean()}
@@ -157,9 +154,9 @@ def best_rates(pilots: Results) -> Mapping[str, float]:
         )
     seen: dict[str, dict[float, float]] = {}
     for one in pilots.study.rows:
-        row, _, rate = one.name.rpartition("-")
-        pick = Pick(one.name, one.depth)
-        shared = [seed for seed in pilots.seeds(one.name) if seed < 2]  # the tuning budget of each
-        mean = float(np.mean([pilots.outcomes(pick, seed).mean() for seed in shared]))
-        seen.setdefault(row, {})[float(rate)] = mean
+        rate, pick = one.overrides["train.lr"], Pick(one.name, one.depth)
+        row = one.name.removesuffix(f"-{rate:g}")
+        # The row's own number of seeds: it is the budget that all had.
+        seeds = [pilots.outcomes(pick, seed).mean() for seed in range(one.seeds)]
+        seen.setdefault(row, {})[rate] = float(np.mean(seeds))
     return {row: max(rates, key=rates.__getitem__) for row, rates in seen.items()}

@@ -141,7 +141,7 @@ def direction(entry: Entry, studies: dict[str, Results], base: float) -> tuple[s
         return "–", "baseline"
     if entry.study == "campaign":
         named = {step.ours: name for name, step in contrasts.TABLES[entry.table].items()}
-        made = contrasts.decided(studies["campaign"])[entry.table][named[entry.pick]]
+        made = contrasts.decided(studies["campaign"], entry.table)[named[entry.pick]]
         return made.gap.scaled(100).text("+.1f"), made.verdict
     side = {"at_least": 0.0} if entry.value > base else {"at_most": 0.0}
     study, text = studies[entry.study], "{}"

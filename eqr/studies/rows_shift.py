@@ -10,10 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eqr.config import EvalConfig
-from eqr.studies.study import DEPTHS, FEEDFORWARD, RULES, Evaluation, Published, Row, Study
+from eqr.studies.study import (
+    DEPTHS,
+    FEEDFORWARD,
+    FIXED,
+    RULES,
+    Evaluation,
+    Published,
+    Row,
+    Study,
+)
 from eqr.tasks.shift import Level
 
-FIXED = {"model.init": "fixed", "model.damping": 0.0, "model.noise": 0.0}
 SINGLE = {"model.hierarchical": False, "model.low_cycles": 3}
 BETA = 0.1
 BASES = (8, 16)  # depths from which an axis may grow

@@ -18,6 +18,7 @@ from eqr.tasks.shift import Level
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 RULES = ("average", "converged", "majority", "oracle")
 NO_HALTING = {"train.halting": "limit", "train.halt_weight": 0.0}
+FIXED = {"model.init": "fixed", "model.damping": 0.0, "model.noise": 0.0}
 ONE_PASS = {
     "model.hierarchical": False,
     "model.high_cycles": 1,
