@@ -19,7 +19,8 @@ PAGES  := $(if $(filter file,$(origin PROFILE)),$(shell ls -td build/*/html 2>/d
 .PHONY: help venv vendor book pdf serve lab test lint size clean chromium
 
 help:  ## list the targets
-	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         train, evaluate and build the book"
+	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         evaluate the shipped models and build the book"
+	@echo "          [TRAIN=1]                               train the models first, instead"
 	@echo "make pdf [PROFILE=...]                            the same, and all of it as one PDF (Chromium)"
 	@echo "make lab                                          open the notebooks in JupyterLab"
 	@echo "make serve [PROFILE=...] [PORT=8000]              look at the built book"
@@ -70,13 +71,13 @@ $(VENDOR): book/package.json book/package-lock.json | $(STAMP)
 	@rm -rf book/_vendor && mv build/npm/vendor book/_vendor && rm -rf build/npm
 
 book: $(STAMP) $(VENDOR)
-	$(BIN)/python -m book.tools build --profile $(PROFILE) --seed $(SEED)
+	$(BIN)/python -m book.tools build --profile $(PROFILE) --seed $(SEED) $(if $(TRAIN),--train)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 pdf: $(STAMP) $(VENDOR) chromium
-	$(BIN)/python -m book.tools build --profile $(PROFILE) --seed $(SEED) --pdf
+	$(BIN)/python -m book.tools build --profile $(PROFILE) --seed $(SEED) $(if $(TRAIN),--train) --pdf
 
 serve: $(STAMP)
 	@test -f "$(PAGES)/index.html" || \

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from eqr import checkpoint, data
+from eqr import SHIPPED, checkpoint, data
 from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
@@ -36,6 +36,7 @@ from eqr.train import Event, train
 
 #: Trajectories in flight in a stored evaluation.
 ROWS = {"cpu": 256, "mps": 1024, "cuda": 4096}
+MODELS = SHIPPED / "models"  # a store of trained models, see :func:`eqr.runs.ship`
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -127,15 +128,31 @@ def train_run(
 
 
 def train_or_load(
-    name: str, profile: str = "laptop", seed: int = 0, store: Store | None = None
+    name: str,
+    profile: str = "laptop",
+    seed: int = 0,
+    store: Store | None = None,
+    *,
+    shipped: bool = True,
 ) -> Trained:
-    """The trained model of a recipe, trained now if the store does not have it.
+    """The trained model of a recipe: the one that the project ships, or one trained here.
 
     Args:
         name, profile, seed: of the recipe, see :func:`eqr.recipes.load_recipe`.
+        shipped: prefer the shipped weights, with which a page has the same numbers everywhere.
+            Without, or where none are shipped, the store's are read, or trained now.
     """
-    store = store or Store()
-    return load_trained(train_run(load_recipe(name, profile, seed=seed), store), store)
+    store, recipe = store or Store(), load_recipe(name, profile, seed=seed)
+    run = shipped_run(recipe, store) if shipped else None
+    return load_trained(run or train_run(recipe, store), store)
+
+
+def shipped_run(recipe: Recipe, store: Store) -> Run | None:
+    """The training of a recipe whose model the project ships, if it does."""
+    if not MODELS.is_dir():
+        return None
+    config = train_config(recipe, dataset(recipe, store))
+    return Store(MODELS).get(store.run_id("train", config))
 
 
 def load_trained(run: Run, store: Store, device: str = "cpu") -> Trained:

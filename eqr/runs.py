@@ -21,6 +21,7 @@ import torch
 
 from eqr import SHIPPED, checkpoint, experiments
 from eqr.config import SEMANTICS, recipe_from_dict, to_dict
+from eqr.data import file_sha256
 from eqr.evaluate import Records
 from eqr.experiments import read_result
 from eqr.recipes import PROFILES, load_recipe, recipe_names
@@ -37,8 +38,11 @@ from eqr.store import (
     inspect,
     provenance,
     read_arrays,
+    replace_file,
+    replace_json,
+    sealed,
 )
-from eqr.studies.cells import CellFile, StudyError
+from eqr.studies.cells import CellFile, StudyError, ship_weights
 from eqr.tasks.shift import Level
 
 RULES = ("average", "converged", "majority", "oracle")
@@ -205,6 +209,23 @@ def shipped(folder: Path = SHIPPED / "results") -> dict[str, list[str]]:
         except (StudyError, checkpoint.CheckpointError) as error:
             faults[str(path)].append(str(error))
     return faults
+
+
+def ship(run: Run, folder: Path = experiments.MODELS) -> Path:
+    """Copy a trained model, as float16 and with its log, into a store that the project ships.
+
+    It is that run still, by its id: trained from the same recipe and data. Its weights' sha256 is
+    another, so what is measured on them never passes for a measurement of the float32 weights.
+    """
+    target = folder / run.id
+    for name in run.manifest["files"]:
+        if name.endswith(".safetensors"):
+            ship_weights(run.file(name), target / name)
+        else:
+            replace_file(target / name, run.file(name).read_bytes())
+    files = {name: file_sha256(path) for name, path in files_of(target).items()}
+    replace_json(target / MANIFEST, sealed(run.manifest | {"files": files}))
+    return target
 
 
 # -------------------------------------------------------------------------------------- repeating

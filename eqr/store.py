@@ -207,7 +207,7 @@ class Store:
             if not whole:
                 (work / MANIFEST).unlink(missing_ok=True)
                 about = {"id": run_id, "kind": kind, "config": dict(config)}
-                replace_file(work / PENDING, _json(about))
+                replace_json(work / PENDING, about)
                 began = time.time()
                 if make(work) is False:
                     return None
@@ -223,7 +223,7 @@ class Store:
                     "provenance": provenance()
                     | {"finished": _utc(), "seconds": time.time() - began},
                 }
-                replace_file(work / MANIFEST, _json(sealed(manifest)))
+                replace_json(work / MANIFEST, sealed(manifest))
             for name in (*scratch, PENDING):
                 (work / name).unlink(missing_ok=True)
             for folder in [*(p for p in work.rglob("*") if p.is_dir()), work]:
@@ -283,8 +283,9 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=1) + "\n").encode()
+def replace_json(path: Path, values: Any) -> None:
+    """Write values as JSON, whole or not at all."""
+    replace_file(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def git(*words: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -56,6 +58,8 @@ TEXT = """# Chapter {name}
 
 A chapter's first paragraph, which is long enough to describe what the chapter is about.
 An equation, $z^* = f(z^*)$, and a {{term}}`residual`.
+
+{{answer}}`a-claim` It was {{claim}}`a-claim`.
 
 ## A section
 
@@ -129,6 +133,11 @@ def stand_in_book(work: Path) -> Path:
     names = [file.removeprefix("chapters/") for file in files if file.startswith("chapters/")]
     chapters = {name: chapter(work / f"{name}.ipynb", name) for name in names}
     source = build.assemble(chapters, work / "source", ELSEWHERE, "Only a rehearsal.")
+    # The pages quote claims that only real chapters have.
+    text = TEXT + "".join(path.read_text(encoding="utf-8") for path in BOOK.glob("*.md"))
+    ids = set(re.findall(r"\{(?:claim|answer)\}+`([^`]+)`", text))
+    claims = [{"id": one, "measured": "0.5 [0.4, 0.6]", "answer": "It holds."} for one in ids]
+    (source / pages.CLAIMS).write_text(json.dumps(claims), encoding="utf-8")
     extra = source / build.EXTRA
     viewer.install(extra / viewer.PLACE, source / viewer.HOME, {"sudoku6": untrained()}, "smoke")
     pages.write_notebooks({name: NOTEBOOKS / f"{name}.ipynb" for name in names}, extra, ELSEWHERE)

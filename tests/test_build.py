@@ -137,7 +137,7 @@ def rehearsal(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "executed", executed)
     monkeypatch.setattr(build, "build_pages", build_pages)
     monkeypatch.setattr(build, "check_html", lambda html: turns.append("check"))
-    monkeypatch.setattr(build, "train_or_load", lambda name, *_: name)
+    monkeypatch.setattr(build, "train_or_load", lambda name, **_: name)
     monkeypatch.setattr(build.viewer, "install", lambda *_: None)
     return turns
 
@@ -158,6 +158,12 @@ def test_models_come_before_chapters_and_chapters_before_pages(rehearsal, tmp_pa
     assert set(rehearsal[len(models) : -2]) == wanted[1] and rehearsal[-2:] == ["pages", "check"]
     notebooks = {p.stem for p in (tmp_path / "smoke/source/chapters").iterdir()}
     assert notebooks == set(chapters)
+    # A model that is shipped is not trained, unless that is asked for.
+    monkeypatch.setattr(build, "shipped_run", lambda recipe, _: recipe.name == "headroom")
+    for own, trained in ((False, wanted[0] - {"train headroom"}), (True, wanted[0])):
+        rehearsal.clear()
+        build.build("smoke", 0, tmp_path, 2, False, own)
+        assert {turn for turn in rehearsal if turn.startswith("train")} == trained
 
 
 def test_a_chapter_needs_the_models_it_names():
@@ -197,7 +203,8 @@ def test_assemble_makes_a_fresh_tree_and_names_a_missing_chapter(tmp_path, monke
     chapter = notebook(tmp_path / "a.ipynb")
     assert build.assemble({"attractor": chapter}, out, place, "Notice.", pdf=True) == out
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert files == {"_config.yml", "_extra/.nojekyll", "index.md", "chapters/attractor.ipynb"}
+    ours = {"_config.yml", "_extra/.nojekyll", "index.md", "chapters/attractor.ipynb"}
+    assert files == ours | {"claims.json", "_extra/claims.json"}
     config = yaml.safe_load((out / "_config.yml").read_text())
     assert config["html"] == {"announcement": "Notice.", "baseurl": place.address}
     assert config["sphinx"]["config"]["eqr_pdf"] and config["sphinx"]["config"]["language"] == "en"

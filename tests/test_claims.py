@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from eqr.settings import ConfigError
 from eqr.stats import seeds_for_difference, seeds_for_equivalence
-from eqr.studies.claims import MARGIN, Claim, Paired, claims_table, decide
+from eqr.studies.claims import (
+    MARGIN,
+    Claim,
+    Paired,
+    claims_of,
+    claims_table,
+    conclude,
+    decide,
+)
 
 
 def told(low, high, **bounds):
@@ -72,6 +82,35 @@ def test_a_value_that_lies_on_its_bound_with_no_width_decides_nothing():
     assert Claim("x", **zero, at_least=0.0).verdict == "undecided"
     assert Claim("x", **zero, at_most=0.0).verdict == "undecided"
     assert Claim("x", **zero, at_most=0.1).verdict == "reproduced"
+
+
+def test_a_page_quotes_the_sentence_that_goes_with_the_verdict():
+    gap = np.array([0.02, 0.05, 0.03, 0.06])
+    says = {"holds": "Depth pays", "fails": "Depth costs", "undecided": "Depth is open"}
+    about = {"kind": "ours", "unit": "points", "seeds": 4, "answers": says}
+    claim = Claim.of_mean("depth", gap, at_least=0.0, **about)
+    assert claim.answer == "Depth pays (+4.0 points [+1.1, +6.9], 4 seeds)." and not claim.needed
+    assert Claim.of_mean("depth", -gap, at_least=0.0, **about).answer.startswith(
+        "Depth costs (-4.0"
+    )
+    small = Claim.of_mean("depth", gap - 0.035, at_least=0.0, **about)
+    needed = seeds_for_difference(gap.std(ddof=1), 0.005)
+    assert small.needed == needed and f"about {needed:,} seeds would decide" in small.answer
+    assert Claim("x", None, None, None, 0, at_least=0).answer == "x: not run."
+    with pytest.raises(ValueError, match="no verdict reproduced"):
+        Claim("x", 1.0, 0.9, 1.1, 3, at_least=0, kind="ours", answers={"reproduced": ""})
+
+
+def test_the_book_collects_the_claims_of_its_chapters(tmp_path):
+    one = Claim("x", 0.9, 0.8, 0.95, 100, at_least=0.7, id="x")
+    data = conclude("depth", [one], "smoke")._repr_mimebundle_()
+    assert "<table" in data["text/html"]
+    path = tmp_path / "depth.ipynb"
+    path.write_text(json.dumps({"cells": [{"outputs": [{"data": data}]}, {"source": ""}]}))
+    (claim,) = claims_of([path])
+    assert (claim["id"], claim["chapter"], claim["verdict"]) == ("x", "depth", "reproduced")
+    with pytest.raises(ConfigError, match=r"depth\.ipynb: the claim 'x' stands twice"):
+        claims_of([path, path])
 
 
 # -------------------------------------------------------------------------------- steps of a table

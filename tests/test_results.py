@@ -228,3 +228,26 @@ def test_evaluations_of_other_problems_are_not_paired(store):
     assert all(row["difference"] is None for row in rows)
     with pytest.raises(StoreError, match="two kinds"):
         results.comparison(one, store.get(path.name))
+
+
+def test_a_shipped_model_is_its_run_with_half_the_bytes_and_is_what_chapters_read(
+    make_recipe, filled, tmp_path, monkeypatch
+):
+    run = filled.get(ids(filled, "train")[0])
+    shipped = Store(results.ship(run, tmp_path / "models").parent).get(run.id)
+    assert shipped.manifest["config"] == run.manifest["config"]
+    sizes = [r.file("model.safetensors").stat().st_size for r in (run, shipped)]
+    assert sizes[1] < 0.8 * sizes[0]
+    there = {r.path: experiments.load_trained(r, filled) for r in (run, shipped)}
+    one, two = there.values()
+    assert one.log("eval").equals(two.log("eval"))
+    assert one.checkpoint.sha256 != two.checkpoint.sha256, "measurements tell them apart"
+    seed = one.recipe.seed
+    monkeypatch.setattr(experiments, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(experiments, "load_recipe", lambda *_, **__: make_recipe(
+        seed, train={"steps": 8, "eval_every": 8}))  # fmt: skip
+    for wanted, path in ((True, shipped.path), (False, run.path)):
+        assert experiments.train_or_load("tiny", store=filled, shipped=wanted).run.path == path
+    (shipped.path / "log.jsonl").write_text("")
+    with pytest.raises(StoreError, match=r"log\.jsonl: altered"):
+        experiments.train_or_load("tiny", store=filled)

@@ -306,6 +306,12 @@ def test_every_term_of_the_glossary_has_a_definition_for_its_links(built_book):
     assert all(len(text) > 20 and "<a " not in text for text in terms.values())
 
 
+def test_a_page_quotes_claims(stand_in):
+    page = (stand_in / "chapters/theory.html").read_text(encoding="utf-8")
+    said = re.findall('<span class="eqr-claim">([^<]*)</span>', page)
+    assert said == ["It holds.", "0.5 [0.4, 0.6]"]
+
+
 def test_a_link_to_a_page_has_a_preview(stand_in):
     """Title, description and picture; the picture is there, of the right shape and light."""
     from PIL import Image

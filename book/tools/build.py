@@ -18,9 +18,11 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import papermill
 import typer
 import yaml
 
@@ -29,11 +31,12 @@ from book.tools.check import BookError, check_html
 from book.tools.pdf import find_chromium, print_book
 from eqr.cli.console import Profile, Seed, say
 from eqr.data import file_sha256
-from eqr.experiments import train_or_load
+from eqr.experiments import shipped_run, train_or_load
 from eqr.notebook import execute
 from eqr.recipes import load_recipe, recipe_names
 from eqr.settings import ConfigError, UserError, digest, nearest
-from eqr.store import Store
+from eqr.store import Store, replace_json
+from eqr.studies.claims import claims_of
 from eqr.viewer import page as viewer
 
 SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
@@ -67,10 +70,14 @@ def build(
     out: Annotated[Path, typer.Option(help="Pages go to OUT/PROFILE/html.")] = Path("build"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
     pdf: Annotated[bool, typer.Option("--pdf", help="Print it as one PDF too.")] = False,
+    own: Annotated[
+        bool, typer.Option("--train", help="Train all models here.")
+    ] = False,
 ) -> None:
-    """Train the profile's models, execute the chapters, build the pages; print where they are."""
+    """Train what is not shipped, execute the chapters, build the pages; print where they are."""
     began, site, store = time.monotonic(), pages.of_project(), Store()
-    names = models(profile)
+    recipes = {name: load_recipe(name, profile, seed=seed) for name in models(profile)}
+    names = [n for n, recipe in recipes.items() if own or not shipped_run(recipe, store)]
     if pdf:
         find_chromium()  # before the long work
     if not (BOOK / "_vendor").is_dir():
@@ -79,12 +86,13 @@ def build(
         say(f"[1/3] models of profile {profile}")
         list(pool.map(lambda name: train(name, profile, seed), names))
         say("[2/3] chapters")
-        paths = pool.map(lambda path: executed(path, profile, seed, store), chapters())
+        paths = pool.map(lambda path: executed(path, profile, seed, store, own), chapters())
         notebooks = {path.stem: path for path in paths}
     say("[3/3] pages")
     notice = SMOKE if profile == "smoke" else ""
     source = assemble(notebooks, out / profile / "source", site, notice, pdf)
-    live = {name: train_or_load(name, profile, seed, store) for name in viewer.LIVE}
+    wanted = partial(train_or_load, profile=profile, seed=seed, store=store, shipped=not own)
+    live = {name: wanted(name) for name in viewer.LIVE}
     viewer.install(source / EXTRA / viewer.PLACE, source / viewer.HOME, live, profile)
     pages.write_notebooks({p.stem: p for p in chapters()}, source / EXTRA, site)
     html = build_pages(source, out / profile / "html", pdf)
@@ -120,11 +128,14 @@ def models(profile: str) -> list[str]:
             "recipes with `eqr train NAME --profile paper --device cuda`"
         )
     named = {name for path in chapters() for name in recipes_named(path, profile)}
-    longest = {}
-    for recipe in (load_recipe(name, profile) for name in sorted(named)):
-        values = recipe.model.layers * recipe.model.hidden * recipe.task.seq_len
-        longest[recipe.name] = recipe.train.steps * recipe.train.batch * values
-    return sorted(longest, key=longest.get, reverse=True)
+
+    def values(name: str) -> int:
+        """That a training goes through, about."""
+        recipe = load_recipe(name, profile)
+        width = recipe.model.layers * recipe.model.hidden * recipe.task.seq_len
+        return recipe.train.steps * recipe.train.batch * width
+
+    return sorted(sorted(named), key=values, reverse=True)
 
 
 def recipes_named(notebook: Path, profile: str) -> list[str]:
@@ -151,9 +162,15 @@ def train(name: str, profile: str, seed: int) -> None:
     say(f"  {name}: ready after {time.monotonic() - began:.0f} s")
 
 
-def executed(notebook: Path, profile: str, seed: int, store: Store) -> Path:
-    """The executed notebook of a chapter: the stored one, or executed now."""
+def executed(notebook: Path, profile: str, seed: int, store: Store, own: bool = False) -> Path:
+    """The executed notebook of a chapter: the stored one, or executed now.
+
+    Args:
+        own: tell a chapter that runs models to take those trained here, not the shipped ones.
+    """
     began, parameters = time.monotonic(), {"profile": profile, "seed": seed}
+    if own and "train" in papermill.inspect_notebook(str(notebook)):
+        parameters["train"] = True
 
     def make(directory: Path) -> None:
         execute(notebook, directory / notebook.name, parameters)
@@ -195,6 +212,8 @@ def assemble(
         (out / folder).mkdir()
     for name, path in notebooks.items():
         shutil.copy(path, out / "chapters" / f"{name}.ipynb")
+    for folder in (out, out / EXTRA):
+        replace_json(folder / pages.CLAIMS, claims_of(notebooks.values()))
     # Pages served by GitHub would otherwise lose every folder whose name begins with _.
     (out / EXTRA / ".nojekyll").touch()
     config = yaml.safe_load((out / "_config.yml").read_text(encoding="utf-8"))

@@ -24,6 +24,9 @@ from eqr.store import commit, git
 #: Where the pages have the whole book as a PDF, when it was printed.
 PDF = "eqr-book.pdf"
 
+#: Every claim with its verdict, in the source for the pages to quote and among them to download.
+CLAIMS = "claims.json"
+
 #: The branch that the workflow `.github/workflows/book.yml` publishes the pages to.
 BRANCH = "gh-pages"
 

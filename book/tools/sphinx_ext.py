@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from book.tools.pages import PDF, Site
+from book.tools.pages import CLAIMS, PDF, Site
 from eqr import __version__
 
 LENGTH = 200  # characters of a description that link previews and search engines show
@@ -35,9 +36,26 @@ def setup(app: Any) -> dict[str, Any]:
     """Register with Sphinx; the values are written by :func:`book.tools.build.assemble`."""
     app.add_config_value("eqr_site", {}, "html")  # the fields of a Site
     app.add_config_value("eqr_pdf", False, "html")  # whether the book is printed too
+    for name, part in (("claim", "measured"), ("answer", "answer")):
+        app.add_role(name, partial(quoted, part))
     app.connect("html-page-context", dress)
     app.connect("build-finished", write_terms)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def quoted(part: str, name: str, raw: str, text: str, line: int, inliner: Any, *_: Any) -> Any:
+    """The roles ``claim`` (value and interval) and ``answer`` (a sentence): see claims.json."""
+    from docutils import nodes
+
+    env = inliner.document.settings.env
+    path = Path(env.srcdir) / CLAIMS
+    env.note_dependency(CLAIMS)
+    claims = {one["id"]: one for one in json.loads(path.read_text(encoding="utf-8"))}
+    if text not in claims:
+        fault = inliner.reporter.error(f"no chapter has a claim with the id {text!r}", line=line)
+        return [inliner.problematic(raw, raw, fault)], [fault]
+    words = nodes.inline(raw, claims[text][part], classes=["eqr-claim"])
+    return [words], []
 
 
 def description(doctree: Any) -> str:

@@ -85,10 +85,26 @@ def text(rows: list[dict[str, Any]]) -> str:
     return pd.DataFrame(clean).to_string(index=False, float_format=lambda v: f"{v:.4f}")
 
 
+@app.command("ship")
+def ship_command(run: RunId, store: StoreDir = None) -> None:
+    """Put a trained model among those of the project (data/models), its weights as float16.
+
+    Example: eqr results ship train-47384
+    """
+    from eqr import runs as results
+    from eqr.store import Store, StoreError
+
+    opened = Store(store)
+    wanted = opened.get(results.find(opened, run).name)
+    if wanted is None or wanted.manifest["kind"] != "train":
+        raise StoreError(f"run {run!r} is no complete training; `eqr results list` shows all")
+    print(results.ship(wanted))
+
+
 @app.command("verify")
 def verify_command(
     runs: Annotated[list[str] | None, typer.Argument(help="Ids (default: all runs).")] = None,
-    rerun: Annotated[bool, typer.Option(help="Make the runs again and compare.")] = False,
+    rerun: Annotated[bool, typer.Option(help="Make the store's runs again and compare.")] = False,
     shipped: Annotated[
         Path | None,
         typer.Option(help="Published results, checked where no id is given (default: the book's)."),
@@ -105,17 +121,20 @@ def verify_command(
     Examples: eqr results verify; eqr results verify train-47384 --rerun
     """
     from eqr import runs as results
+    from eqr.experiments import MODELS
     from eqr.store import Store, StoreError, inspect
 
     opened = Store(store)
-    paths = [results.find(opened, text) for text in runs] if runs else opened.paths()
-    if partial := [path.name for path in paths if path.parent != opened.root]:
+    # Without ids, the models that the project ships too.
+    everything = [*opened.paths(), *Store(MODELS).paths()]
+    paths = [results.find(opened, text) for text in runs] if runs else everything
+    if partial := [path.name for path in paths if path.parent.name == "partial"]:
         raise StoreError(f"{', '.join(partial)}: not complete; train to the end before verifying")
     rows = []
     for path in paths:
         looked = inspect(path)
         row: dict[str, Any] = {"run": path.name, "faults": [*looked.faults, *looked.strays]}
-        if rerun and not row["faults"]:
+        if rerun and not row["faults"] and path.parent == opened.root:
             with progress(f"repeating {path.name}") as bar:
                 again = results.repeat(opened, opened.get(path.name), device, bar)
             row["rerun"] = {"verdict": again.verdict, "details": again.details}

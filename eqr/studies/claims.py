@@ -1,20 +1,29 @@
-"""Claims and their verdicts: what each chapter ends with.
+"""Claims and their verdicts: what each chapter ends with, and the source of every number in prose.
 
 A claim compares a measured value and its 95 % interval with a bound that was chosen beforehand. The
 verdict follows from the interval alone: *reproduced* if all of it satisfies the bound, *not
-reproduced* if none of it does, *undecided* if the bound lies inside. With two bounds a claim says
-that the value lies between them, as that a prediction is met to within a tolerance.
+reproduced* if none of it does, *undecided* if the bound lies inside; claims of our own *hold* or
+*fail*. With two bounds a claim says that the value lies between them, as that a prediction is met
+to within a tolerance.
+
+:func:`conclude` ends a chapter with the table of its claims, which carries them as JSON too. The
+book's build collects those, and the pages quote them: ``{claim}`id``` is the value with its
+interval, ``{answer}`id``` the sentence that goes with the verdict.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from eqr.settings import ConfigError
 from eqr.stats import (
     Difference,
     bootstrap,
@@ -46,10 +55,22 @@ class Claim:
     seeds: int = 1
     noise: float = 0.0  # β of the rollouts
     run: str = "–"  # id of the stored run
+    id: str = ""  # by which pages quote it
+    kind: str = "paper"  # whose claim: paper, registered (before it was measured) or ours
+    unit: str = ""  # of the value: points (of a share), share, or none
+    answers: Mapping[str, str] = field(default_factory=dict)  # sentence by verdict, without numbers
+    judged: Decision | None = None  # with the other steps of its table, which the verdict heeds
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
             raise ValueError(f"claim {self.name!r}: set at_least, at_most or both")
+        if unknown := set(self.answers) - {*self.words, "undecided", "not run"}:
+            raise ValueError(f"claim {self.name!r}: no verdict {', '.join(sorted(unknown))}")
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The two verdicts of a claim that is decided."""
+        return ("reproduced", "not reproduced") if self.kind == "paper" else ("holds", "fails")
 
     @classmethod
     def of_share(cls, name: str, hits: np.ndarray, **rest) -> Claim:
@@ -108,16 +129,69 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """``reproduced``, ``not reproduced``, ``undecided`` or ``not run``."""
+        """``reproduced`` or ``holds``, ``not reproduced`` or ``fails``, ``undecided``, ``not run``.
+
+        >>> Claim("x", 0.3, 0.2, 0.4, 100, at_least=0.5, kind="ours").verdict
+        'fails'
+        """
+        if self.judged:
+            return self.judged.verdict
         if self.value is None or self.low is None or self.high is None:
             return "not run"
         if self.low == self.high and self.low in (self.at_least, self.at_most):
-            return "undecided"  # all of it on the bound: nothing was found on either side
+            return "undecided"  # all of it on the bound: it shows no difference to either side
         least = -math.inf if self.at_least is None else self.at_least
         most = math.inf if self.at_most is None else self.at_most
         holds = self.low >= least and self.high <= most
         fails = self.high < least or self.low > most
-        return "reproduced" if holds else "not reproduced" if fails else "undecided"
+        yes, no = self.words
+        return yes if holds else no if fails else "undecided"
+
+    @property
+    def needed(self) -> int | None:
+        """How many seeds (of one seed: problems) would decide an undecided claim; None: no guess.
+
+        That many have a power of 0.9 if value and spread stay as they are.
+        """
+        if self.judged:
+            return self.judged.needed
+        count = self.seeds if self.seeds > 1 else self.n
+        bounds = [b for b in (self.at_least, self.at_most) if b is not None]
+        gap = min(abs(self.value - bound) for bound in bounds) if self.value is not None else 0.0
+        if self.verdict != "undecided" or count < 2 or not gap or self.low == self.high:
+            return None
+        from scipy.special import stdtrit
+
+        sd = (self.high - self.low) / 2 * math.sqrt(count) / stdtrit(count - 1, 0.975)
+        return max(count + 1, seeds_for_difference(sd, gap))
+
+    @property
+    def measured(self) -> str:
+        """Value, interval and what it rests on, as prose quotes it.
+
+        >>> Claim("x", 0.123, 0.1, 0.15, 512, at_least=0, unit="points", seeds=8).measured
+        '+12.3 points [+10.0, +15.0], 8 seeds'
+        """
+        if self.value is None:
+            return "not run"
+        scale, form, unit = {
+            "points": (100, "+.1f", " points"), "share": (100, ".1f", " %"), "": (1, ".3g", ""),
+        }[self.unit]  # fmt: skip
+        value, *interval = (
+            "–" if v is None else format(scale * v, form) for v in (self.value, self.low, self.high)
+        )
+        rest = f"{self.seeds} seeds" if self.seeds > 1 else f"{self.n:,} cases"
+        return f"{value}{unit} [{', '.join(interval)}], {rest}"
+
+    @property
+    def answer(self) -> str:
+        """The sentence that goes with the verdict, with the numbers behind it."""
+        verdict, needed = self.verdict, self.needed
+        plain = {self.words[0]: "yes", self.words[1]: "no"}.get(verdict, verdict)
+        sentence = self.answers.get(verdict, f"{self.name}: {plain}").rstrip(".")
+        unit = "seeds" if self.seeds > 1 else "cases"
+        wanted = f"; about {needed:,} {unit} would decide" if needed else ""
+        return f"{sentence}." if verdict == "not run" else f"{sentence} ({self.measured}{wanted})."
 
 
 # --- Differences between the rows of one table ----------------------------------------------------
@@ -248,3 +322,45 @@ def claims_table(claims: Sequence[Claim], profile: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index("claim").rename_axis(None)
+
+
+MIME = "application/vnd.eqr.claims+json"
+
+
+class ClaimsTable(pd.DataFrame):
+    """The table of a chapter's claims; the executed notebook has them as JSON beside the HTML."""
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        html, text = self._repr_html_(), repr(self)
+        return {"text/html": html, "text/plain": text, MIME: self.attrs["claims"]}
+
+
+def conclude(chapter: str, claims: Sequence[Claim], profile: str) -> ClaimsTable:
+    """End a chapter: the table of its claims, from which the book's pages quote."""
+    end = ClaimsTable(claims_table(claims, profile))
+    facts = ("verdict", "needed", "measured", "answer")
+    end.attrs["claims"] = [
+        {"chapter": chapter, "profile": profile}
+        | asdict(claim)
+        | {fact: getattr(claim, fact) for fact in facts}
+        for claim in claims
+    ]
+    return end
+
+
+def claims_of(notebooks: Iterable[Path]) -> list[dict[str, Any]]:
+    """The claims of executed chapters, in their order.
+
+    Raises:
+        ConfigError: two claims have the same id.
+    """
+    claims: dict[str, dict[str, Any]] = {}
+    for path in notebooks:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                for one in output.get("data", {}).get(MIME, ()):
+                    key = one["id"] or f"{one['chapter']}: {one['name']}"
+                    if key in claims:
+                        raise ConfigError(f"{path}: the claim {key!r} stands twice; rename one")
+                    claims[key] = one
+    return list(claims.values())

@@ -7,6 +7,7 @@ Each step of a construction path is compared with the row before it, in the tabl
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ import pandas as pd
 from eqr.stats import seeds_for_difference
 from eqr.studies.campaign import PATH, PILOTS
 from eqr.studies.cells import StudyError
-from eqr.studies.claims import LARGE, Decision, Paired, decide
+from eqr.studies.claims import LARGE, Claim, Decision, Paired, decide
 from eqr.studies.results import Pick, Results
 
 LEAST, MOST = 8, 40  # seeds of a row
@@ -102,6 +103,33 @@ def decided_table(results: Results) -> pd.DataFrame:
             line |= {"p": "–" if math.isnan(one.p) else f"{one.p:.2g}", "verdict": one.verdict}
             lines.append(line | {"seeds that would decide": one.needed or "–"})
     return pd.DataFrame(lines)
+
+
+def claims(results: Results, *tables: str) -> list[Claim]:
+    """The steps of the tables as a chapter's claims; those of one table are judged together.
+
+    Their ids are ``table-2-halting`` and so on.
+    """
+    lines = []
+    for table in tables:
+        for name, one in decided(results, table).items():
+            asked, gap = TABLES[table][name], one.gap
+            bounds = (gap.mean, gap.low, gap.high) if gap.n > 2 else (None, None, None)
+            lines.append(
+                Claim(
+                    f"{table}, {name}: {shown(asked.ours)} − {shown(asked.other)}",
+                    *bounds,
+                    results.problems(asked.ours.evaluation),
+                    **{"at_least" if asked.side > 0 else "at_most": 0.0},
+                    paper=f"{100 * asked.paper:+.1f} points" if asked.paper else "no number",
+                    seeds=gap.n,
+                    run=results.id,
+                    id=re.sub(r"\W+", "-", f"{table} {name}".lower()),
+                    unit="points",
+                    judged=one,
+                )
+            )
+    return lines
 
 
 def shown(pick: Pick) -> str:
