@@ -72,6 +72,18 @@ It *holds*.
 <div class="eqr-live">Only on a screen.</div>
 <div class="eqr-static">In its place.</div>
 
+:::{{exercise}}
+:label: try-{name}
+
+Try it.
+:::
+
+:::{{solution}} try-{name}
+:class: dropdown
+
+It is done.
+:::
+
 :::{{note}}
 A note with `code` and a [link](../rerun.md).
 :::
