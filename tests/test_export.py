@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,9 +12,9 @@ import onnxruntime
 import pytest
 import torch
 
-from eqr import checkpoint
+from eqr import PROJECT, checkpoint
 from eqr.model import Reasoner, State, residual
-from eqr.viewer import onnx as export
+from eqr.viewer import onnx as export, page
 
 VARIANTS = {
     "mixer": {},
@@ -29,7 +31,7 @@ def made(make_recipe, changes: dict) -> Reasoner:
     recipe = make_recipe(model=changes)
     model = Reasoner.for_task(recipe.task, recipe.model, torch.Generator().manual_seed(1))
     for name, value in model.named_parameters():
-        if name.startswith(("noise_", "start_")):
+        if name.startswith(("noise_", "start_", "prefix", "halt_head.weight")):
             value.data.normal_(generator=torch.Generator().manual_seed(2))
     return model
 
@@ -56,6 +58,31 @@ def test_onnxruntime_agrees_with_step(variant, make_recipe, tmp_path):
                     residual(state, step.state))  # fmt: skip
         for name, ours, theirs in zip(export.OUTPUTS, expected, outputs, strict=True):
             np.testing.assert_allclose(theirs, ours, atol=export.TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_pages_kernel_agrees_with_step(variant, make_recipe):
+    """Compiled, and as a browser without SIMD has it."""
+    model, recipe = made(make_recipe, VARIANTS[variant]), make_recipe()
+    trained = SimpleNamespace(model=model, recipe=recipe, run=SimpleNamespace(id="train-1"))
+    one = page.PageModel.of(variant, trained, "smoke")
+    for ask in (page.asked, functools.partial(page.asked, code="")):
+        assert page.difference(one, ask) < export.TOLERANCE
+
+
+def test_the_kernel_in_git_is_what_its_source_compiles_to():
+    """Where `make vendor` has compiled it; `make kernel` puts it there."""
+    compiled = PROJECT / "book/_vendor/.checks/kernel.wasm"
+    if not compiled.is_file():
+        pytest.skip("not compiled here: make vendor")
+    assert compiled.read_bytes() == (page.SCRIPTS / "kernel.wasm").read_bytes()
+
+
+def test_a_width_that_the_kernel_has_not_is_refused(make_recipe):
+    recipe = make_recipe(model={"hidden": 18})
+    model = Reasoner.for_task(recipe.task, recipe.model, torch.Generator().manual_seed(1))
+    with pytest.raises(export.ExportError, match="hidden = 18"):
+        page.weights(model)
 
 
 def test_a_graph_that_disagrees_is_not_written(make_recipe, tmp_path, monkeypatch):

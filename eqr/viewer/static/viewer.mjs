@@ -2,8 +2,7 @@
 // them are right by the rules and which one each rule of selection takes, and a time line.
 //
 // A plain ES module that is used in three ways:
-//   replay   a page holds recorded trajectories and this text (eqr/viewer/page.py inlines it, so
-//            that it runs on a page opened from a file);
+//   replay   a page holds recorded trajectories and this text (eqr/viewer/page.py inlines it);
 //   solver   the same with controls, around a model that the browser iterates (worker.mjs);
 //   Jupyter  the same controls around a model in the kernel (eqr/viewer/explorer.py, anywidget).
 //
@@ -880,28 +879,64 @@ function startReplay(root) {
   else player.seek(player.longest, false);
 }
 
-// The browser computes: off the page's thread, and nothing is fetched until the reader asks for it.
-export function workerAt(address, models) {
-  const worker = new Worker(address, { type: "module" });
-  const channel = new Channel((message) => worker.postMessage(message));
-  worker.onmessage = ({ data }) => channel.receive(data);
-  worker.onerror = (event) => channel.fail(event.message || "its scripts did not load");
-  channel.close = () => worker.terminate();
-  worker.postMessage({ call: "know", models });
+const scripts = new Map(); // those asked for, by address
+
+// A script of the book; one that did not come can be asked for again.
+function loaded(address) {
+  if (!scripts.has(address)) {
+    const script = element("script", { src: address });
+    const work = new Promise((done, failed) => {
+      script.addEventListener("load", done);
+      script.addEventListener("error", () => failed(new Error(`${address} did not load`)));
+    });
+    scripts.set(address, work.catch((error) => {
+      scripts.delete(address);
+      script.remove();
+      throw error;
+    }));
+    document.head.append(script);
+  }
+  return scripts.get(address);
+}
+
+// The browser computes, off the page's thread; nothing is fetched until the reader asks for it. From a
+// file a page may load scripts only, so all that there is comes as such: eqr.viewer.page.install.
+export function workerAt(place, models) {
+  const weighed = new Set();
+  let worker = null, closed = false, last = Promise.resolve();
+  const begin = async () => {
+    await loaded(`${place}solver.js`);
+    const { code, kernel } = self.eqrSolver;
+    worker = new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+    worker.onmessage = ({ data }) => channel.receive(data);
+    worker.onerror = (event) => channel.fail(event.message || "its script did not run");
+    worker.postMessage({ call: "know", models, kernel });
+  };
+  const send = async (message) => {
+    if (!worker && !closed) await begin();
+    for (const { model } of message.runs ?? []) {
+      if (weighed.has(model)) continue;
+      const { run } = models[model];
+      await loaded(`${place}${run}.js`);
+      worker.postMessage({ call: "weigh", model, weights: self.eqrWeights[run] });
+      weighed.add(model);
+    }
+    if (!closed) worker.postMessage(message);
+    else worker?.terminate();
+  };
+  const channel = new Channel((message) => {
+    last = last.then(() => send(message)).catch((error) => channel.fail(error.message));
+  });
+  channel.close = () => {
+    closed = true;
+    worker?.terminate();
+  };
   return channel;
 }
 
 function startSolver(root) {
-  if (!location.protocol.startsWith("http")) {
-    root.querySelector(".eqr-wait").replaceChildren(
-      "A browser runs the solver only on a page that comes from a web server: say ",
-      element("code", {}, "make serve"),
-      ", or read the published book. The replay above works here too.",
-    );
-    return;
-  }
-  const stored = storedIn(root), address = new URL(root.dataset.worker, document.baseURI);
-  root.explorer = new Explorer(root, stored, () => workerAt(address, stored.models));
+  const stored = storedIn(root), place = new URL(root.dataset.place, document.baseURI).href;
+  root.explorer = new Explorer(root, stored, () => workerAt(place, stored.models));
 }
 
 // The kernel computes: messages go through the widget, which every view of it shares.

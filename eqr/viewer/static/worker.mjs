@@ -1,26 +1,24 @@
-// Runs one exported outer iteration after the other, off the page's thread: the other side of the
-// viewer's Channel (viewer.mjs), whose calls it answers. The runtime, of 14 MB, is fetched with the
-// first trajectories.
+// Iterates the models of a page off its thread: the other side of the viewer's Channel (viewer.mjs),
+// whose calls it answers. The modules beside this one reach the browser as one script, which
+// eqr/viewer/page.py makes of them; a worker that comes from a page's text works in a file as well.
+import { Machine, compiled, plain } from "./machine.mjs";
 import { Plane, normal, truncated, uniform } from "./numbers.mjs";
 import { ProblemError, RULES } from "./rules.mjs";
 
-let models = []; // as the page describes them; each gets its session with its first trajectories
+let kernel = null; // the compiled one; without SIMD there is none
+let models = []; // as the page describes them, each with its machine once its weights have come
 let runs = []; // the trajectories under way
-let ort = null;
 
-const tensor = (values, dims) => new ort.Tensor("float32", values, dims);
+// The models and the kernel's bytes in base 64.
+function know({ models: described, kernel: bytes }) {
+  models = described;
+  const code = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
+  kernel = WebAssembly.validate(code) ? new WebAssembly.Module(code) : null;
+}
 
-async function load(model) {
-  if (!ort) {
-    ort = await import("../vendor/onnxruntime/ort.wasm.bundle.min.mjs");
-    ort.env.wasm.numThreads = 1; // more would need headers that a static site does not send
-    ort.env.wasm.wasmPaths = {
-      wasm: new URL("../vendor/onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href,
-    };
-  }
-  const address = new URL(model.file, import.meta.url).href;
-  model.session ??= await ort.InferenceSession.create(address, { executionProviders: ["wasm"] });
-  return model.session;
+function weigh({ model, weights }) {
+  const open = (size) => (kernel ? compiled(kernel, size) : plain(size));
+  models[model].machine ??= new Machine(models[model], weights, open);
 }
 
 // A problem from text, with a remark; or what is wrong with it.
@@ -35,94 +33,49 @@ function read({ model, text }) {
   }
 }
 
-// Latents of every restart before the first iteration; restart b has a stream of its own.
-function starts(facts, breadth, seed) {
-  const tokens = facts.task.height * facts.task.width;
-  const parts = { high: tokens * facts.hidden, low: facts.tokens_low * facts.hidden };
-  const made = { high: new Float32Array(breadth * parts.high), low: new Float32Array(breadth * parts.low) };
-  for (let b = 0; b < breadth; b++) {
-    const draw = uniform(seed, b, 0);
-    for (const name of ["high", "low"]) {
-      const own = made[name].subarray(b * parts[name], (b + 1) * parts[name]);
-      if (facts.start.kind === "random") {
-        const next = truncated(draw, facts.start[`std_${name}`]);
-        for (let i = 0; i < own.length; i++) own[i] = next();
-      } else {
-        const vector = facts.start[name];
-        for (let i = 0; i < own.length; i++) own[i] = vector[i % facts.hidden];
-      }
-    }
-  }
-  return made;
+// Latents of restart b before the first iteration; each restart has a stream of its own.
+function starts(facts, machine, seed, b) {
+  const draw = uniform(seed, b, 0), { start } = facts;
+  const [high, low] = ["high", "low"].map((name) => {
+    const made = new Float32Array(name === "low" && !facts.tokens_low ? 0 : machine.size);
+    if (start.kind !== "random") return made.map((_, i) => start[name][i % facts.hidden]);
+    const next = truncated(draw, start[`std_${name}`]);
+    return made.map(next);
+  });
+  return { high, low, draw: normal(uniform(seed, b, 1)) };
 }
 
-async function begin({ runs: wanted }) {
-  runs = []; // those of other settings, which nobody asks for again
-  for (const { model, inputs, breadth, noise, damping, seed } of wanted) {
-    const facts = models[model], session = await load(facts);
-    const tokens = inputs.length, { hidden, tokens_low: low } = facts;
-    const latents = starts(facts, breadth, seed);
-    const x = new BigInt64Array(breadth * tokens);
-    for (let i = 0; i < x.length; i++) x[i] = BigInt(inputs[i % tokens]);
-    runs.push({
-      session, facts, breadth, noise, depth: 0,
-      damping: damping ?? facts.damping,
+function begin({ runs: wanted }) {
+  // Those of other settings nobody asks for again.
+  runs = wanted.map(({ model, inputs, breadth, noise, damping, seed }) => {
+    const facts = models[model], { machine } = facts;
+    return {
+      facts, machine, inputs, noise, damping: damping ?? facts.damping, depth: 0,
       right: RULES[facts.task.kind].verdict(inputs, facts.task),
-      high: tensor(latents.high, [breadth, tokens, hidden]),
-      low: tensor(latents.low, [breadth, low, hidden]),
-      x: new ort.Tensor("int64", x, [breadth, tokens]),
-      draws: Array.from({ length: breadth }, (_, b) => normal(uniform(seed, b, 1))),
-      plane: new Plane((tokens + low) * hidden),
-    });
-  }
+      restarts: Array.from({ length: breadth }, (_, b) => starts(facts, machine, seed, b)),
+      plane: new Plane(machine.size + facts.tokens_low * facts.hidden),
+    };
+  });
   return true;
 }
 
-function noiseOf({ facts, breadth, noise, draws, x }) {
-  const each = x.dims[1] * facts.hidden, rows = breadth * each;
-  const values = new Float32Array(facts.updates * rows);
-  if (noise > 0) {
-    for (let b = 0; b < breadth; b++) {
-      for (let k = 0; k < facts.updates; k++) {
-        const from = k * rows + b * each;
-        for (let i = 0; i < each; i++) values[from + i] = draws[b]();
-      }
-    }
-  }
-  return tensor(values, [facts.updates, breadth, x.dims[1], facts.hidden]);
-}
-
-async function advance() {
-  const frames = [];
-  for (const now of runs) {
-    const out = await now.session.run({
-      z_high: now.high, z_low: now.low, x: now.x, noise: noiseOf(now),
-      beta: tensor([now.noise], []), damping: tensor([now.damping], []),
+function advance() {
+  return runs.map((run) => {
+    const { machine, restarts, noise: beta, damping } = run, draws = new Float32Array(machine.size);
+    machine.pose(run.inputs);
+    const rows = restarts.map(({ high, low, draw }) => {
+      const noise = beta > 0 ? () => draws.map(draw) : null;
+      return machine.iterate(high, low, { noise, beta, damping });
     });
-    now.high = out.next_high;
-    now.low = out.next_low;
-    now.depth += 1;
-    const decoded = decode(out.logits, now.facts.normalisation);
-    frames.push({
-      ...decoded,
-      depth: now.depth,
-      residual: Array.from(out.residual.data),
-      halt: Array.from(out.halt.data),
-      right: decoded.answers.map(now.right),
-      plane: now.plane.add(states(now)),
-    });
-  }
-  return frames;
-}
-
-// Both latents of each restart as one vector.
-function states({ high, low, breadth }) {
-  const [a, b] = [high.data.length / breadth, low.data.length / breadth];
-  return Array.from({ length: breadth }, (_, r) => {
-    const state = new Float32Array(a + b);
-    state.set(high.data.subarray(r * a, (r + 1) * a));
-    state.set(low.data.subarray(r * b, (r + 1) * b), a);
-    return state;
+    const decoded = rows.map((row) => decode(row.logits, run.facts.normalisation));
+    const all = (name, from = decoded) => from.map((row) => row[name]);
+    return {
+      depth: ++run.depth,
+      answers: all("answer"), confidence: all("sure"), margin: all("gap"),
+      residual: all("residual", rows), halt: all("halt", rows),
+      right: all("answer").map(run.right),
+      plane: run.plane.add(restarts.map(({ high, low }) => [...high, ...low])),
+    };
   });
 }
 
@@ -133,63 +86,41 @@ const WEIGHTS = {
 };
 
 // The likeliest token of each cell, its probability, and the smallest gap between the best logit of a
-// cell and its second, by restart.
+// cell and its second.
 function decode(logits, normalisation) {
-  const [breadth, tokens, words] = logits.dims;
-  const answers = [], confidence = [], margin = [], weight = WEIGHTS[normalisation];
-  for (let b = 0; b < breadth; b++) {
-    const answer = new Array(tokens), sure = new Array(tokens);
-    let gap = Infinity;
-    for (let s = 0; s < tokens; s++) {
-      const own = logits.data.subarray((b * tokens + s) * words, (b * tokens + s + 1) * words);
-      let best = 0, total = 0;
-      for (let v = 1; v < words; v++) if (own[v] > own[best]) best = v;
-      for (let v = 0; v < words; v++) {
-        total += weight(own[v], own[best]);
-        if (v !== best) gap = Math.min(gap, own[best] - own[v]);
-      }
-      answer[s] = best;
-      sure[s] = weight(own[best], own[best]) / total;
-    }
-    answers.push(answer);
-    confidence.push(sure);
-    margin.push(gap);
+  const weight = WEIGHTS[normalisation], answer = [], sure = [];
+  let gap = Infinity;
+  for (const own of logits) {
+    const best = own.indexOf(Math.max(...own));
+    let total = 0;
+    own.forEach((logit, v) => {
+      total += weight(logit, own[best]);
+      if (v !== best) gap = Math.min(gap, own[best] - logit);
+    });
+    answer.push(best);
+    sure.push(weight(own[best], own[best]) / total);
   }
-  return { answers, confidence, margin };
+  return { answer, sure, gap };
 }
 
-// One iteration on tensors given as {name: {values, dims}}; all outputs in the same form. What a test
-// compares with torch.
-async function iterate({ model, inputs }) {
-  const session = await load(models[model]), feeds = {};
-  for (const [name, { values, dims }] of Object.entries(inputs)) {
-    feeds[name] =
-      name === "x"
-        ? new ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims)
-        : tensor(Float32Array.from(values), dims);
-  }
-  const out = await session.run(feeds);
-  return Object.fromEntries(
-    Object.entries(out).map(([name, { data, dims }]) => [name, { values: Array.from(data), dims }]),
-  );
+// One iteration of one row with everything given, `noise` being the draws of one update after the
+// other: what is compared with torch.
+function iterate({ model, inputs, high, low, noise, beta, damping }) {
+  const { machine } = models[model], latents = [high, low].map((values) => Float32Array.from(values));
+  machine.pose(inputs);
+  const draws = noise.map((values) => Float32Array.from(values))[Symbol.iterator]();
+  const next = beta > 0 ? () => draws.next().value : null;
+  const { logits, halt, residual } = machine.iterate(...latents, { noise: next, beta, damping });
+  const [next_high, next_low] = latents.map((values) => Array.from(values));
+  return { next_high, next_low, logits: logits.flatMap((row) => Array.from(row)), halt, residual };
 }
 
-function know({ models: described }) {
-  models = described;
-}
+const CALLS = { know, weigh, read, begin, advance, iterate };
 
-const CALLS = { know, read, begin, advance, iterate };
-
-async function answer({ call, id, ...rest }) {
+self.onmessage = ({ data: { call, id, ...rest } }) => {
   try {
-    self.postMessage({ id, result: await CALLS[call](rest) });
+    self.postMessage({ id, result: CALLS[call](rest) });
   } catch (error) {
     self.postMessage({ id, error: String(error?.message || error) });
   }
-}
-
-// One call after the other: a session runs one batch at a time.
-let last = Promise.resolve();
-self.onmessage = ({ data }) => {
-  last = last.then(() => answer(data));
 };
