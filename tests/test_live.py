@@ -75,7 +75,7 @@ def site(tmp_path_factory, solved, problems, learned) -> Path:
         {"title": "known", "text": model.task.format(inputs), "model": model.title},
         {"title": "walk", "text": maze.format(walk), "model": "Maze"},
         {"title": "torn", "text": model.task.format(other), "model": "Untrained"}
-        | {"depth": 9, "breadth": 3, "noise": 0.1},
+        | {"depth": 9, "breadth": 3, "noise": 0.1, "right": 2},
     ]
     models = [play.PageModel.of(title, one, "smoke") for title, one in trained.items()]
     (root / "chapters").mkdir()
@@ -258,7 +258,7 @@ def test_the_live_page_solves_a_real_problem(tab, live, solved):
     assert early == [], "fetched before anybody asked for it"
     frames = play_through(live)["frames"]
     facts = live.locator(".eqr-facts").inner_text()
-    assert "by the rules, the answer is right" in facts and ", settled" in facts
+    assert live.locator(".eqr-verdict").inner_text() == "Settled, and right by the rules."
     assert "".join(board(live)) == model.task.format(solution.answer)
     inputs = np.repeat(solution.inputs[None], 8, 0)
     for frame in frames:
@@ -353,9 +353,15 @@ def test_an_example_opens_the_model_and_settings_that_it_was_measured_with(live)
     assert now["model"]["name"] == "Untrained" and now["damping"] is None
     assert (now["breadth"], now["noise"]) == (3, 0.1)
     assert live.page.evaluate(f"{PLAYER}.longest") == 9
+    play_through(live, 9)
+    facts = live.locator(".eqr-facts")
+    assert "are right, 2 of 3 in the book's runs at D = 9" in facts.inner_text()
+    assert "wrong by the rules" in live.locator(".eqr-verdict").inner_text()
     field(live, "model").select_option(label="Tiny EqR")  # another model, the same problem
     other = recording(live)
     assert other["model"]["name"] == "Tiny EqR" and other["inputs"] == now["inputs"]
+    play_through(live, 1)
+    assert "book" not in facts.inner_text()
 
 
 def test_two_models_side_by_side_and_a_change_while_playing(live):

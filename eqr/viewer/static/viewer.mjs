@@ -11,6 +11,7 @@
 //   inputs    tokens of the problem; label: those of the answer, or null
 //   model     {name, run, profile}; noise, seed, and damping (null: the model's own)
 //   breadth   B, the number of restarts
+//   measured  {depth, right}: how many restarts were right in the book's runs, where that is known
 //   frames    one for each outer iteration: {answers, confidence, residual, margin, halt, right,
 //             plane}, where answers[b] and confidence[b] have S entries, the others one for each b
 
@@ -316,8 +317,9 @@ class Panel {
     this.board = new Board(recording.task, `Board of ${model.name}`, edit);
     this.traces = new Traces();
     this.plane = new Plane();
+    this.verdict = element("p", { class: "eqr-verdict" });
     this.caption = element("p", { class: "eqr-facts" });
-    this.rules = element("p", { class: "eqr-rules" });
+    this.rules = element("ul", { class: "eqr-rules", "aria-label": "Restart that each rule takes" });
     const facts = [model.profile && `profile ${model.profile}`, `β ${noise}`];
     facts.push((damping ?? null) !== null && `λ ${damping}`, `seed ${seed}`, model.run);
     const trace = element("p", { class: "eqr-trace" }, facts.filter(Boolean).join(" · "));
@@ -325,7 +327,8 @@ class Panel {
     if (!small) this.root.append(element("p", { class: "eqr-model" }, model.name));
     const plots = element("div", { class: "eqr-plots" }, this.traces.root);
     if (!small) plots.append(this.plane.root);
-    this.root.append(element("div", { class: "eqr-views" }, this.board.root, plots), this.caption);
+    const views = element("div", { class: "eqr-views" }, this.board.root, plots);
+    this.root.append(views, this.verdict, this.caption);
     if (!small) this.root.append(this.rules, element("p", { class: "eqr-help" }, LEGEND));
     this.root.append(trace);
   }
@@ -339,32 +342,37 @@ class Panel {
     this.board.show(recording, depth, restart);
     this.traces.show(recording, depth, restart, longest);
     this.plane.show(recording, depth, restart);
-    this.caption.textContent = this.facts(depth, restart);
-    this.rules.textContent = depth && last ? this.choices(depth) : "";
-    return this.caption.textContent;
+    this.verdict.textContent = depth ? this.judge(depth, restart) : "";
+    this.verdict.classList.toggle("wrong", depth > 0 && !recording.frames[depth - 1].right[restart]);
+    this.caption.textContent = depth ? this.facts(depth, restart) : "Not started: the board shows the problem.";
+    this.rules.replaceChildren(...(depth && last ? this.choices(depth) : []));
+    return `${this.verdict.textContent} ${this.caption.textContent}`.trim();
+  }
+
+  judge(depth, restart) {
+    const { residual, right } = this.recording.frames[depth - 1];
+    const state = residual[restart] < SETTLED ? "Settled, and" : "Still moving, and";
+    return `${state} ${right[restart] ? "right" : "wrong"} by the rules.`;
   }
 
   facts(depth, restart) {
-    if (!depth) return "Not started: the board shows the problem.";
-    const { inputs, label, breadth, task, frames } = this.recording;
+    const { inputs, label, breadth, task, frames, measured } = this.recording;
     const { answers, confidence, residual, right } = frames[depth - 1];
     const open = inputs.map((_, i) => i).filter((i) => !isGiven(task, inputs[i]));
     const sure = open.filter((i) => confidence[restart][i] > UNSURE).length;
-    const rest = residual[restart];
     const words = [
-      `Restart ${restart + 1} of ${breadth}: residual ${rest.toPrecision(2)}, ` +
-        (rest < SETTLED ? "settled" : "not settled"),
+      `Restart ${restart + 1} of ${breadth}: residual ${residual[restart].toPrecision(2)}`,
       `${sure} of ${open.length} open cells are decided`,
     ];
     if (label) {
       const wrong = open.filter((i) => answers[restart][i] !== label[i]).length;
       if (wrong) words.push(`${wrong} wrong`);
     }
-    words.push(`by the rules, the answer is ${right[restart] ? "right" : "not right"}`);
     if (breadth > 1) {
       const alike = answers.filter((answer) => same(answer, answers[restart])).length;
       words.push(`${alike} of ${breadth} restarts have this answer`);
       words.push(`${right.filter(Boolean).length} of ${breadth} are right`);
+      if (measured) words[words.length - 1] += `, ${measured.right} of ${breadth} in the book's runs at D = ${measured.depth}`;
     }
     return words.join("; ") + ".";
   }
@@ -372,11 +380,10 @@ class Panel {
   // Which restart each rule of selection takes, and whether it is right.
   choices(depth) {
     const { right } = this.recording.frames[depth - 1];
-    const words = Object.entries(RULES).map(([name, rule]) => {
-      const b = rule(this.recording, depth);
-      return `${name}: ${b + 1}, ${right[b] ? "right" : "not right"}`;
+    return Object.entries(RULES).map(([name, rule]) => {
+      const b = rule(this.recording, depth), kind = right[b] ? "right" : "wrong";
+      return element("li", { class: kind }, `${name}: restart ${b + 1}, ${kind}`);
     });
-    return `Restart that each rule takes – ${words.join("; ")}.`;
   }
 }
 
@@ -565,8 +572,9 @@ const CONTROLS = {
 };
 
 // `stored`: {title, models: [{title, run, profile, board, task}], puzzles: [{title, inputs, and, where
-// it belongs to one, model, depth, breadth, noise}], settings, and, where trajectories are to be shown
-// at once, recordings of the first puzzle; eager: play after each change; wait: said while it loads}
+// it was measured, model, depth, breadth, noise and right, the number of its right restarts}],
+// settings, and, where trajectories are to be shown at once, recordings of the first puzzle;
+// eager: play after each change; wait: said while it loads}
 export class Explorer {
   constructor(root, stored, connect) {
     Object.assign(this, { root, connect, stored, models: stored.models, round: 0, note: "" });
@@ -574,9 +582,8 @@ export class Explorer {
     this.id = `eqr-explorer-${++counter}`;
     root.querySelector(".eqr-wait")?.remove();
     this.build();
-    const second = stored.recordings?.length > 1;
     this.setValues({ ...stored.settings, damping: stored.settings.damping ?? OWN });
-    this.pickModel(second ? 1 : "", this.puzzles[0]);
+    this.pickPuzzle(this.puzzles[0], stored.recordings?.length > 1 ? 1 : "");
     if (stored.recordings) {
       this.player.load(stored.recordings.map(decoded), this.longest);
       this.player.seek(this.longest, false);
@@ -657,13 +664,13 @@ export class Explorer {
   }
 
   // The model of the list, with the problem that is there if it can be asked it.
-  pickModel(other = "", puzzle = null) {
+  pickModel(puzzle = null, other = this.fields.other.value) {
     const { fields, model, models } = this;
     const rivals = models.filter((m) => m !== model && m.board === model.board);
     fields.other.replaceChildren(element("option", { value: "" }, "no other model"));
     fields.other.append(...rivals.map((m) => element("option", { value: models.indexOf(m) }, m.title)));
     fields.other.disabled = !rivals.length;
-    fields.other.value = other;
+    fields.other.value = rivals.includes(models[other]) ? other : "";
     this.keys.replaceChildren(
       ...keysOf(model.task).map((symbol) => {
         const label = `${symbol} ${nameOf(symbol)}`;
@@ -683,12 +690,13 @@ export class Explorer {
   }
 
   // A problem of the list; one that was measured opens with the model and settings of its title.
-  pickPuzzle(puzzle) {
-    const { model, title, inputs, ...settings } = puzzle;
-    this.setValues(settings);
-    if (model === undefined || this.models[model] === this.model) return this.pose(inputs);
-    this.fields.model.value = model;
-    this.pickModel("", puzzle);
+  pickPuzzle(puzzle, other) {
+    const { model, title, inputs, right, ...settings } = puzzle;
+    if (model !== undefined) {
+      this.fields.model.value = model;
+      this.setValues({ ...settings, damping: OWN });
+    }
+    this.pickModel(puzzle, other);
   }
 
   pose(inputs, note = "") {
@@ -740,13 +748,16 @@ export class Explorer {
   }
 
   recording(model) {
-    const { breadth, noise, damping, seed } = this.fields;
+    const { puzzle, ...fields } = this.fields;
+    const [breadth, noise, damping, seed] = ["breadth", "noise", "damping", "seed"].map((name) => Number(fields[name].value));
+    const example = this.puzzles[puzzle.value] ?? {};
+    const asMeasured =
+      this.models[example.model] === model && example.breadth === breadth && example.noise === noise && damping < 0;
     return {
       task: model.task, inputs: this.inputs, label: null,
       model: { name: model.title, run: model.run, profile: model.profile },
-      breadth: Number(breadth.value), noise: Number(noise.value),
-      damping: Number(damping.value) < 0 ? null : Number(damping.value),
-      seed: Number(seed.value), frames: [],
+      breadth, noise, seed, damping: damping < 0 ? null : damping, frames: [],
+      measured: asMeasured && example.right !== undefined ? example : null,
     };
   }
 
