@@ -159,7 +159,7 @@ class TestPlane:
         plane, before = Plane(), None
         for states in self.walk(64):
             plane.add(states.astype(np.float32))
-            now = plane.points
+            now = plane.fit()
             if before is not None and len(before) > 3:
                 old = before.reshape(-1, 2) - before.mean((0, 1))
                 new = now[: len(before)].reshape(-1, 2)
@@ -174,7 +174,8 @@ class TestPlane:
             plane.add(one.astype(np.float32))
         cloud = np.concatenate(states)
         size = np.linalg.svd(cloud - cloud.mean(0), compute_uv=False) ** 2
-        assert plane.explained == pytest.approx(size[:2].sum() / size.sum(), abs=1e-3)
+        shown = ((plane.fit() - plane.points.mean((0, 1))) ** 2).sum()
+        assert shown == pytest.approx(size[:2].sum(), rel=1e-3)
         points = np.array(plane.packed())  # in thousandths of the largest coordinate
         assert points.shape == (32, 3, 2) and np.abs(points).max() == 1000
         assert (points.std((0, 1)) > 0).all()
@@ -183,7 +184,7 @@ class TestPlane:
         plane = Plane()
         for _ in range(5):
             plane.add(np.ones((3, 8), np.float32))
-        assert plane.points.shape == (5, 3, 2) and not plane.points.any()
+        assert plane.fit().shape == (5, 3, 2) and not plane.points.any()
 
 
 @pytest.fixture

@@ -24,10 +24,9 @@ import traitlets
 from eqr.checkpoint import Checkpoint, load_model
 from eqr.experiments import Trained
 from eqr.settings import ProblemError
-from eqr.task import Task
 from eqr.tasks.drawing import INK
-from eqr.viewer.frames import Settings, Trajectory, board_of, in_base_36
-from eqr.viewer.page import SCRIPTS, numbered, recording
+from eqr.viewer.frames import Settings, Trajectory, in_base_36
+from eqr.viewer.page import SCRIPTS, PageModel, controls, recording
 
 PATIENCE = 5.0  # seconds that opening an explorer may compute; a large model goes on when played
 LISTED = 50  # puzzles in the list
@@ -63,14 +62,13 @@ def explore(
         for one in (model, other)
         if one is not None
     ]
-    task = task_of(loaded[0])
+    task = loaded[0].task
     for one in loaded[1:]:
-        if not task.same_board(task_of(one)):
-            raise ProblemError(f"the models' boards differ: {task} and {task_of(one)}")
-    if problems is None:
-        first = loaded[0]
-        problems = first.data.test.inputs if isinstance(first, Trained) else None
-        problems = task.generate(20, 0).inputs if problems is None else problems
+        if not task.same_board(one.task):
+            raise ProblemError(f"the models' boards differ: {task} and {one.task}")
+    if problems is None and isinstance(loaded[0], Trained):
+        problems = loaded[0].data.test.inputs
+    problems = task.generate(20, 0).inputs if problems is None else np.asarray(problems)
     if len(task.format(problems[0])) != task.seq_len:
         raise ProblemError(
             f"the explorer draws boards with one character a cell, which {task.kind} has not: "
@@ -78,33 +76,26 @@ def explore(
         )
     if not 0 <= puzzle < len(problems):
         raise ProblemError(f"no puzzle {puzzle}: there are 0 to {len(problems) - 1}")
-    names = [
-        one.recipe.name if isinstance(one, Trained) else f"model {k}"
-        for k, one in enumerate(loaded)
-    ]
+    names, origins = [], []
+    for k, one in enumerate(loaded):
+        own = isinstance(one, Trained)
+        names.append(one.recipe.name if own else f"model {k}")
+        origins.append(one.run.id if own else f"weights {one.sha256[:12]}")
     names = list(titles) or names
     if len(names) != len(loaded) or len(set(names)) < len(names):
         raise ProblemError(f"titles {names}: give each model one of its own")
-    origins = [
-        one.run.id if isinstance(one, Trained) else f"weights {one.sha256[:12]}" for one in loaded
+    models = [
+        PageModel(name, one.model, one.task, origin)
+        for name, one, origin in zip(names, loaded, origins, strict=True)
     ]
-    models = {
-        name: (one.model, origin) for name, one, origin in zip(names, loaded, origins, strict=True)
-    }
-    return Explorer(models, task, np.asarray(problems), puzzle, settings or Settings())
-
-
-def task_of(model: Trained | Checkpoint) -> Task:
-    """The task that a model was trained on."""
-    return model.recipe.task if isinstance(model, Trained) else model.task
+    return Explorer(models, problems, puzzle, settings or Settings())
 
 
 class Explorer(anywidget.AnyWidget):
     """The viewer with a model or two behind it; :func:`explore` makes one.
 
     Args:
-        models: by title, the model and where it comes from: the id of its run, or its weights.
-        task: of all models.
+        models: on the same board.
         problems: (n, S) puzzles; the first ``LISTED`` can be chosen, and ``puzzle``, which is open.
 
     Attributes:
@@ -116,40 +107,25 @@ class Explorer(anywidget.AnyWidget):
     stored = traitlets.Dict().tag(sync=True)
 
     def __init__(
-        self,
-        models: dict[str, tuple[Any, str]],
-        task: Task,
-        problems: np.ndarray,
-        puzzle: int,
-        settings: Settings,
+        self, models: Sequence[PageModel], problems: np.ndarray, puzzle: int, settings: Settings
     ) -> None:
-        self.task, self.models = task, [model for model, _ in models.values()]
+        self.task, self.models = models[0].task, models
         self._lock = threading.Lock()  # JupyterLab may deliver messages on threads of their own
         self._runs: dict[str, list[Trajectory]] = {}  # by the view that asked for them
-        self.opened = [Trajectory(m, task, problems[puzzle], settings) for m in self.models]
+        self.opened = [Trajectory(m.model, m.task, problems[puzzle], settings) for m in models]
         for run in self.opened:
             run.record(settings.depth, PATIENCE / len(models))
-        facts = [{"title": t, "run": o, "task": board_of(task)} for t, (_, o) in models.items()]
         listed = [puzzle, *(k for k in range(min(LISTED, len(problems))) if k != puzzle)]
-        super().__init__(
-            stored={
-                "title": "Explorer",
-                "models": numbered(facts, [task] * len(facts)),
-                "puzzles": [
-                    {
-                        "title": f"{k}: {task.format(problems[k])[:30]}",
-                        "inputs": in_base_36(problems[k].tolist()),
-                    }
-                    for k in listed
-                ],
-                "settings": {name: getattr(settings, name) for name in Settings.__slots__},
-                "recordings": [
-                    recording(run, {"name": title, "run": origin})
-                    for run, (title, (_, origin)) in zip(self.opened, models.items(), strict=True)
-                ],
-                "eager": True,
+        puzzles = [
+            {
+                "title": f"{k}: {self.task.format(problems[k])[:30]}",
+                "inputs": in_base_36(problems[k].tolist()),
             }
-        )
+            for k in listed
+        ]
+        shown = [recording(*pair) for pair in zip(models, self.opened, strict=True)]
+        more = {"title": "Explorer", "recordings": shown, "eager": True}
+        super().__init__(stored=controls(models, puzzles, settings, **more))
         self.on_msg(lambda _, message, __: self.send(self.answer(message)))
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -170,15 +146,14 @@ class Explorer(anywidget.AnyWidget):
         if call == "begin":
             self._runs[view] = [self._begin(**run) for run in words["runs"]]
             return True
-        frames = [
+        return [
             run.advance().packed() | {"depth": len(run.frames), "plane": run.plane.packed()}
             for run in self._runs[view]
         ]
-        return frames
 
     def _begin(self, model: int, inputs: list[int], **settings: Any) -> Trajectory:
         tokens = np.array(inputs, np.uint8)
-        return Trajectory(self.models[model], self.task, tokens, Settings(**settings))
+        return Trajectory(self.models[model].model, self.task, tokens, Settings(**settings))
 
     def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
         """The widget; for readers without a kernel the picture."""
@@ -188,12 +163,12 @@ class Explorer(anywidget.AnyWidget):
     def describe(self) -> str:
         """The answers for a terminal."""
         parts = []
-        for fact, run in zip(self.stored["models"], self.opened, strict=True):
+        for model, run in zip(self.models, self.opened, strict=True):
             frame, best = run.frames[-1], run.selected
             verdict = "valid" if frame.right[best] else "not valid"
             count = f"{int(frame.right.sum())} of {len(frame.right)} restarts valid"
             board = self.task.render(frame.answer[best])
-            parts.append(f"{fact['title']}\n{board}\nby the rules: {verdict}; {count}")
+            parts.append(f"{model.title}\n{board}\nby the rules: {verdict}; {count}")
         return "\n\n".join(parts)
 
     def picture(self) -> bytes:
@@ -205,16 +180,14 @@ class Explorer(anywidget.AnyWidget):
 
         figure = Figure(figsize=(10, 3.6 * len(self.opened)), layout="constrained")
         rows = figure.subplots(len(self.opened), 3, squeeze=False)
-        for (board, traces, plane), run, fact in zip(
-            rows, self.opened, self.stored["models"], strict=True
-        ):
+        for (board, traces, plane), run, model in zip(rows, self.opened, self.models, strict=True):
             frame, best = run.frames[-1], run.selected
             given = np.array(list(self.task.format(run.inputs))) != "."
             sure = np.where(given, 1.0, frame.confidence[best])
             self.task.draw(board, run.inputs, frame.answer[best], settled=sure)
             count = f"{int(frame.right.sum())} of {len(frame.right)} restarts right by the rules"
-            board.set_title(f"{fact['title']}, D = {len(run.frames)}: {count}", fontsize=9)
-            board.set_xlabel(fact["run"], fontsize=7)
+            board.set_title(f"{model.title}, D = {len(run.frames)}: {count}", fontsize=9)
+            board.set_xlabel(model.run, fontsize=7)
             points, selected = np.array(run.plane.packed()), {"color": INK, "linewidth": 2.4}
             figures.residual_traces(traces, run.residuals, frame.right)
             traces.plot(range(1, len(points) + 1), run.residuals[:, best], **selected)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eqr.analysis.dynamics import Pca, pca
+from eqr.analysis.dynamics import pca
 from eqr.optim import probabilities
 from eqr.rollout import Iteration, rollout
 from eqr.task import Task, task_to_dict
@@ -75,55 +75,38 @@ def short(values: np.ndarray) -> list[float]:
 
 
 class Plane:
-    """The plane of the states' principal axes, fitted again whenever their number has doubled.
+    """The plane of the states' principal axes.
 
-    A new fit is turned within its plane so that the states already there move least: principal
-    axes have no sign, and pictures of them would flip from one fit to the next. The states are
-    stored as float16, which is 7 MB for 64 iterations of 16 restarts of a small model.
+    Each fit is turned within its plane so that the states already there move least: principal axes
+    have no sign, and pictures of them would flip from one fit to the next. The states are stored as
+    float16, which is 7 MB for 64 iterations of 16 restarts of a small model.
     """
 
     def __init__(self) -> None:
-        self.states: list[np.ndarray] = []  # (B, N) each
-        self.points = np.zeros((0, 0, 2))  # (depth, B, 2)
-        self.fit: Pca | None = None
+        self.states: list[np.ndarray] = []  # (B, N) of each iteration
+        self.points = np.zeros((0, 0, 2))  # (depth, B, 2) at the last fit
 
     def add(self, states: np.ndarray) -> None:
         """Take in the states (B, N) of one more iteration."""
         self.states.append(states.astype(np.float16))
-        count = len(self.states)
-        if count & (count - 1) == 0:
-            self._fit()
-        else:
-            self.points = np.concatenate((self.points, self._project(states)[None]))
 
-    @property
-    def explained(self) -> float:
-        """Share of the variance in the plane, at the last fit."""
-        return float(self.fit.explained.sum()) if self.fit else 1.0
+    def fit(self) -> np.ndarray:
+        """Where the states lie, (depth, B, 2); all in one point if they are equal."""
+        before, rows = self.points.reshape(-1, 2), [row for states in self.states for row in states]
+        sample = np.stack(rows[:: -(-len(rows) // FITTED)]).astype(np.float32)
+        self.points = np.zeros((len(self.states), len(self.states[0]), 2))
+        if np.ptp(sample, axis=0).max() > 0:
+            plane = pca(sample)
+            self.points[:] = [plane.project(states.astype(np.float32)) for states in self.states]
+            if len(before):
+                new = self.points.reshape(-1, 2)[: len(before)]
+                self.points = self.points @ turning(new - new.mean(0), before - before.mean(0))
+        return self.points
 
     def packed(self) -> list:
-        """The points (depth, B, 2) in thousandths of the largest coordinate, in lists."""
-        largest = max(np.abs(self.points).max(initial=0), 1e-12)
-        return (1000 * self.points / largest).round().astype(int).tolist()
-
-    def _project(self, states: np.ndarray) -> np.ndarray:
-        if self.fit is None:
-            return np.zeros((len(states), 2))
-        return self.fit.project(states.astype(np.float32))
-
-    def _fit(self) -> None:
-        before = self.points
-        rows = [(k, b) for k in range(len(self.states)) for b in range(len(self.states[0]))]
-        rows = rows[:: -(-len(rows) // FITTED)]
-        sample = np.stack([self.states[k][b] for k, b in rows]).astype(np.float32)
-        spread = float(np.abs(sample - sample[0]).max())
-        self.fit = pca(sample) if len(sample) > 1 and spread > 0 else None
-        self.points = np.stack([self._project(states) for states in self.states])
-        if self.fit and len(before):
-            new = self.points[: len(before)].reshape(-1, 2)
-            turn = turning(new - new.mean(0), before.reshape(-1, 2) - before.mean((0, 1)))
-            self.fit = Pca(self.fit.mean, turn.T @ self.fit.axes, self.fit.explained)
-            self.points = self.points @ turn
+        """The points in thousandths of the largest coordinate, in lists."""
+        points = self.fit()
+        return (1000 * points / max(np.abs(points).max(), 1e-12)).round().astype(int).tolist()
 
 
 def turning(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ class PageModel:
     model: Reasoner
     task: Task
     run: str  # id of its training
-    profile: str
+    profile: str = ""
 
     @classmethod
     def of(cls, name: str, trained: Trained, profile: str) -> PageModel:
@@ -84,10 +84,6 @@ class PageModel:
         task, run = trained.recipe.task, trained.run.id
         return cls(LIVE.get(name, name), model, task, run, profile)
 
-    def facts(self) -> dict[str, Any]:
-        """What the replay says about it."""
-        return {"name": self.title, "run": self.run, "profile": self.profile}
-
 
 def record(
     model: PageModel, inputs: np.ndarray, label: np.ndarray | None = None, **settings: Any
@@ -100,18 +96,16 @@ def record(
     """
     run = Trajectory(model.model, model.task, inputs, Settings(**settings))
     run.record(run.settings.depth)
-    return recording(run, model.facts(), label)
+    return recording(model, run, label)
 
 
-def recording(
-    run: Trajectory, facts: Mapping[str, Any], label: np.ndarray | None = None
-) -> dict[str, Any]:
-    """A trajectory as the JSON that ``static/viewer.mjs`` shows; ``facts`` are of the model."""
+def recording(model: PageModel, run: Trajectory, label: np.ndarray | None = None) -> dict[str, Any]:
+    """A model's trajectory as the JSON that ``static/viewer.mjs`` shows."""
     return {
         "task": board_of(run.task),
         "inputs": in_base_36(run.inputs.tolist()),
         "label": None if label is None else in_base_36(np.asarray(label).tolist()),
-        "model": dict(facts),
+        "model": {"name": model.title, "run": model.run, "profile": model.profile},
         **asdict(run.settings),
         "frames": run.packed(),
     }
@@ -133,35 +127,32 @@ def solver(models: Sequence[PageModel], puzzles: Sequence[Mapping[str, Any]]) ->
     Args:
         models: those of :func:`install`.
         puzzles: each a ``title``, the ``text`` of a problem and the title of its ``model``; and, of
-            one that was measured, the ``depth``, ``breadth`` and ``noise`` that it opens with.
+            one that was measured, the ``depth``, ``breadth`` and ``noise`` that it opens with, and
+            how many restarts were ``right``.
     """
-    facts = [
-        export.describe(one.model, one.task)
-        | {"title": one.title, "run": one.run, "profile": one.profile}
-        for one in models
-    ]
-    titles = [one.title for one in models]
-    listed = []
+    titles, listed = [one.title for one in models], []
     for puzzle in puzzles:
+        rest = {name: value for name, value in puzzle.items() if name != "text"}
         index = titles.index(puzzle["model"])
         inputs = in_base_36(models[index].task.parse(puzzle["text"]).tolist())
-        settings = {k: v for k, v in puzzle.items() if k not in ("title", "text", "model")}
-        listed.append({"title": puzzle["title"], "inputs": inputs, "model": index, **settings})
-    stored = {
-        "title": "Live solver",
-        "models": numbered(facts, [one.task for one in models]),
-        "puzzles": listed,
-        "settings": {"depth": 24, "breadth": 8, "noise": 0, "damping": None, "seed": 0},
-        "wait": "Loading the model …",
-    }
+        listed.append(rest | {"inputs": inputs, "model": index})
+    stored = controls(models, listed, Settings(24), title="Live solver", wait="Loading the model …")
     opening = f'<div class="eqr-viewer eqr-solver eqr-live" data-place="../{PLACE.as_posix()}/">'
     return Html(scripted(opening, stored, "The solver needs JavaScript."))
 
 
-def numbered(facts: Sequence[dict], tasks: Sequence[Task]) -> list[dict]:
-    """The facts of models with a ``board``: those that can be asked the same problems share it."""
-    firsts = [next(i for i, one in enumerate(tasks) if one.same_board(task)) for task in tasks]
-    return [fact | {"board": first} for fact, first in zip(facts, firsts, strict=True)]
+def controls(
+    models: Sequence[PageModel], puzzles: Sequence[dict], settings: Settings, **more: Any
+) -> dict[str, Any]:
+    """The JSON of the viewer's ``Explorer``; models that take the same problems share a board."""
+    tasks = [one.task for one in models]
+    boards = [next(i for i, one in enumerate(tasks) if one.same_board(task)) for task in tasks]
+    facts = [
+        export.describe(one.model, one.task)
+        | {"title": one.title, "run": one.run, "profile": one.profile, "board": board}
+        for one, board in zip(models, boards, strict=True)
+    ]
+    return {"models": facts, "puzzles": list(puzzles), "settings": asdict(settings), **more}
 
 
 def scripted(opening: str, stored: dict[str, Any], wait: str) -> str:
@@ -270,29 +261,20 @@ def asked(
     return [reply.get("result") for reply in replies[2:]]
 
 
-@torch.no_grad()
 def difference(model: PageModel, ask: Callable[..., list[Any]] = asked) -> float:
-    """How far the solver's iteration is from torch at most, in any output.
+    """How far an iteration of the solver is from torch at most; ``ask`` is as :func:`asked`."""
 
-    Of one row with noise and damping and one with neither; ``ask`` takes what :func:`asked` takes.
-    """
-    inputs, calls, expected = export.example(model.model, 2), [], []
-    for row, loud in enumerate((1, 0)):
-        high, low, x = (inputs[name][row] for name in ("z_high", "z_low", "x"))
-        noise, beta, damping = inputs["noise"][:, row], 0.1 * loud, 0.3 * loud
-        given = {"high": high.ravel(), "low": low.ravel(), "inputs": x}
-        given["noise"] = noise.reshape(len(noise), -1)
-        calls.append({"call": "iterate", "model": 0, "beta": beta, "damping": damping})
-        calls[-1] |= {name: value.tolist() for name, value in given.items()}
-        rows = (torch.as_tensor(value)[None] for value in (high, low, x))
-        draws = torch.as_tensor(noise)[:, None]
-        expected.append(export.OneIteration(model.model)(*rows, draws, beta, damping))
-    gaps = [
-        np.abs(np.ravel(outputs[name]) - value.numpy().ravel()).max(initial=0)
-        for outputs, values in zip(ask(model, calls), expected, strict=True)
-        for name, value in zip(export.OUTPUTS, values, strict=True)
-    ]
-    return float(np.max(gaps))  # NaN where one is
+    def iterate(inputs: dict[str, np.ndarray]) -> list[Any]:
+        settings = {name: float(inputs[name]) for name in ("beta", "damping")}
+        calls = [{"call": "iterate", "model": 0} | settings for _ in inputs["x"]]
+        for row, call in enumerate(calls):
+            call["high"], call["low"] = (inputs[z][row].ravel().tolist() for z in export.INPUTS[:2])
+            call["inputs"] = inputs["x"][row].tolist()
+            call["noise"] = [draws[row].ravel().tolist() for draws in inputs["noise"]]
+        rows = ask(model, calls)
+        return [[row[name] for row in rows] for name in export.OUTPUTS]
+
+    return export.disagreement(model.model, iterate)
 
 
 def home_board(model: PageModel, inputs: np.ndarray, label: np.ndarray) -> Html:
