@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from eqr.config import SEMANTICS, recipe_from_dict, to_dict
 from eqr.data import file_sha256
 from eqr.evaluate import Records
 from eqr.experiments import read_result
+from eqr.files import ours, parse_json, read_json, write_file, write_json
 from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.select import selected
 from eqr.settings import ConfigError
@@ -38,8 +38,6 @@ from eqr.store import (
     inspect,
     provenance,
     read_arrays,
-    replace_file,
-    replace_json,
     sealed,
 )
 from eqr.studies.cells import CellFile, StudyError, ship_weights
@@ -91,7 +89,7 @@ def stored_sha256(path: Path) -> str | None:
     """The sha256 that a file's header gives, unverified; None if there is none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})[checkpoint.FORMAT])["sha256"]
+            return str(parse_json((file.metadata() or {})[checkpoint.FORMAT])["sha256"])
     except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -144,8 +142,8 @@ def _row(
 def _pending(path: Path) -> dict[str, Any]:
     """Kind and configuration of a partial run; empty where it was begun by an older version."""
     try:
-        return json.loads((path / PENDING).read_text())
-    except (OSError, ValueError):
+        return dict(read_json(path / PENDING))
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -178,12 +176,12 @@ def last_rows(path: Path) -> dict[str, dict[str, Any]]:
     """The last row of each kind in a training's log; empty where there is no log."""
     rows: dict[str, dict[str, Any]] = {}
     if (path / "log.jsonl").is_file():
-        for line in (path / "log.jsonl").read_text().splitlines():
+        for line in (path / "log.jsonl").read_bytes().splitlines():
             try:
-                row = json.loads(line)
-            except ValueError:  # the torn last line of a killed run
+                row = parse_json(line)
+                rows[row.pop("kind")] = row
+            except (ValueError, LookupError, TypeError, AttributeError):  # torn, in a killed run
                 continue
-            rows[row.pop("kind")] = row
     return rows
 
 
@@ -200,7 +198,9 @@ def shipped(folder: Path = SHIPPED / "results") -> dict[str, list[str]]:
     """The published results below a folder: path of each file -> what is wrong with it."""
     checks = {".npz": CellFile.read, ".safetensors": checkpoint.load_tensors}
     faults: dict[str, list[str]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder; name that of the results")
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and ours(p, folder)):
         faults[str(path)] = []
         try:
             if path.suffix not in checks:
@@ -222,9 +222,9 @@ def ship(run: Run, folder: Path = experiments.MODELS) -> Path:
         if name.endswith(".safetensors"):
             ship_weights(run.file(name), target / name)
         else:
-            replace_file(target / name, run.file(name).read_bytes())
+            write_file(target / name, run.file(name).read_bytes())
     files = {name: file_sha256(path) for name, path in files_of(target).items()}
-    replace_json(target / MANIFEST, sealed(run.manifest | {"files": files}))
+    write_json(target / MANIFEST, sealed(run.manifest | {"files": files}))
     return target
 
 

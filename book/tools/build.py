@@ -30,12 +30,12 @@ from book.tools import BOOK, NOTEBOOKS, ROOT, pages
 from book.tools.check import BookError, check_html
 from book.tools.pdf import find_chromium, print_book
 from eqr.cli.console import Profile, Seed, say
-from eqr.data import file_sha256
 from eqr.experiments import shipped_run, train_or_load
+from eqr.files import file_sha256, write_json
 from eqr.notebook import execute
 from eqr.recipes import load_recipe, recipe_names
 from eqr.settings import ConfigError, UserError, digest, nearest
-from eqr.store import Store, replace_json
+from eqr.store import Store
 from eqr.studies.claims import claims_of
 from eqr.viewer import page as viewer
 
@@ -213,7 +213,7 @@ def assemble(
     for name, path in notebooks.items():
         shutil.copy(path, out / "chapters" / f"{name}.ipynb")
     for folder in (out, out / EXTRA):
-        replace_json(folder / pages.CLAIMS, claims_of(notebooks.values()))
+        write_json(folder / pages.CLAIMS, claims_of(notebooks.values()))
     # Pages served by GitHub would otherwise lose every folder whose name begins with _.
     (out / EXTRA / ".nojekyll").touch()
     config = yaml.safe_load((out / "_config.yml").read_text(encoding="utf-8"))

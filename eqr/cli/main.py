@@ -309,6 +309,7 @@ def evaluation_data(
     """The data set asked for, or the one the checkpoint was trained with."""
     from eqr import data
     from eqr.config import recipe_from_dict
+    from eqr.experiments import trained_on
     from eqr.store import Store
     from eqr.task import task_to_dict
 
@@ -316,7 +317,7 @@ def evaluation_data(
         if "recipe" not in loaded.meta:
             raise data.DataError(f"{model}: says not what it was trained on; name it with --data")
         recipe = recipe_from_dict(loaded.meta["recipe"], str(model))
-        return data.for_recipe(recipe, Store(store).root / "data")
+        return trained_on(recipe, Store(store), loaded.meta.get("data"), model)
     asked = data.load(directory)
     if not loaded.task.same_board(asked.task):
         raise data.DataError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eqr.config import Recipe, recipe_from_dict
+from eqr.files import ours, parse_toml, read_toml
 from eqr.settings import ConfigError, nearest
 from eqr.task import Task
 
@@ -28,7 +29,7 @@ def recipe_names(profile: str) -> list[str]:
     if profile not in PROFILES:
         raise ConfigError(f"profile {profile!r} is not known; {nearest(profile, PROFILES)}")
     folder = RECIPES / ("laptop" if profile == "smoke" else profile)
-    return sorted(path.stem for path in folder.glob("*.toml"))
+    return sorted(p.stem for p in folder.glob("*.toml") if p.is_file() and ours(p, folder))
 
 
 def load_recipe(
@@ -85,24 +86,17 @@ def read_recipe(
             )
         if profile == "smoke":
             below, files = read_recipe(name, "laptop")
-            small = _read_toml(SMOKE)
+            small = read_toml(SMOKE)
             common = {k: v for k, v in small.items() if k in ("data", "model", "train")}
             return _over(_over(below, common), small.get(name, {})), (*files, SMOKE)
         path = RECIPES / profile / f"{name}.toml"
     if path in above:
         raise ConfigError(f"{path}: base leads back to this file; name another")
-    values, files = _read_toml(path), (path,)
+    values, files = read_toml(path), (path,)
     if base := values.pop("base", None):
         below, more = read_recipe(base, profile, path.parent, (*above, path))
         values, files = _over(below, values), (*files, *more)
     return values, files
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from error
 
 
 def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -125,9 +119,14 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         if not sign or not name.strip():
             raise ConfigError(f"{setting!r} must look like name=value")
         try:
-            overrides[name.strip()] = tomllib.loads(f"v = {text}")["v"]
+            value = parse_toml(f"v = {text}")
         except tomllib.TOMLDecodeError:
-            overrides[name.strip()] = text.strip()
+            value = {"v": text.strip()}  # a bare word
+        except ValueError as error:
+            raise ConfigError(f"{name} holds {error}: give a value that fits") from error
+        if len(value) > 1 or len(text.splitlines()) > 1:
+            raise ConfigError(f"{setting!r} holds more than one line: give each value by itself")
+        overrides[name.strip()] = value["v"]
     return overrides
 
 
