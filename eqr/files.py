@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from eqr import SHIPPED
 from eqr.settings import ConfigError, UserError, require_memory
 
 DEEPEST = 64  # lists and sections within each other; our own files have six
@@ -70,6 +71,19 @@ def sha256(content: bytes) -> str:
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file."""
     return sha256(path.read_bytes())
+
+
+def shipped_file(path: Path) -> Path:
+    """A file of the project's ``data``, if it has the sha256 that ``data/SHA256SUMS`` says.
+
+    Raises:
+        FileError: it has been changed.
+    """
+    words = (SHIPPED / "SHA256SUMS").read_text(encoding="utf-8").split()
+    known = dict(zip(words[1::2], words[::2], strict=True))
+    if known.get(path.relative_to(SHIPPED).as_posix()) != file_sha256(path):
+        raise FileError(f"{path}: altered, data/SHA256SUMS has another sha256; restore it")
+    return path
 
 
 def bounded(value: Any, deep: int = 0) -> Any:

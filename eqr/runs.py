@@ -20,13 +20,12 @@ import torch
 
 from eqr import SHIPPED, checkpoint, experiments
 from eqr.config import SEMANTICS, recipe_from_dict, to_dict
-from eqr.data import file_sha256
 from eqr.evaluate import Records
 from eqr.experiments import read_result
-from eqr.files import ours, parse_json, read_json, write_file, write_json
+from eqr.files import file_sha256, ours, parse_json, read_json, shipped_file, write_file, write_json
 from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.select import selected
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, UserError
 from eqr.stats import paired_difference
 from eqr.store import (
     MANIFEST,
@@ -38,6 +37,7 @@ from eqr.store import (
     inspect,
     provenance,
     read_arrays,
+    run_id,
     sealed,
 )
 from eqr.studies.cells import CellFile, StudyError, ship_weights
@@ -194,19 +194,38 @@ def breadths_of(records: Records) -> list[int]:
 # -------------------------------------------------------------------------------- shipped results
 
 
+def refuse(path: Path) -> None:
+    raise StudyError(f"{path}: is no result of a study; move it elsewhere")
+
+
+def check_weights(path: Path) -> None:
+    """Raise where weights are damaged, or not those of the cell that they lie beside."""
+    meta, beside = checkpoint.load_tensors(path)[1], path.with_suffix(".npz")
+    about = CellFile.read(beside).about
+    trained = {name: meta.get(name) for name in ("recipe", "data")}
+    own = run_id("train", trained, SEMANTICS)  # earlier versions wrote other headers
+    if about["semantics"] == SEMANTICS and own != about["train_run"]:
+        raise StudyError(f"{path}: are not the weights of {beside.name}; restore both")
+
+
+CHECKS = {".npz": CellFile.read, ".safetensors": check_weights}
+
+
 def shipped(folder: Path = SHIPPED / "results") -> dict[str, list[str]]:
     """The published results below a folder: path of each file -> what is wrong with it."""
-    checks = {".npz": CellFile.read, ".safetensors": checkpoint.load_tensors}
-    faults: dict[str, list[str]] = {}
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; name that of the results")
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and ours(p, folder)):
+    there = [p for p in folder.rglob("*") if p.is_file() and ours(p, folder)]
+    checks = {path: CHECKS.get(path.suffix, refuse) for path in sorted(there)}
+    if folder == SHIPPED / "results":
+        other = SHIPPED / "miniarc" / "tasks.json", SHIPPED / "registry" / "results.csv"
+        checks |= dict.fromkeys(other, shipped_file)
+    faults: dict[str, list[str]] = {}
+    for path, check in checks.items():
         faults[str(path)] = []
         try:
-            if path.suffix not in checks:
-                raise StudyError(f"{path}: is no result of a study; move it elsewhere")
-            checks[path.suffix](path)
-        except (StudyError, checkpoint.CheckpointError) as error:
+            check(path)
+        except (UserError, OSError) as error:
             faults[str(path)].append(str(error))
     return faults
 

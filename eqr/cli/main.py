@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eqr import CHECKOUT, PROJECT
 from eqr.cli import data as cli_data, runs as cli_runs, study as cli_study
 from eqr.cli.console import (
     Device,
@@ -60,12 +61,24 @@ app.command("export")(cli_data.export_command)
 def main() -> None:
     """Entry point: run a command, and turn its known errors into one line."""
     try:
+        refuse_another_checkout()
         app()
     except (UserError, OSError) as error:
         rank = os.environ.get("RANK", "0")  # torchrun sets it
         who = "error" if rank == "0" else f"error in process {rank}"
         say(f"{who}: {' '.join(str(error).split())}", "red")
         sys.exit(1)
+
+
+def refuse_another_checkout() -> None:
+    """ConfigError where the command stands in one checkout and its code lies in another."""
+    here = Path.cwd()
+    for folder in (here, *here.parents) if CHECKOUT else ():
+        if (folder / "eqr" / "__init__.py").is_file() and not folder.samefile(PROJECT):
+            raise ConfigError(
+                f"{folder} is a checkout, but the code that runs is that of {PROJECT}: "
+                f"run `make venv` in the former, or start in another folder"
+            )
 
 
 @app.command("train")
