@@ -273,9 +273,9 @@ def beside(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name
     if len(os.fsencode(name)) > 240:  # of 255
-        name = sha256(os.fsencode(name))[:16]
-    temporary = path.with_name(f".{name}.part")
-    with lock(path.with_name(f".{name}.lock"), path):
+        name = sha256(os.fsencode(name))[:16] + path.suffix
+    temporary = path.with_name(f".part.{name}")  # with the same ending
+    with lock(path.with_name(f".lock.{name}"), path):
         remove(temporary)
         try:
             yield temporary

@@ -415,9 +415,9 @@ def notebook_command(
     Example: eqr notebook notebooks/depth_breadth.ipynb out.ipynb -p profile=smoke -p noise=0.5
     """
     from eqr.notebook import execute
-    from eqr.recipes import parse_overrides
+    from eqr.recipes import pairs
 
-    execute(notebook, out, parse_overrides(parameter or ()))
+    execute(notebook, out, dict(pairs(parameter or ())))
     show({"notebook": str(out)}, str(out), as_json)
 
 

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +111,25 @@ def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def pairs(settings: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """``"name=value"`` as name and text; ConfigError for anything else."""
+    for setting in settings:
+        name, sign, text = setting.partition("=")
+        if not sign or not name.strip() or len(setting.splitlines()) != 1:
+            raise ConfigError(f"{setting!r} must look like name=value, on one line")
+        yield name.strip(), text.strip()
+
+
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     """``["train.steps=100"]`` to ``{"train.steps": 100}``; values are TOML, bare words strings."""
     overrides = {}
-    for setting in settings:
-        name, sign, text = setting.partition("=")
-        if not sign or not name.strip():
-            raise ConfigError(f"{setting!r} must look like name=value")
+    for name, text in pairs(settings):
         try:
-            value = parse_toml(f"v = {text}")
+            overrides[name] = parse_toml(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
-            value = {"v": text.strip()}  # a bare word
+            overrides[name] = text
         except ValueError as error:
-            raise ConfigError(f"{name} holds {error}: give a value that fits") from error
-        if len(value) > 1 or len(text.splitlines()) > 1:
-            raise ConfigError(f"{setting!r} holds more than one line: give each value by itself")
-        overrides[name.strip()] = value["v"]
+            raise ConfigError(f"{name} = {text:.20}… holds {error}") from error
     return overrides
 
 
