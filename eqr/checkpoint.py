@@ -19,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eqr.config import ModelConfig, TrainConfig, to_dict
+from eqr.files import parse_json, write_file
 from eqr.model import Reasoner
 from eqr.settings import UserError, from_dict
-from eqr.store import replace_file
 from eqr.task import Task, task_from_dict, task_to_dict
 
 FORMAT = "eqr-1"
@@ -60,7 +60,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     sha256 = content_digest(tensors, text)
     # One key, since safetensors writes several in random order: equal content, equal file.
     header = {FORMAT: json.dumps({"sha256": sha256, "meta": text})}
-    replace_file(path, save(tensors, metadata=header))
+    write_file(path, save(tensors, metadata=header))
     return sha256
 
 
@@ -87,8 +87,8 @@ def load_tensors(
                 f"{path}: not written by eqr (it has no {FORMAT!r} header); official weights need "
                 "`eqr import-checkpoint` first"
             )
-        sealed = json.loads(header[FORMAT])
-        sha256, meta = sealed["sha256"], json.loads(sealed["meta"])
+        sealed = parse_json(header[FORMAT])
+        sha256, meta = sealed["sha256"], dict(parse_json(sealed["meta"]))
         intact = content_digest(tensors, sealed["meta"]) == sha256
     except CheckpointError:
         raise

@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from eqr import locate
+from eqr import files, locate
 from eqr.config import SEMANTICS, DataConfig, Recipe
-from eqr.settings import UserError, digest
+from eqr.files import file_sha256, write_json
+from eqr.settings import UserError, digest, require_memory
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
 
@@ -86,6 +83,8 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
         DataError: too few essentially different problems to fill the splits.
     """
     wanted = {s: getattr(config, s) for s in SPLITS if getattr(config, s)}
+    size = 4 * sum(wanted.values()) * (2 * task.seq_len + 100)  # a pool, its parts, keys
+    require_memory(size, "building the data set", "ask for fewer problems, or a smaller board")
     parts: dict[str, list[Problems]] = {split: [] for split in wanted}
     count = dict.fromkeys(wanted, 0)
     side: dict[bytes, str] = {}  # group -> split
@@ -159,7 +158,7 @@ def join(parts: list[Problems]) -> Problems:
 
 def refuse_existing(directory: Path, overwrite: bool) -> None:
     """Raise DataError where a data set may not be written: only another one is ever replaced."""
-    if not directory.exists():
+    if not files.target(directory, folder=True).exists():
         return
     if not overwrite:
         raise DataError(f"{directory}: exists already; choose another or pass --overwrite")
@@ -173,35 +172,28 @@ def save(dataset: Dataset, directory: Path, *, overwrite: bool = False) -> Path:
     Raises:
         DataError: the directory exists and ``overwrite`` is not set.
     """
-    directory = Path(directory)
+    directory = files.target(directory, folder=True)
     refuse_existing(directory, overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        files = {}
+    with files.writing(directory), files.beside(directory) as temporary:
+        temporary.mkdir()
+        written = {}
         for split, problems in dataset.splits.items():
             for name in ARRAYS:
                 path = temporary / f"{split}_{name}.npy"
                 np.save(path, getattr(problems, name), allow_pickle=False)
-                files[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+                written[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         manifest = {
             "format": FORMAT,
             "task": task_to_dict(dataset.task),
             "origin": dataset.origin,
             "sizes": {split: len(problems) for split, problems in dataset.splits.items()},
             "digest": dataset.digest,
-            "files": files,
+            "files": written,
         }
         manifest["seal"] = digest(manifest)  # of all the above
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        temporary.chmod(0o755)
-        # Another process may have written it meanwhile: what it has begun to read must stay.
-        refuse_existing(directory, overwrite)
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(temporary / MANIFEST, manifest)
+        refuse_existing(directory, overwrite)  # another process may have written it meanwhile
+        files.replace_folder(temporary, directory)
     return directory
 
 
@@ -212,20 +204,21 @@ def load(directory: Path) -> Dataset:
         DataError: a file is missing, truncated or altered; the message names it.
     """
     directory = Path(directory)
-    path = directory / MANIFEST
+    path, aside = directory / MANIFEST, files.set_aside(directory)
     if not path.is_file():
+        told = f"an old one lies in {aside}: rename it" if aside.exists() else "build or import it"
         raise NoDataSet(
-            f"{directory}: no data set here ({MANIFEST} is missing); build or import it first, see "
+            f"{directory}: no data set here ({MANIFEST} is missing); {told} first, see "
             "`eqr data --help` and, for a recipe's, the comment at its top"
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = files.read_json(path)
         seal = manifest.pop("seal")
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']!r}, wanted {FORMAT!r}")
         if digest(manifest) != seal:
             raise ValueError("altered, it does not match its seal")
-        files, sizes, origin = manifest["files"], manifest["sizes"], manifest["origin"]
+        listed, sizes, origin = manifest["files"], manifest["sizes"], manifest["origin"]
         task = task_from_dict(manifest["task"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); build or import the data set anew") from error
@@ -236,13 +229,16 @@ def load(directory: Path) -> Dataset:
             file = directory / f"{split}_{name}.npy"
             if not file.is_file():
                 raise DataError(f"{file}: missing; build or import the data set anew")
-            if file_sha256(file) != files.get(file.name, {}).get("sha256"):
+            if file_sha256(file) != listed.get(file.name, {}).get("sha256"):
                 raise DataError(f"{file}: altered or truncated, its sha256 differs; restore it")
-            arrays[name] = np.load(file, allow_pickle=False)
-            if len(arrays[name]) != sizes.get(split):
+            array = arrays[name] = files.parse_array(file.read_bytes())
+            board = () if name == "rating" else (task.seq_len,)
+            if array.shape[:1] != (sizes.get(split),) or not len(array):
                 raise DataError(f"{path}: sizes.{split} does not match {file.name}; restore it")
-        if arrays["inputs"].shape[1] != task.seq_len:
-            raise DataError(f"{path}: task does not fit {split}_inputs.npy; restore it")
+            if array.shape[1:] != board:
+                raise DataError(f"{path}: task does not fit {file.name}; restore it")
+            if board and (array.dtype != np.uint8 or array.max() >= task.vocab_size):
+                raise DataError(f"{file}: holds what is no token of the task; restore it")
         splits[split] = Problems(**arrays)
     dataset = Dataset(task, origin=origin, **splits)
     if dataset.digest != manifest.get("digest"):
@@ -314,8 +310,3 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
         if count:
             taken[split] = take_rows(problems, range(count))
     return Dataset(dataset.task, origin=dataset.origin, **taken)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

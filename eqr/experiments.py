@@ -7,7 +7,6 @@ gets what another has already made. (``eqr eval`` computes anew and stores nothi
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, recipe_from_dict, to_dict
 from eqr.data import Dataset
 from eqr.evaluate import Records, records
+from eqr.files import parse_json, read_json, write_json
 from eqr.halting import Halted, halting_records, parse_rule
 from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
@@ -66,8 +66,8 @@ class Trained:
 
     def log(self, kind: str) -> pd.DataFrame:
         """Rows of the training log: ``"log"`` (losses) or ``"eval"`` (held-out accuracy)."""
-        lines = self.run.file("log.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if row["kind"] == kind]
+        lines = self.run.file("log.jsonl").read_bytes().splitlines()
+        rows = [row for row in map(parse_json, lines) if row["kind"] == kind]
         return pd.DataFrame(rows).drop(columns="kind")
 
     def config(self, **more: Any) -> dict[str, Any]:
@@ -78,6 +78,21 @@ class Trained:
 def dataset(recipe: Recipe, store: Store, progress: data.Progress | None = None) -> Dataset:
     """The data set of a recipe; generated ones are kept beside the store's runs."""
     return data.for_recipe(recipe, store.root / "data", progress)
+
+
+def trained_on(recipe: Recipe, store: Store, digest: str | None, model: object) -> Dataset:
+    """The data set that a model was trained on, whose ``digest`` its header says.
+
+    Raises:
+        DataError: another one lies in its place.
+    """
+    problems = dataset(recipe, store)
+    if digest not in (None, problems.digest):
+        raise data.DataError(
+            f"{recipe.data.source}: holds other problems (digest {problems.digest}) than {model} "
+            f"was trained on ({digest}): restore them, or name a data set with --data"
+        )
+    return problems
 
 
 def train_config(recipe: Recipe, problems: Dataset) -> dict[str, Any]:
@@ -160,16 +175,18 @@ def load_trained(run: Run, store: Store, device: str = "cpu") -> Trained:
 
     Raises:
         ConfigError: the recipe holds a setting that this version does not know.
+        DataError: its data set has been replaced by another.
     """
-    recipe = recipe_from_dict(run.manifest["config"]["recipe"], f"{run.path / MANIFEST}: recipe")
+    config = run.manifest["config"]
+    recipe = recipe_from_dict(config["recipe"], f"{run.path / MANIFEST}: recipe")
     loaded = checkpoint.load_model(run.file("model.safetensors"), device)
-    return Trained(run, recipe, dataset(recipe, store), loaded)
+    return Trained(run, recipe, trained_on(recipe, store, config["data"], run.id), loaded)
 
 
 def timing(run: Run) -> dict[str, Any]:
     """Whether the operator of a training or evaluation was ``fused``; a training's ``seconds``."""
     has = "timing.json" in run.manifest["files"]  # evaluations got theirs later
-    return json.loads(run.file("timing.json").read_text()) if has else {}
+    return read_json(run.file("timing.json")) if has else {}
 
 
 # --- Evaluations and measurements on a trained model ----------------------------------------------
@@ -328,7 +345,7 @@ def evaluate_or_load(
         about = {"fused": runner is not operator}
         if level:
             about["problems"] = problems_digest(test)
-        (directory / "timing.json").write_text(json.dumps(about) + "\n")
+        write_json(directory / "timing.json", about)
         problems = test.inputs, test.labels, config
         return records(runner, *problems, task=task, rows=rows, progress=progress).arrays()
 

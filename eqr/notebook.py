@@ -5,9 +5,11 @@ Serves ``eqr notebook`` and the book's build; :func:`provenance` is the last cel
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping
 from html import escape
@@ -15,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from eqr import PROJECT, store
+from eqr.files import beside, read_json, target
 from eqr.settings import ConfigError, UserError, nearest
 
 # One thread: results then do not depend on the machine's cores, nor do two kernels side by side
@@ -26,12 +30,22 @@ KERNEL = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 KERNEL |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
+#: What the profile of a chapter, and of the records that it reads, can be.
+CHOICES = {"profile": ("smoke", "laptop"), "records": ("smoke", "laptop", "paper")}
+
+
 class NotebookError(UserError):
     """A notebook did not run through; the message names the cell and where to read on."""
 
 
 class ChapterKernel(AsyncKernelManager):
-    """A kernel that draws into the notebook and is ended by a message alone."""
+    """A kernel of this environment that draws into the notebook and is ended by a message alone."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # By path: a kernel of the same name may lie earlier on JUPYTER_PATH.
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
 
     async def start_kernel(self, **options: Any) -> None:
         await super().start_kernel(env=options.pop("env", os.environ) | KERNEL, **options)
@@ -47,44 +61,113 @@ class ChapterKernel(AsyncKernelManager):
 def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
     """Execute a notebook with other parameters; ``out`` appears complete or not at all.
 
+    Args:
+        parameters: as values, or as text that is read as the notebook's own value suggests.
+
     Raises:
-        ConfigError: no such notebook or parameter, or ``out`` is the notebook itself.
+        ConfigError: no such notebook or parameter, a value that does not fit, or ``out`` is the
+            notebook itself or another source.
         NotebookError: a cell failed; the partial notebook stays beside ``out`` for reading.
     """
     import papermill
-    from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
 
-    if not notebook.is_file():
-        raise ConfigError(f"{notebook}: no such notebook")
-    if out.resolve() == notebook.resolve():
-        raise ConfigError(f"{out}: is the notebook itself; name another file for the executed copy")
-    known = papermill.inspect_notebook(str(notebook))
+    known = own_parameters(notebook)
     for name in parameters:
         if name not in known:  # papermill itself only warns
             raise ConfigError(f"{notebook}: has no parameter {name!r}; {nearest(name, known)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.stem}.partial.ipynb")
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(temporary),
-            parameters=dict(parameters),
-            cwd=str(PROJECT),
-            progress_bar=False,
-            log_output=False,
-            kernel_name="python3",
-            kernel_manager_class=ChapterKernel,
-            store_widget_state=False,  # a page has no kernel: its widgets would not answer
-            extra_arguments=["--IPKernelApp.log_level=40"],  # it warns that it is reached over TCP
-        )
-    except papermill.PapermillExecutionError as error:
-        where = f"{notebook.name}: cell {error.exec_count} failed with {error.ename}"
-        raise NotebookError(f"{where}: {error.evalue}\n  read it in {temporary}") from error
-    except (DeadKernelError, NoSuchKernel) as error:
-        raise NotebookError(f"{notebook.name}: its kernel died or is missing: {error}") from error
-    temporary.replace(out)
+    given = {name: fitting(name, text, known[name]) for name, text in parameters.items()}
+    if out.exists() and out.samefile(notebook):
+        raise ConfigError(f"{out}: is the notebook itself; name another file for the executed copy")
+    real = target(out, mark=b'"papermill"')  # in every executed copy, and in no source
+    partial = real.with_name(f"{real.stem}.partial.ipynb")
+    with beside(real) as temporary:
+        try:
+            # papermill fills in what stands in braces in a path.
+            places = (str(p).replace("{", "{{").replace("}", "}}") for p in (notebook, temporary))
+            papermill.execute_notebook(
+                *places,
+                parameters=given,
+                cwd=str(PROJECT),
+                progress_bar=False,
+                log_output=False,
+                kernel_name="python3",
+                kernel_manager_class=ChapterKernel,
+                store_widget_state=False,  # a page has no kernel: its widgets would not answer
+                extra_arguments=["--IPKernelApp.log_level=40"],  # it warns that TCP reaches it
+            )
+        except papermill.PapermillExecutionError as error:
+            temporary.replace(partial)
+            where = f"{notebook.name}: cell {error.exec_count} failed with {error.ename}"
+            raise NotebookError(f"{where}: {error.evalue}\n  read it in {partial}") from error
+        except DeadKernelError as error:
+            raise NotebookError(f"{notebook.name}: its kernel died: {error}") from error
+        temporary.replace(real)
     return out
+
+
+def own_parameters(notebook: Path) -> dict[str, Any]:
+    """The parameters of a notebook, with their own values.
+
+    Raises:
+        ConfigError: there is no such notebook, or it is none.
+    """
+    import nbformat
+
+    if not notebook.is_file():
+        raise ConfigError(f"{notebook}: no such notebook")
+    content = read_json(notebook)
+    try:
+        nbformat.validate(nbformat.from_dict(content))
+        tagged = [c for c in content["cells"] if "parameters" in c["metadata"].get("tags", ())]
+        code = "".join("".join(cell["source"]) for cell in tagged[:1])
+        lines = [line for line in ast.parse(code).body if isinstance(line, ast.Assign)]
+        return {line.targets[0].id: literal(line.value) for line in lines}
+    except (nbformat.ValidationError, ValueError, LookupError, TypeError, AttributeError,
+            SyntaxError) as error:  # fmt: skip
+        why = str(error).strip().splitlines()[:1]
+        raise ConfigError(f"{notebook}: is no notebook ({why}); restore it") from error
+
+
+def literal(node: ast.expr) -> Any:
+    """The value that a notebook gives a parameter; None, which fits all, where it computes it."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def fitting(name: str, given: Any, own: Any) -> Any:
+    """A parameter's value (or the text of one), if it is of the same kind as the notebook's own.
+
+    A whole number is at least 1, another at least 0; or as small as the notebook's own.
+
+    >>> fitting("noise", ".5", 0.1), fitting("depths", "[1, 2]", [4]), fitting("x", "None", None)
+    (0.5, [1, 2], None)
+    """
+    value = given
+    if isinstance(given, str) and not isinstance(own, str):
+        try:
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(given, given))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            value = given if own is None else ...
+    elif isinstance(given, str):
+        value = given.strip()
+    if isinstance(own, float) and type(value) is int:
+        value = float(value)
+    if own is not None and type(value) is not type(own):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
+        raise ConfigError(f"{name} = {given!s:.60} must be {kinds.get(type(own), 'text')}")
+    if isinstance(own, list):
+        like = own[0] if own else None
+        return [fitting(name, part, like) for part in value]
+    if own in CHOICES.get(name, ()) and value not in CHOICES[name]:
+        raise ConfigError(f"{name} = {value!r:.60} must be one of {', '.join(CHOICES[name])}")
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        least = min(own, 1 if isinstance(own, int) else 0)
+        if not least <= value < 2**53:
+            raise ConfigError(f"{name} = {value!s:.60} must be at least {least}, and finite")
+    return value
 
 
 def provenance(chapter: str, **parameters: Any) -> HTML:

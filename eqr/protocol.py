@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from typing import Annotated, ClassVar
 
@@ -11,6 +10,7 @@ import pandas as pd
 from pydantic import Field, Strict
 
 from eqr.config import Count, Dtype, EvalConfig, Size
+from eqr.files import read_toml
 from eqr.recipes import RECIPES
 from eqr.select import check_selections
 from eqr.settings import ConfigError, from_dict, nearest, settings
@@ -55,7 +55,7 @@ class Protocol:
 
 def load_protocol(name: str) -> Protocol:
     """A protocol by name; ConfigError with the near miss where there is none."""
-    known = tomllib.loads(PROTOCOLS.read_text(encoding="utf-8"))
+    known = read_toml(PROTOCOLS)
     if name not in known:
         raise ConfigError(f"protocol {name!r} is not known; {nearest(name, known)}")
     protocol = from_dict(Protocol, known[name], name)

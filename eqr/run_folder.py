@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eqr.checkpoint import CheckpointError, load_tensors, save_model, save_tensors
 from eqr.config import Recipe, to_dict
+from eqr.files import append_line, sha256, to_json, write_json, writing
 from eqr.layers import parameter_count
 from eqr.model import Reasoner
 from eqr.settings import digest
@@ -36,30 +37,29 @@ class RunFolder:
             return {}, {}
         return load_tensors(self.resume, self.owner)[:2]
 
-    def begin(self, size: int) -> None:
-        """Cut the log back to ``size`` bytes: to where the resume file left it."""
+    def begin(self, meta: Mapping[str, Any]) -> None:
+        """Cut the log back to where the resume file with header ``meta`` left it."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.touch()
-        if self.log.stat().st_size < size:
-            raise CheckpointError(
-                f"{self.log}: shorter than its checkpoint says ({self.log.stat().st_size} < {size} "
-                "bytes); delete the run's folder to start it anew"
-            )
-        os.truncate(self.log, size)
+        size, there = meta.get("log_bytes", 0), self.log.read_bytes()
+        anew = "delete the run's folder to start it anew"
+        if len(there) < size:
+            says = f"shorter than its checkpoint says ({len(there)} < {size} bytes)"
+            raise CheckpointError(f"{self.log}: {says}; {anew}")
+        if meta.get("log_sha256", hashed := sha256(there[:size])) != hashed:
+            raise CheckpointError(f"{self.log}: altered, its checkpoint has another sha256; {anew}")
+        with writing(self.log):
+            os.truncate(self.log, size)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to the log, on disk when this returns."""
-        # NaN is not JSON: a mean over nothing is written as null.
-        clean = {k: None if v != v else v for k, v in row.items()}
-        with self.log.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.log, to_json(row))  # a mean over nothing, NaN, is written as null
 
     def save(self, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Write the resume file."""
-        meta = {**meta, **self.owner, "log_bytes": self.log.stat().st_size}
-        save_tensors(self.resume, state, meta)
+        log = self.log.read_bytes()
+        seal = {"log_bytes": len(log), "log_sha256": sha256(log)}
+        save_tensors(self.resume, state, {**meta, **self.owner, **seal})
 
     def finish(self, model: Reasoner, fused: bool, seconds: float) -> None:
         """Write the model that the run was for, and how long it took."""
@@ -71,4 +71,4 @@ class RunFolder:
         }
         save_model(self.directory / "model.safetensors", model, self.recipe.task, meta)
         timing = {"seconds": round(seconds, 1), "fused": fused}
-        (self.directory / "timing.json").write_text(json.dumps(timing) + "\n")
+        write_json(self.directory / "timing.json", timing)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,12 +20,12 @@ import torch
 
 from eqr import SHIPPED, checkpoint, experiments
 from eqr.config import SEMANTICS, recipe_from_dict, to_dict
-from eqr.data import file_sha256
 from eqr.evaluate import Records
 from eqr.experiments import read_result
+from eqr.files import file_sha256, ours, parse_json, read_json, shipped_file, write_file, write_json
 from eqr.recipes import PROFILES, load_recipe, recipe_names
 from eqr.select import selected
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, UserError
 from eqr.stats import paired_difference
 from eqr.store import (
     MANIFEST,
@@ -38,8 +37,7 @@ from eqr.store import (
     inspect,
     provenance,
     read_arrays,
-    replace_file,
-    replace_json,
+    run_id,
     sealed,
 )
 from eqr.studies.cells import CellFile, StudyError, ship_weights
@@ -91,7 +89,7 @@ def stored_sha256(path: Path) -> str | None:
     """The sha256 that a file's header gives, unverified; None if there is none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})[checkpoint.FORMAT])["sha256"]
+            return str(parse_json((file.metadata() or {})[checkpoint.FORMAT])["sha256"])
     except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -144,8 +142,8 @@ def _row(
 def _pending(path: Path) -> dict[str, Any]:
     """Kind and configuration of a partial run; empty where it was begun by an older version."""
     try:
-        return json.loads((path / PENDING).read_text())
-    except (OSError, ValueError):
+        return dict(read_json(path / PENDING))
+    except (OSError, ValueError, TypeError):
         return {}
 
 
@@ -178,12 +176,12 @@ def last_rows(path: Path) -> dict[str, dict[str, Any]]:
     """The last row of each kind in a training's log; empty where there is no log."""
     rows: dict[str, dict[str, Any]] = {}
     if (path / "log.jsonl").is_file():
-        for line in (path / "log.jsonl").read_text().splitlines():
+        for line in (path / "log.jsonl").read_bytes().splitlines():
             try:
-                row = json.loads(line)
-            except ValueError:  # the torn last line of a killed run
+                row = parse_json(line)
+                rows[row.pop("kind")] = row
+            except (ValueError, LookupError, TypeError, AttributeError):  # torn, in a killed run
                 continue
-            rows[row.pop("kind")] = row
     return rows
 
 
@@ -196,17 +194,38 @@ def breadths_of(records: Records) -> list[int]:
 # -------------------------------------------------------------------------------- shipped results
 
 
+def refuse(path: Path) -> None:
+    raise StudyError(f"{path}: is no result of a study; move it elsewhere")
+
+
+def check_weights(path: Path) -> None:
+    """Raise where weights are damaged, or not those of the cell that they lie beside."""
+    meta, beside = checkpoint.load_tensors(path)[1], path.with_suffix(".npz")
+    about = CellFile.read(beside).about
+    trained = {name: meta.get(name) for name in ("recipe", "data")}
+    own = run_id("train", trained, SEMANTICS)  # earlier versions wrote other headers
+    if about["semantics"] == SEMANTICS and own != about["train_run"]:
+        raise StudyError(f"{path}: are not the weights of {beside.name}; restore both")
+
+
+CHECKS = {".npz": CellFile.read, ".safetensors": check_weights}
+
+
 def shipped(folder: Path = SHIPPED / "results") -> dict[str, list[str]]:
     """The published results below a folder: path of each file -> what is wrong with it."""
-    checks = {".npz": CellFile.read, ".safetensors": checkpoint.load_tensors}
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder; name that of the results")
+    there = [p for p in folder.rglob("*") if p.is_file() and ours(p, folder)]
+    checks = {path: CHECKS.get(path.suffix, refuse) for path in sorted(there)}
+    if folder == SHIPPED / "results":
+        other = SHIPPED / "miniarc" / "tasks.json", SHIPPED / "registry" / "results.csv"
+        checks |= dict.fromkeys(other, shipped_file)
     faults: dict[str, list[str]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path, check in checks.items():
         faults[str(path)] = []
         try:
-            if path.suffix not in checks:
-                raise StudyError(f"{path}: is no result of a study; move it elsewhere")
-            checks[path.suffix](path)
-        except (StudyError, checkpoint.CheckpointError) as error:
+            check(path)
+        except (UserError, OSError) as error:
             faults[str(path)].append(str(error))
     return faults
 
@@ -222,9 +241,9 @@ def ship(run: Run, folder: Path = experiments.MODELS) -> Path:
         if name.endswith(".safetensors"):
             ship_weights(run.file(name), target / name)
         else:
-            replace_file(target / name, run.file(name).read_bytes())
+            write_file(target / name, run.file(name).read_bytes())
     files = {name: file_sha256(path) for name, path in files_of(target).items()}
-    replace_json(target / MANIFEST, sealed(run.manifest | {"files": files}))
+    write_json(target / MANIFEST, sealed(run.manifest | {"files": files}))
     return target
 
 

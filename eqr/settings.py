@@ -10,8 +10,11 @@ import difflib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -26,6 +29,10 @@ class UserError(ValueError):
 
 class ProblemError(UserError):
     """A bad problem or an impossible request for one."""
+
+
+class SizeError(UserError):
+    """More than this machine can hold; the message says how much, and what to lower."""
 
 
 class ConfigError(ProblemError):
@@ -91,6 +98,22 @@ def explain(error: ValidationError, cls: type, where: str) -> str:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             return f"{path} = {value} must be one of {expected}{hint}"
     return f"{path} = {value} {first['msg'].replace('Input should', 'must')}"
+
+
+def memory() -> int:
+    """Bytes of memory of this machine, or those that a container may use."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        whole = min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole
+
+
+def require_memory(needed: float, what: str, remedy: str, there: int | None = None) -> None:
+    """SizeError where ``what`` needs more bytes than ``there`` are (None: of this machine)."""
+    there = memory() if there is None else there
+    if needed > there:
+        sizes = f"{needed / 1e9:,.1f} GB of memory, and there are {there / 1e9:,.1f}"
+        raise SizeError(f"{what} needs about {sizes}: {remedy}")
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -10,14 +10,12 @@ directory is renamed into place as the last act.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,9 +25,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eqr import CHECKOUT, PROJECT
+from eqr import CHECKOUT, PROJECT, files
 from eqr.config import SEMANTICS
-from eqr.data import file_sha256
+from eqr.files import file_sha256, read_json, write_json
 from eqr.settings import UserError, digest
 
 MANIFEST = "manifest.json"
@@ -71,8 +69,7 @@ class Result:
 def read_arrays(run: Run) -> Result:
     """The arrays of a run that has some, in its one npz file."""
     (name,) = (name for name in run.manifest["files"] if name.endswith(".npz"))
-    with np.load(run.file(name), allow_pickle=False) as arrays:
-        return Result(run, dict(arrays))
+    return Result(run, files.read_arrays(run.file(name)))
 
 
 #: The runs (and studies) that this process has read, with the digest of the data behind each; the
@@ -81,9 +78,15 @@ USED: dict[str, str] = {}
 
 
 def default_root() -> Path:
-    """``$EQR_STORE``, else ``build/store`` in the project, or ``~/.cache/eqr`` without one."""
-    home = PROJECT / "build" / "store" if CHECKOUT else Path.home() / ".cache" / "eqr"
-    return Path(os.environ.get("EQR_STORE") or home)
+    """``$EQR_STORE``, else ``build/store`` in the project, or ``~/.cache/eqr`` without one.
+
+    A relative one is below the project: it is one store, wherever a command is started.
+    """
+    home = "build/store" if CHECKOUT else "~/.cache/eqr"
+    named = Path(os.path.expanduser(os.environ.get("EQR_STORE") or home))
+    if not (CHECKOUT or named.is_absolute()):
+        raise StoreError(f"EQR_STORE={named}: must be an absolute path, begin it with /")
+    return PROJECT / named
 
 
 def run_id(kind: str, config: Mapping[str, Any], semantics: int) -> str:
@@ -99,8 +102,8 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def files_of(path: Path) -> dict[str, Path]:
     """The files below a run's directory by their relative names, its manifest left out."""
-    below = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-    return {name: p for name, p in below.items() if name not in (MANIFEST, PENDING)}
+    below = [p for p in sorted(path.rglob("*")) if p.is_file() and files.ours(p, path)]
+    return {p.relative_to(path).as_posix(): p for p in below if p != path / MANIFEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,8 @@ def inspect(path: Path, contents: bool = True) -> Inspection:
     """Check a run's directory: manifest, id, seal, and (``contents``) every file of it."""
     anew, where = f"delete {path} to make it anew", path / MANIFEST
     try:
-        manifest = json.loads(where.read_text())
-        named, files = manifest["id"], dict(manifest["files"].items())
+        manifest = read_json(where)
+        named, listed = manifest["id"], dict(manifest["files"].items())
         computed = run_id(manifest["kind"], manifest["config"], manifest["semantics"])
         unsealed = manifest["seal"] != sealed(manifest)["seal"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -132,13 +135,13 @@ def inspect(path: Path, contents: bool = True) -> Inspection:
     elif named != path.name:
         faults.append(f"{where}: field id says that it belongs to {named}; rename {path} back")
     there = files_of(path) if contents else {}
-    for name, sha256 in files.items() if contents else ():
+    for name, sha256 in listed.items() if contents else ():
         if name not in there:
             faults.append(f"{path / name}: missing; {anew}")
         elif file_sha256(there[name]) != sha256:
             faults.append(f"{path / name}: altered, its sha256 differs; {anew}")
     remedy = "not part of the run (its manifest does not name it); move it elsewhere"
-    strays = tuple(f"{path / name}: {remedy}" for name in there if name not in files)
+    strays = tuple(f"{path / name}: {remedy}" for name in there if name not in listed)
     return Inspection(manifest, tuple(faults), strays)
 
 
@@ -198,6 +201,8 @@ class Store:
         when all files are on the disk, and the directory is renamed when the manifest is.
         """
         run_id = self.run_id(kind, config)
+        if run := self.get(run_id):  # without a lock: a store may be someone else's
+            return run
         with self.lock(run_id):
             if run := self.get(run_id):
                 return run
@@ -207,29 +212,29 @@ class Store:
             if not whole:
                 (work / MANIFEST).unlink(missing_ok=True)
                 about = {"id": run_id, "kind": kind, "config": dict(config)}
-                replace_json(work / PENDING, about)
+                write_json(work / PENDING, about)
                 began = time.time()
                 if make(work) is False:
                     return None
                 for left in work.rglob(".*"):  # of a process killed while it wrote
                     if left.is_file() and left.name != PENDING:
                         left.unlink()
-                files = {k: p for k, p in files_of(work).items() if k not in scratch}
-                for path in files.values():
-                    _sync(path)
+                made = {k: p for k, p in files_of(work).items() if k not in scratch}
+                for path in made.values():
+                    files.sync(path)
                 manifest = about | {
                     "semantics": SEMANTICS,
-                    "files": {name: file_sha256(path) for name, path in files.items()},
+                    "files": {name: file_sha256(path) for name, path in made.items()},
                     "provenance": provenance()
                     | {"finished": _utc(), "seconds": time.time() - began},
                 }
-                replace_json(work / MANIFEST, sealed(manifest))
+                write_json(work / MANIFEST, sealed(manifest))
             for name in (*scratch, PENDING):
                 (work / name).unlink(missing_ok=True)
             for folder in [*(p for p in work.rglob("*") if p.is_dir()), work]:
-                _sync(folder)
+                files.sync(folder)
             os.replace(work, self.root / run_id)
-            _sync(self.root)
+            files.sync(self.root)
             return self.get(run_id)
 
     def arrays(
@@ -248,52 +253,25 @@ class Store:
 
         def make(directory: Path) -> None:
             arrays = {key: np.asarray(value) for key, value in compute(directory).items()}
-            np.savez_compressed(directory / name, **arrays)
+            with files.writing(directory / name):
+                np.savez_compressed(directory / name, **arrays)
 
         return read_arrays(self.obtain(kind, config, make))
 
-    @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Let one process at a time into the block; the others wait."""
-        locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with (locks / name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # freed by the kernel when the process ends
-            yield
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file, and its folder, so that it is on the disk whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def replace_json(path: Path, values: Any) -> None:
-    """Write values as JSON, whole or not at all."""
-    replace_file(path, (json.dumps(values, indent=1) + "\n").encode())
+        return files.lock(self.root / "locks" / name, name)
 
 
 def git(*words: str) -> str:
-    """What a git command says of the project's working tree; empty outside a git checkout."""
+    """What a git command says of the project's working tree; empty where that is no checkout."""
+    # A repository that the project merely lies in is not asked, nor one that git's own variables
+    # name (they are set while a hook runs).
+    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    own |= {"GIT_CEILING_DIRECTORIES": str(PROJECT.resolve().parent)}
+    given = {"cwd": PROJECT, "env": own, "capture_output": True, "check": True}
     try:
-        return subprocess.run(
-            ["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *words], encoding="utf-8", **given).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -328,7 +306,7 @@ def processes() -> int:
 def processor() -> str:
     """The processor's name as the system gives it."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

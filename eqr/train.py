@@ -387,7 +387,7 @@ def train(
         trainer.load_state_dict(state)
     writes = files if world.rank == 0 else None
     if writes:
-        writes.begin(meta.get("log_bytes", 0))
+        writes.begin(meta)
     world.share()  # all have read the checkpoint before the first may replace it
     began, earlier = time.monotonic(), meta.get("seconds", 0.0)
     rhythm = {"log": config.log_every, "eval": config.eval_every}

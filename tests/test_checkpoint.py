@@ -19,7 +19,7 @@ from eqr.config import to_dict
 from eqr.imports.pth import Inert, read_official
 from eqr.imports.weights import import_official, official_config
 from eqr.model import Reasoner
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, UserError
 from eqr.streams import stream
 
 
@@ -50,7 +50,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     save_tensors(path, {"a": torch.ones(3)}, {})
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"x\.safetensors: cannot be written \(disk full\)"):
         save_tensors(path, {"a": torch.zeros(3)}, {})
     assert load_tensors(path)[0]["a"].tolist() == [1, 1, 1]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -109,7 +109,10 @@ def reseal(path, **values) -> None:
 
 
 def test_verify_names_every_fault_and_goes_on(eqr, store, tmp_path):
+    eqr("results", "verify", "--shipped", tmp_path / "absent").refused("absent: no such folder")
+    eqr("results", "verify", "--store", tmp_path / "absent").refused("absent: no such folder")
     nowhere = ("--shipped", tmp_path / "nowhere")
+    nowhere[1].mkdir()
     done = eqr("results", "verify", *nowhere)
     assert done.code == 0 and "5 results, all sound" in done.out
     (chapter,), evals, trains = (ids(store, kind) for kind in ("chapter", "eval", "train"))

@@ -172,7 +172,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(make_recipe, problems, tmp
     """SIGKILL in the midst of writing, soon, and again later; then run to the end."""
     recipe = make_recipe()
     store, environment = Store(tmp_path / "store"), os.environ | {"OMP_NUM_THREADS": "1"}
-    for calls in ("2", "5"):
+    for calls in ("13", "5"):  # the first ten write the data set
         command = [sys.executable, "-c", KILLED, json.dumps(to_dict(recipe)), calls, store.root]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stderr

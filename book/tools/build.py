@@ -7,7 +7,6 @@ Nothing needs a network. The ``Snakefile`` hands the same commands to a cluster.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -30,16 +29,17 @@ from book.tools import BOOK, NOTEBOOKS, ROOT, pages
 from book.tools.check import BookError, check_html
 from book.tools.pdf import find_chromium, print_book
 from eqr.cli.console import Profile, Seed, say
-from eqr.data import file_sha256
 from eqr.experiments import shipped_run, train_or_load
+from eqr.files import file_sha256, lock, ours, read_json, replace_folder, write_json
 from eqr.notebook import execute
 from eqr.recipes import load_recipe, recipe_names
 from eqr.settings import ConfigError, UserError, digest, nearest
-from eqr.store import Store, replace_json
+from eqr.store import Store
 from eqr.studies.claims import claims_of
 from eqr.viewer import page as viewer
 
 SMOKE = "A smoke build: its models are tiny and have learned nothing; the numbers mean nothing."
+TOC = BOOK / "_toc.yml"
 READ = (ROOT / "eqr", ROOT / "data")  # what every chapter reads, beside itself
 EXTRA = "_extra"  # folder of the assembled source whose content goes to the root of the pages
 
@@ -90,13 +90,14 @@ def build(
         notebooks = {path.stem: path for path in paths}
     say("[3/3] pages")
     notice = SMOKE if profile == "smoke" else ""
-    source = assemble(notebooks, out / profile / "source", site, notice, pdf)
     wanted = partial(train_or_load, profile=profile, seed=seed, store=store, shipped=not own)
-    live = {name: wanted(name) for name in viewer.LIVE}
-    viewer.install(source / EXTRA / viewer.PLACE, source / viewer.HOME, live, profile)
-    pages.write_notebooks({p.stem: p for p in chapters()}, source / EXTRA, site)
-    html = build_pages(source, out / profile / "html", pdf)
-    check_html(html)
+    with lock(out / profile / ".lock", f"the pages in {out / profile}"):
+        source = assemble(notebooks, out / profile / "source", site, notice, pdf)
+        live = {name: wanted(name) for name in viewer.LIVE}
+        viewer.install(source / EXTRA / viewer.PLACE, source / viewer.HOME, live, profile)
+        pages.write_notebooks({p.stem: p for p in chapters()}, source / EXTRA, site)
+        html = build_pages(source, out / profile / "html", pdf)
+        check_html(html)
     say(f"the book is ready after {time.monotonic() - began:.0f} s:")
     print((html / "index.html").resolve())
 
@@ -112,8 +113,9 @@ def chapter(name: str, profile: Profile = "laptop", seed: Seed = 0) -> None:
 
 
 def chapters() -> list[Path]:
-    """The chapters' notebooks, by name."""
-    return sorted(NOTEBOOKS.glob("*.ipynb"))
+    """The notebooks that the table of contents names, by name; what else lies there is not ours."""
+    named = re.findall(r"file: chapters/(\w+)", TOC.read_text(encoding="utf-8"))
+    return [NOTEBOOKS / f"{name}.ipynb" for name in sorted(named)]
 
 
 def models(profile: str) -> list[str]:
@@ -143,7 +145,7 @@ def recipes_named(notebook: Path, profile: str) -> list[str]:
 
     One that is missed costs time and nothing else: the chapter trains it, or waits for it.
     """
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    cells = read_json(notebook)["cells"]
     code = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     return [name for name in recipe_names(profile) if f'"{name}"' in code or f"'{name}'" in code]
 
@@ -182,9 +184,9 @@ def executed(notebook: Path, profile: str, seed: int, store: Store, own: bool = 
 
 def state(*places: Path) -> str:
     """A hash of files, and of all that are in folders, save what is fetched or made there."""
-    made = {"__pycache__", "_vendor", "_build", "cache"}
+    made = {"_vendor", "_build", "cache"}
     files = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
-    names = sorted(path.relative_to(ROOT) for path in files)
+    names = sorted(path.relative_to(ROOT) for path in files if ours(path, ROOT))
     names = [name for name in names if not made & set(name.parts)]
     return digest([(name.as_posix(), file_sha256(ROOT / name)) for name in names])
 
@@ -207,13 +209,15 @@ def assemble(
     if missing := [f"{n}: no file {path}" for n, path in notebooks.items() if not path.is_file()]:
         raise BookError("Chapters without an executed notebook:", missing)
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(BOOK, out, ignore=shutil.ignore_patterns("tools", "_build", "pack*.json"))
+    shutil.copytree(
+        BOOK, out, ignore=shutil.ignore_patterns("tools", "_build", "pack*.json", ".*", "*~")
+    )
     for folder in ("chapters", EXTRA):
         (out / folder).mkdir()
     for name, path in notebooks.items():
         shutil.copy(path, out / "chapters" / f"{name}.ipynb")
     for folder in (out, out / EXTRA):
-        replace_json(folder / pages.CLAIMS, claims_of(notebooks.values()))
+        write_json(folder / pages.CLAIMS, claims_of(notebooks.values()))
     # Pages served by GitHub would otherwise lose every folder whose name begins with _.
     (out / EXTRA / ".nojekyll").touch()
     config = yaml.safe_load((out / "_config.yml").read_text(encoding="utf-8"))
@@ -237,8 +241,7 @@ def build_pages(source: Path, out: Path, pdf: bool = False) -> Path:
             say("  the whole book as one PDF")
             printed = print_book(sphinx(source, Path(work), "singlehtml"), out.parent / pages.PDF)
             shutil.copy(printed, html / pages.PDF)
-        shutil.rmtree(out, ignore_errors=True)
-        html.rename(out)
+        replace_folder(html, out)
     return out
 
 

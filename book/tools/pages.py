@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import quote
 from jinja2 import Template
 
 from book.tools import BOOK, ROOT
+from eqr.files import read_json, read_toml
 from eqr.settings import ConfigError
 from eqr.store import commit, git
 
@@ -69,7 +69,7 @@ def of_project(
             ``EQR_SITE_URL`` or ``READTHEDOCS_CANONICAL_URL`` win over the file.
         pyproject: whose ``[project.urls]`` may have ``Repository`` and ``Homepage``.
     """
-    urls = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"].get("urls", {})
+    urls = read_toml(pyproject)["project"].get("urls", {})
     given = {f"{pyproject}: project.urls.{key}": url for key, url in urls.items()}
     if name := environment.get("GITHUB_REPOSITORY"):
         server = environment.get("GITHUB_SERVER_URL") or "https://github.com"
@@ -100,7 +100,7 @@ def write_notebooks(notebooks: Mapping[str, Path], folder: Path, site: Site) -> 
     install = {"cell_type": "code", "id": "install", "metadata": {}, "execution_count": None}
     install |= {"outputs": [], "source": code.splitlines(keepends=True)}
     for name, path in notebooks.items():
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = read_json(path)
         copies = {"notebooks": notebook}
         if site.launchers(name):
             copies["colab"] = {**notebook, "cells": [install, *notebook["cells"]]}

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from book.tools.check import BookError
-from eqr.store import replace_file
+from eqr.files import write_file
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -70,5 +70,5 @@ def print_book(folder: Path, out: Path) -> Path:
             outline=True,
             tagged=True,
         )
-    replace_file(out, content)
+    write_file(out, content)
     return out

@@ -6,7 +6,6 @@ Rates are to be read as ratios within one run: absolute times depend on the mach
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from eqr import data
 from eqr.config import Recipe, to_dict
 from eqr.cost import forward_flops, step_flops
-from eqr.data import file_sha256
+from eqr.files import file_sha256, read_json, to_json, write_file
 from eqr.layers import parameter_count
 from eqr.model import Reasoner
 from eqr.rollout import rollout
@@ -231,9 +230,9 @@ def bench_or_load(recipes: Sequence[Recipe], store: Store, seconds: float, compi
         ways = (False, True) if compiled else (False,)
         rows = [row for one in recipes for row in bench(one, "cpu", seconds, ways)]
         growth = [asdict(g) for g in scaling(recipes[0], "cpu", seconds / 10)]
-        text = json.dumps({"rows": rows, "growth": growth}, indent=1)
-        (directory / "bench.json").write_text(text + "\n")
+        text = to_json({"rows": rows, "growth": growth}, indent=1)
+        write_file(directory / "bench.json", f"{text}\n".encode())
 
     run = store.obtain("bench", config, make)
-    stored = json.loads(run.file("bench.json").read_text())
+    stored = read_json(run.file("bench.json"))
     return Bench(run, stored["rows"], [Growth(**g) for g in stored["growth"]])

@@ -20,8 +20,9 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from eqr.analysis.bench import Bench
 from eqr.experiments import Trained
+from eqr.files import write_file
 from eqr.solve import Solution
-from eqr.store import Result, Run, commit, replace_file
+from eqr.store import Result, Run, commit
 from eqr.studies.results import Pick, Results
 from eqr.task import Task
 
@@ -211,4 +212,4 @@ def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
     ax.legend()
     picture = io.BytesIO()
     fig.savefig(picture, format=path.suffix[1:] or "png")
-    replace_file(path, picture.getvalue())
+    write_file(path, picture.getvalue())

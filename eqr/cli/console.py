@@ -107,10 +107,10 @@ def report_table(
     table: pd.DataFrame, out: Path | None, as_json: bool, beside: pd.DataFrame | None = None
 ) -> None:
     """Write a table where it is asked for, and show it, with published numbers below it."""
-    from eqr.store import replace_file
+    from eqr.files import write_file
 
     if out:
-        replace_file(out, table.to_csv(index=False).encode())
+        write_file(out, table.to_csv(index=False).encode())
     values, text = table.to_dict(orient="records"), to_text(table)
     if beside is not None:
         values = {"ours": values, "published": beside.to_dict(orient="records")}

@@ -252,7 +252,7 @@ def export_command(
     import json
 
     from eqr.checkpoint import load_model
-    from eqr.store import replace_file
+    from eqr.files import write_file
     from eqr.viewer.onnx import INPUTS, OUTPUTS, describe, export
 
     if out.suffix != ".onnx":
@@ -262,6 +262,6 @@ def export_command(
     made = export(loaded.model, out, meta)
     about = describe(loaded.model, loaded.task) | meta | {"inputs": INPUTS, "outputs": OUTPUTS}
     side = out.with_suffix(".json")
-    replace_file(side, (json.dumps(about, indent=1) + "\n").encode())
+    write_file(side, (json.dumps(about, indent=1) + "\n").encode())
     values: dict[str, Any] = {"onnx": str(out), "json": str(side)}
     show(values | {"bytes": made.size, "difference": made.difference}, str(out), as_json)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eqr import CHECKOUT, PROJECT
 from eqr.cli import data as cli_data, runs as cli_runs, study as cli_study
 from eqr.cli.console import (
     Device,
@@ -60,12 +61,24 @@ app.command("export")(cli_data.export_command)
 def main() -> None:
     """Entry point: run a command, and turn its known errors into one line."""
     try:
+        refuse_another_checkout()
         app()
     except (UserError, OSError) as error:
         rank = os.environ.get("RANK", "0")  # torchrun sets it
         who = "error" if rank == "0" else f"error in process {rank}"
         say(f"{who}: {' '.join(str(error).split())}", "red")
         sys.exit(1)
+
+
+def refuse_another_checkout() -> None:
+    """ConfigError where the command stands in one checkout and its code lies in another."""
+    here = Path.cwd()
+    for folder in (here, *here.parents) if CHECKOUT else ():
+        if (folder / "eqr" / "__init__.py").is_file() and not folder.samefile(PROJECT):
+            raise ConfigError(
+                f"{folder} is a checkout, but the code that runs is that of {PROJECT}: "
+                f"run `make venv` in the former, or start in another folder"
+            )
 
 
 @app.command("train")
@@ -309,6 +322,7 @@ def evaluation_data(
     """The data set asked for, or the one the checkpoint was trained with."""
     from eqr import data
     from eqr.config import recipe_from_dict
+    from eqr.experiments import trained_on
     from eqr.store import Store
     from eqr.task import task_to_dict
 
@@ -316,7 +330,7 @@ def evaluation_data(
         if "recipe" not in loaded.meta:
             raise data.DataError(f"{model}: says not what it was trained on; name it with --data")
         recipe = recipe_from_dict(loaded.meta["recipe"], str(model))
-        return data.for_recipe(recipe, Store(store).root / "data")
+        return trained_on(recipe, Store(store), loaded.meta.get("data"), model)
     asked = data.load(directory)
     if not loaded.task.same_board(asked.task):
         raise data.DataError(
@@ -401,9 +415,9 @@ def notebook_command(
     Example: eqr notebook notebooks/depth_breadth.ipynb out.ipynb -p profile=smoke -p noise=0.5
     """
     from eqr.notebook import execute
-    from eqr.recipes import parse_overrides
+    from eqr.recipes import pairs
 
-    execute(notebook, out, parse_overrides(parameter or ()))
+    execute(notebook, out, dict(pairs(parameter or ())))
     show({"notebook": str(out)}, str(out), as_json)
 
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eqr import SHIPPED
 from eqr.cli.console import Device, Json, StoreDir, progress, show
 
+if TYPE_CHECKING:
+    from eqr.store import Store
+
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and compare stored runs.")
+
+
+def opened(folder: Path | None) -> Store:
+    """The store of a command that only reads: one that is named must be there."""
+    from eqr.store import Store, StoreError
+
+    if folder and not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder; name that of a store")
+    return Store(folder)
+
 
 COLUMNS = ("id", "name", "profile", "seed", "finished", "seconds", "bytes", "state")
 RunId = Annotated[str, typer.Argument(help="A run's id, or the beginning of it.")]
@@ -28,17 +41,17 @@ def list_command(
     Example: eqr results list --kind train
     """
     from eqr import runs as results
-    from eqr.store import Store, StoreError
+    from eqr.store import StoreError
 
-    opened = Store(store)
-    rows = results.listing(opened, kind)
-    if kind and not rows and (kinds := {row["kind"] for row in results.listing(opened)}):
-        raise StoreError(f"--kind {kind!r}: {opened.root} has only {', '.join(sorted(kinds))}")
+    source = opened(store)
+    rows = results.listing(source, kind)
+    if kind and not rows and (kinds := {row["kind"] for row in results.listing(source)}):
+        raise StoreError(f"--kind {kind!r}: {source.root} has only {', '.join(sorted(kinds))}")
     shown = [{k: row[k] for k in COLUMNS} for row in rows]
     for row in shown:
         row["seconds"] = None if row["seconds"] is None else f"{row['seconds']:.0f}"
         row["bytes"] = size(row["bytes"])
-    show(rows, text(shown) if rows else f"{opened.root}: no runs", as_json)
+    show(rows, text(shown) if rows else f"{source.root}: no runs", as_json)
 
 
 def size(count: int) -> str:
@@ -59,10 +72,9 @@ def show_command(run: RunId, store: StoreDir = None, as_json: Json = False) -> N
     Example: eqr results show train-47384
     """
     from eqr import runs as results
-    from eqr.store import Store
 
-    opened = Store(store)
-    values = results.description(opened, results.find(opened, run))
+    source = opened(store)
+    values = results.description(source, results.find(source, run))
     lines = [f"{values['id']}  {values['state']}", values["path"]]
     for part in ("config", "provenance"):
         for name, value in results.flat(values[part] or {}, f"{part}.").items():
@@ -124,19 +136,21 @@ def verify_command(
     from eqr.experiments import MODELS
     from eqr.store import Store, StoreError, inspect
 
-    opened = Store(store)
+    source = opened(store)
     # Without ids, the models that the project ships too.
-    everything = [*opened.paths(), *Store(MODELS).paths()]
-    paths = [results.find(opened, text) for text in runs] if runs else everything
+    everything = [*source.paths(), *Store(MODELS).paths()]
+    paths = [results.find(source, text) for text in runs] if runs else everything
     if partial := [path.name for path in paths if path.parent.name == "partial"]:
         raise StoreError(f"{', '.join(partial)}: not complete; train to the end before verifying")
+    folder = shipped or SHIPPED / "results"
+    published = [] if runs else list(results.shipped(folder).items())
     rows = []
     for path in paths:
         looked = inspect(path)
         row: dict[str, Any] = {"run": path.name, "faults": [*looked.faults, *looked.strays]}
-        if rerun and not row["faults"] and path.parent == opened.root:
+        if rerun and not row["faults"] and path.parent == source.root:
             with progress(f"repeating {path.name}") as bar:
-                again = results.repeat(opened, opened.get(path.name), device, bar)
+                again = results.repeat(source, source.get(path.name), device, bar)
             row["rerun"] = {"verdict": again.verdict, "details": again.details}
             row["rerun"]["elsewhere"] = again.elsewhere
             if again.verdict == "differs" and not again.elsewhere:
@@ -144,8 +158,6 @@ def verify_command(
         rows.append(row)
         if not as_json:
             show((), report(row), False)
-    folder = shipped or SHIPPED / "results"
-    published = [] if runs else list(results.shipped(folder).items())
     for name, faults in published:  # there are hundreds: those that are sound are counted only
         rows.append({"run": name, "faults": faults})
         if faults and not as_json:
@@ -154,7 +166,7 @@ def verify_command(
         count = sum(not faults for _, faults in published)
         show((), f"{folder}: {count} of {len(published)} published files sound", False)
     faulty = [row for row in rows if row["faults"]]
-    sound = f"{len(rows)} results, all sound; {len(opened.partial())} partial runs not looked at"
+    sound = f"{len(rows)} results, all sound; {len(source.partial())} partial runs not looked at"
     show(rows, () if faulty else sound, as_json)
     if faulty:
         first, count = faulty[0]["faults"][0], sum(len(row["faults"]) for row in faulty)
@@ -184,13 +196,13 @@ def diff_command(one: RunId, other: RunId, store: StoreDir = None, as_json: Json
     Example: eqr results diff train-47384 train-78e19
     """
     from eqr import runs as results
-    from eqr.store import Store, StoreError
+    from eqr.store import StoreError
 
-    opened = Store(store)
-    both = [results.find(opened, name) for name in (one, other)]
-    if partial := [path.name for path in both if path.parent != opened.root]:
+    source = opened(store)
+    both = [results.find(source, name) for name in (one, other)]
+    if partial := [path.name for path in both if path.parent != source.root]:
         raise StoreError(f"{', '.join(partial)}: not complete; only complete runs are compared")
-    values = results.comparison(*(opened.get(path.name) for path in both))
+    values = results.comparison(*(source.get(path.name) for path in both))
     lines = [f"a = {values['runs'][0]}", f"b = {values['runs'][1]}"]
     for part in ("config", "provenance"):
         lines.append(f"{part}: {'equal' if not values[part] else ''}")

@@ -91,7 +91,8 @@ def run_command(
 
     Example: eqr study run paper-scale --profile paper --rows maze30-fast --device cuda
     """
-    from eqr.store import Store, replace_file
+    from eqr.files import write_file
+    from eqr.store import Store
     from eqr.studies import results, run as studies
     from eqr.studies.rows import study
 
@@ -119,7 +120,7 @@ def run_command(
         raise typer.Exit(130) from None
     if table and meta["cells"]:
         content = results.load(name, profile, out).rows.to_csv(index=False)
-        replace_file(table, content.encode())
+        write_file(table, content.encode())
     missing: dict[str, list[str]] = {}
     for row, seed in meta["missing"]:
         missing.setdefault(row, []).append(str(seed))

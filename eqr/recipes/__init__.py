@@ -10,11 +10,12 @@ import importlib
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from eqr.config import Recipe, recipe_from_dict
+from eqr.files import ours, parse_toml, read_toml
 from eqr.settings import ConfigError, nearest
 from eqr.task import Task
 
@@ -28,7 +29,7 @@ def recipe_names(profile: str) -> list[str]:
     if profile not in PROFILES:
         raise ConfigError(f"profile {profile!r} is not known; {nearest(profile, PROFILES)}")
     folder = RECIPES / ("laptop" if profile == "smoke" else profile)
-    return sorted(path.stem for path in folder.glob("*.toml"))
+    return sorted(p.stem for p in folder.glob("*.toml") if p.is_file() and ours(p, folder))
 
 
 def load_recipe(
@@ -85,24 +86,17 @@ def read_recipe(
             )
         if profile == "smoke":
             below, files = read_recipe(name, "laptop")
-            small = _read_toml(SMOKE)
+            small = read_toml(SMOKE)
             common = {k: v for k, v in small.items() if k in ("data", "model", "train")}
             return _over(_over(below, common), small.get(name, {})), (*files, SMOKE)
         path = RECIPES / profile / f"{name}.toml"
     if path in above:
         raise ConfigError(f"{path}: base leads back to this file; name another")
-    values, files = _read_toml(path), (path,)
+    values, files = read_toml(path), (path,)
     if base := values.pop("base", None):
         below, more = read_recipe(base, profile, path.parent, (*above, path))
         values, files = _over(below, values), (*files, *more)
     return values, files
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from error
 
 
 def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -117,17 +111,25 @@ def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def pairs(settings: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """``"name=value"`` as name and text; ConfigError for anything else."""
+    for setting in settings:
+        name, sign, text = setting.partition("=")
+        if not sign or not name.strip() or len(setting.splitlines()) != 1:
+            raise ConfigError(f"{setting!r} must look like name=value, on one line")
+        yield name.strip(), text.strip()
+
+
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     """``["train.steps=100"]`` to ``{"train.steps": 100}``; values are TOML, bare words strings."""
     overrides = {}
-    for setting in settings:
-        name, sign, text = setting.partition("=")
-        if not sign or not name.strip():
-            raise ConfigError(f"{setting!r} must look like name=value")
+    for name, text in pairs(settings):
         try:
-            overrides[name.strip()] = tomllib.loads(f"v = {text}")["v"]
+            overrides[name] = parse_toml(f"v = {text}")["v"]
         except tomllib.TOMLDecodeError:
-            overrides[name.strip()] = text.strip()
+            overrides[name] = text
+        except ValueError as error:
+            raise ConfigError(f"{name} = {text:.20}… holds {error}") from error
     return overrides
 
 

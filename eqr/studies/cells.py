@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +25,10 @@ from eqr.cost import Cost
 from eqr.data import NoDataSet
 from eqr.evaluate import Records
 from eqr.experiments import EvalResult, Trained
+from eqr.files import FileError, parse_json, read_arrays, write_file
 from eqr.select import selected
 from eqr.settings import ConfigError, UserError
-from eqr.store import Store, provenance, replace_file
+from eqr.store import Store, provenance
 from eqr.studies.rows import Evaluation, Study, study
 
 FORMAT = "eqr-cell-1"
@@ -156,7 +156,7 @@ class CellFile:
         arrays, content = arrays_of(self.table, self.curve, self.outcomes), io.BytesIO()
         about = {"about": np.array(json.dumps(self.about)), "sha256": np.array(self.sha256)}
         np.savez_compressed(content, **arrays, **about)
-        replace_file(path, content.getvalue())
+        write_file(path, content.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> CellFile:
@@ -167,20 +167,26 @@ class CellFile:
         """
         remedy = "restore it, or delete it and run its study again"
         try:
-            with np.load(path, allow_pickle=False) as members:
-                arrays = dict(members)
-            about, sha256 = json.loads(str(arrays.pop("about"))), str(arrays.pop("sha256"))
+            arrays = read_arrays(path, remedy)
+            about, sha256 = parse_json(str(arrays.pop("about"))), str(arrays.pop("sha256"))
             parts: dict[str, dict[str, np.ndarray]] = {"table": {}, "curve": {}, "outcomes": {}}
             for name, values in arrays.items():
                 part, _, key = name.partition("/")
                 parts[part][key] = values
+            if hashed(arrays, about) != sha256:
+                raise StudyError(f"{path}: altered, its content has another sha256; {remedy}")
+            own = [f"{about['row']}-{about['seed']}", about["study"]]
+            if own != [path.stem, path.parent.name]:
+                raise StudyError(f"{path}: holds {own[1]}/{own[0]}; give it that name again")
+            table, curve = (pd.DataFrame(parts[name]) for name in ("table", "curve"))
         except FileNotFoundError as error:
             raise StudyError(f"{path}: absent; {remedy}") from error
-        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        except FileError as error:
+            raise StudyError(str(error)) from error
+        except StudyError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise StudyError(f"{path}: damaged ({error}); {remedy}") from error
-        if hashed(arrays, about) != sha256:
-            raise StudyError(f"{path}: altered, its content has another sha256; {remedy}")
-        table, curve = (pd.DataFrame(parts[name]) for name in ("table", "curve"))
         return cls(table, curve, parts["outcomes"], about, sha256)
 
 

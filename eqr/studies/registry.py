@@ -11,6 +11,7 @@ from html import escape
 import pandas as pd
 
 from eqr import SHIPPED
+from eqr.files import shipped_file
 from eqr.studies.cells import StudyError
 from eqr.studies.paper import available, entries, profile_of
 from eqr.studies.results import Pick
@@ -47,7 +48,7 @@ def published() -> pd.DataFrame:
     Raises:
         StudyError: the file has other columns, or no number where one belongs.
     """
-    frame = pd.read_csv(PUBLISHED, dtype=str)
+    frame = pd.read_csv(shipped_file(PUBLISHED), dtype=str)
     if tuple(frame) != COLUMNS:
         raise StudyError(f"{PUBLISHED}: columns must be {','.join(COLUMNS)}; restore the file")
     try:

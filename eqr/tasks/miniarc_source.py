@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 import eqr
+from eqr.files import ours, read_json, shipped_file
 from eqr.settings import ProblemError, from_dict, nearest, settings
 
 SIDE, CELLS, COLOURS = 5, 25, 10
@@ -52,7 +52,7 @@ def read_rules(source: Path) -> list[Rule]:
     """
     source = Path(source)
     if source.is_dir():
-        files = sorted(source.glob("*.json"))
+        files = sorted(path for path in source.glob("*.json") if ours(path, source))
         if not files:
             raise ProblemError(f"{source}: holds no .json file; name the folder of the tasks")
         return [_rule(path, path.stem, _json(path)) for path in files]
@@ -75,10 +75,9 @@ def _json(path: Path) -> Any:
 
     if not path.is_file():
         raise ProblemError(f"{path}: no such file; give the JSON of the tasks or their folder")
-    try:
-        return json.loads(path.read_bytes(), object_pairs_hook=once)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProblemError(f"{path}: not valid JSON ({error}); restore it") from error
+    if path.samefile(SHIPPED):
+        shipped_file(SHIPPED)
+    return read_json(path, object_pairs_hook=once)
 
 
 Five = Field(min_length=SIDE, max_length=SIDE)

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from eqr import __version__
+from eqr.files import write_file
 from eqr.layers import parameter_count, start_vectors
 from eqr.model import Reasoner, State, residual
 from eqr.settings import UserError
-from eqr.store import replace_file
 from eqr.streams import stream
 from eqr.task import Task
 from eqr.viewer.frames import board_of
@@ -111,7 +111,7 @@ def export(model: Reasoner, path: Path, meta: Mapping[str, Any] | None = None) -
     if not gap <= TOLERANCE:
         raise ExportError(f"{path}: differs from torch by {gap:.2g}, more than {TOLERANCE}")
     content = graph.SerializeToString(deterministic=True)
-    replace_file(path, content)
+    write_file(path, content)
     return Exported(path, len(content), gap)
 
 
