@@ -249,23 +249,29 @@ def load(directory: Path) -> Dataset:
 def verify(directory: Path) -> dict[str, Any]:
     """Load a data set and test its content against the task's rules.
 
-    Returns the findings: sizes, digest, wrong labels, repeated problems, solutions that the splits
-    share up to symmetry. Raises DataError where :func:`load` does.
+    Returns the findings: sizes, digest, the task's remarks; and by names with an underscore the
+    numbers of faults: wrong labels, repeated problems, problems with several answers (unless they
+    were asked for), solutions that the splits share up to symmetry. Raises DataError where
+    :func:`load` does.
     """
     dataset = load(directory)
-    task, keys = dataset.task, {}
+    task, keys, remarks = dataset.task, {}, dataset.task.remarks(dataset.splits)
     findings: dict[str, Any] = {"task": task_to_dict(task), "digest": dataset.digest}
     for split, problems in dataset.splits.items():
-        keys[split] = task.symmetry_key(problems.inputs, problems.labels)
+        inputs, labels = problems.inputs, problems.labels
+        keys[split] = task.symmetry_key(inputs, labels)
         findings[split] = len(problems)
-        findings[f"{split}_wrong_labels"] = int(
-            (~task.check(problems.inputs, problems.labels)).sum()
-        )
-        findings[f"{split}_repeated"] = len(problems) - len(np.unique(problems.inputs, axis=0))
+        findings[f"{split}_wrong_labels"] = int((~task.check(inputs, labels)).sum())
+        findings[f"{split}_repeated"] = len(problems) - len(np.unique(inputs, axis=0))
+        ambiguous = task.ambiguous(inputs)
+        if "ambiguous" in dataset.origin:
+            remarks[f"{split} problems have several answers"] = ambiguous
+        else:
+            findings[f"{split}_ambiguous"] = ambiguous
     for one, other in itertools.combinations(keys, 2):
         shared = set(keys[one]) & set(keys[other])
         findings[f"{other}_shares_solution_with_{one}"] = sum(key in shared for key in keys[other])
-    return findings
+    return findings | {"remarks": remarks}
 
 
 def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) -> Dataset:

@@ -140,6 +140,14 @@ class Task(ABC):
         """The answer (S,) by the rules, or None: a reference that the model never sees."""
         return None
 
+    def ambiguous(self, inputs: np.ndarray) -> int:
+        """How many of the inputs (n, S) have several answers, where each should have one."""
+        return 0
+
+    def remarks(self, splits: Mapping[str, Problems]) -> dict[str, int]:
+        """What to say of a data set that is no fault: counts, by what they count."""
+        return {}
+
     def parse(self, text: str) -> np.ndarray:
         """Tokens (S,) uint8 of a problem string; ProblemError says what is wrong with it."""
         return self.read_symbols("".join(text.split()), self.symbols[1:])

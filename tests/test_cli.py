@@ -36,7 +36,7 @@ def puzzle(problems) -> str:
 
 GROUPS = {
     "data": {"build", "import", "verify"},
-    "results": {"list", "show", "verify", "diff"},
+    "results": {"list", "show", "ship", "verify", "diff"},
     "study": {"run", "list", "plan"},
 }
 GROUPED = [f"{group} {name}" for group, names in GROUPS.items() for name in sorted(names)]
@@ -94,6 +94,7 @@ BAD = {
     "no official file": ("import-checkpoint none.pth out", "none.pth: no such checkpoint"),
     "an unknown parameter": ("notebook NOTEBOOK out -p profil=smoke", "did you mean 'profile'"),
     "an unknown run": ("results show train-1", "holds no runs"),
+    "a run to ship": ("results ship train-1", "holds no runs"),
     "runs to compare": ("results diff a b", "run 'a' is not known"),
 }  # fmt: skip
 

@@ -13,13 +13,14 @@ import torch
 
 from eqr.checkpoint import CheckpointError, load_model
 from eqr.config import ModelConfig
-from eqr.data import DataError, file_sha256, load, verify
+from eqr.data import DataError, file_sha256, load, save, verify
 from eqr.imports import datasets
 from eqr.imports.datasets import read
-from eqr.imports.weights import import_official
+from eqr.imports.weights import convert
 from eqr.model import Reasoner
 from eqr.settings import ConfigError
 from eqr.streams import stream
+from eqr.tasks.maze import Maze
 from eqr.tasks.sudoku import Sudoku
 
 
@@ -52,14 +53,13 @@ def test_csv_is_read_as_it_is_and_subsampled_by_seed(csv, pool):
 @pytest.mark.parametrize(
     ("line", "alter", "said"),
     [
-        (1, lambda f: [f[0], "puzzle", *f[2:]], ": columns .*puzzle.*expected source,question"),
-        (4, lambda f: [f[0], f[1] + ".", *f[2:]], ", line 4: question has 82 characters"),
-        (4, lambda f: f[:2], ", line 4: answer has 0 characters, expected 81"),
-        (4, lambda f: [f[0], "é" + f[1][1:], *f[2:]], ", line 4: question may hold only digits"),
+        (1, lambda f: [f[0], "puzle", *f[2:]], ": no column question .*--columns question="),
+        (4, lambda f: [f[0], f[1] + ".", *f[2:]], ", line 4: question .* 81 characters"),
+        (4, lambda f: [f[0], "é" + f[1][1:], *f[2:]], ", line 4: question 'é.* must hold only"),
         (4, lambda f: [*f[:3], "²"], ", line 4: rating '²'"),
-        (4, lambda f: ["\nx", f[1], f[2][::-1], f[3]], ", line 5: answer does not solve question"),
+        (4, lambda f: ["\nx", f[1], f[2][::-1], f[3]], ", line 5: the answer breaks the rules"),
     ],
-    ids=["columns", "long", "missing", "letter", "rating", "wrong answer below a blank line"],
+    ids=["columns", "long", "letter", "rating", "wrong answer below a blank line"],
 )
 def test_a_malformed_line_is_named_by_file_and_number(csv, line, alter, said):
     lines = (csv / "train.csv").read_text().splitlines()
@@ -74,8 +74,52 @@ def test_an_empty_file_and_a_missing_file_are_named(csv):
     with pytest.raises(DataError, match=r"test\.csv: holds no puzzles"):
         read(csv, Sudoku())
     (csv / "test.csv").unlink()
-    with pytest.raises(DataError, match=r"test\.csv: no such file"):
+    with pytest.raises(DataError, match=r"test\.csv"):
         read(csv, Sudoku())
+
+
+def test_columns_go_by_the_names_of_public_sets_or_by_those_given(csv, eqr, tmp_path):
+    wanted = read(csv, Sudoku(), train=None)
+    for header in ("s,quizzes,solutions,rating", "s,puzzle,solution,rating", "s,q,a,rating"):
+        for name in ("train.csv", "test.csv"):
+            lines = (csv / name).read_text().splitlines()
+            (csv / name).write_text("\n".join([header, *lines[1:]]))
+        if "q,a" in header:
+            with pytest.raises(DataError, match=r"no column question .*--columns question="):
+                read(csv, Sudoku())
+        names = {"question": "q", "answer": "a"} if "q,a" in header else {}
+        assert read(csv, Sudoku(), train=None, columns=names).digest == wanted.digest
+    words = ("data", "import", csv, tmp_path / "out", "--columns")
+    eqr(*words, "question=p").refused("train.csv", "no column p", "--columns question=")
+    eqr(*words, "question").refused("--columns", "name=value")
+    eqr(*words, "quizzes=question").refused("--columns quizzes", "question or answer")
+    assert eqr(*words, "question=q,answer=a").code == 0
+
+
+@pytest.mark.parametrize("task", [Sudoku(2, 3, clues_min=12), Maze(7, 7, path_min=3)])
+def test_boards_of_any_size_and_task_with_a_text_form_are_read(tmp_path, eqr, task):
+    made = task.generate(8, seed=1)
+    texts = [[task.format(row) for row in a] for a in (made.inputs, made.labels)]
+    rows = [f"{q},{a}" for q, a in zip(*texts, strict=True)]
+    for name, part in (("train", rows[:6]), ("test", rows[6:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["question,answer", *part]))
+    assert np.array_equal(read(tmp_path, task).train.inputs, made.inputs[:6])
+    words = ("data", "import", tmp_path, tmp_path / "out")
+    eqr(*words).refused("train.csv, line 2: question", "81 characters", "-s box_height=2")
+    eqr(*words, "--kind", "miniarc").refused("train.csv: --kind miniarc cannot be read from CSV")
+
+
+def test_questions_with_several_answers_are_counted_and_refused_unless_asked_for(
+    shared, eqr, tmp_path
+):
+    words = ("data", "import", shared / "cases" / "several_solutions", tmp_path / "out")
+    eqr(*words).refused("2 of 2 training", "several answers", "--allow-ambiguous")
+    done = eqr(*words, "--allow-ambiguous", "--json")
+    assert json.loads(done.out)["ambiguous"] == {"train": 2, "test": 2}
+    assert "2 test problems have several answers" in eqr("data", "verify", tmp_path / "out").out
+    made = load(tmp_path / "out")
+    save(replace(made, origin={}), tmp_path / "out", overwrite=True)
+    assert "test_ambiguous" in eqr("data", "verify", tmp_path / "out").err
 
 
 def test_test_puzzles_whose_solution_was_trained_on_are_left_out(csv, pool):
@@ -103,12 +147,12 @@ def test_official_arrays_keep_the_first_of_each_group(tmp_path, pool):
     assert np.array_equal(actual.train.inputs, pool.inputs[:3])
     assert np.array_equal(actual.test.inputs, pool.inputs[3:5])
     assert actual.test.inputs.dtype == np.uint8
-    with pytest.raises(DataError, match=r"all__inputs\.npy: shape .* does not fit 16 tokens"):
+    with pytest.raises(DataError, match=r"all__inputs\.npy: shape .* 16"):
         read(tmp_path / "npy", Sudoku(2, 2))
     labels = tmp_path / "npy/test/all__labels.npy"
     for tokens, said in (
-        (pool.labels[[4, 3]], "test: the label of problem 0 breaks the rules"),
-        (np.full((2, 81), 11), r"all__labels\.npy: tokens outside 0\.\.10"),
+        (pool.labels[[4, 3]], r"test/all__labels\.npy, problem 0: the answer breaks the rules"),
+        (np.full((2, 81), 11), r"all__labels\.npy: tokens must be 0\.\.10"),
         (np.array([{"a": 1}], dtype=object), r"all__labels\.npy: not a readable array"),
     ):
         np.save(labels, tokens, allow_pickle=True)
@@ -160,8 +204,6 @@ RENAMED = {"blocks.": "L_level.layers.", "mixer.swiglu": "mlp_t", "channel": "ml
            "mixer.out": "self_attn.o_proj", "embed.weight": "embed_tokens.embedding_weight",
            "halt_head": "q_head", "fixed_high": "H_init", "fixed_low": "L_init",
            "prefix": "puzzle_emb.weights"}  # fmt: skip
-
-
 INNER = "_orig_mod.model.inner."
 
 
@@ -195,24 +237,30 @@ def equal(one: Reasoner, other: Reasoner) -> bool:
 
 BOARD = {"hidden_size": 8, "num_heads": 2, "H_cycles": 3, "L_cycles": 6, "L_layers": 2,
          "board_height": 4, "board_width": 5}  # fmt: skip
+MIXER = BOARD | {"mlp_t": True, "pos_encodings": "none"}
 PREFIX = {"prefix": 3, "prefix_width": 20}
 TABLE = {"puzzle_emb_len": 3, "puzzle_emb_ndim": 20, "num_puzzle_identifiers": 1}
-
-
-MIXER = BOARD | {"mlp_t": True, "pos_encodings": "none"}
+TRM = {"init": "fixed", "damping": 0.0, "noise": 0.0}
+TRM_NAME = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
 
 
 def imported(folder: Path, content: dict, config: dict | None, weights: str | None = None):
-    """What :func:`import_official` makes of a file with this content, and what it says of it."""
+    """What :func:`convert` makes of a file with this content, and which weights it took."""
     torch.save(content, folder / "theirs.pth")
     out = folder / "out.safetensors"
     out.unlink(missing_ok=True)
     try:
-        made = import_official(folder / "theirs.pth", out, config, weights)
+        _, made = convert(folder / "theirs.pth", out, config, weights)
     except (CheckpointError, ConfigError) as error:
         assert "\n" not in str(error) and not out.exists()
         raise
-    return load_model(out).model, made
+    return made.model, made.meta["imported"]["weights"]
+
+
+def refused(folder: Path, said: str, *given) -> None:
+    """Assert that :func:`imported` refuses what is given, with a message that matches."""
+    with pytest.raises((CheckpointError, ConfigError), match=said):
+        imported(folder, *given)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +269,6 @@ def imported(folder: Path, content: dict, config: dict | None, weights: str | No
         ("mlp", TABLE | {"seq_len": 20}),
         ("mlp", {}),  # the table and the mixer say it
         ("mlp", TABLE | {"puzzle_emb_len": 0}),  # as many tokens as the row takes
-        ("attention", {"puzzle_emb_len": 3}),
         ("attention", TABLE | {"input_seq_len": 20, "seq_len": 23}),
     ],
     ids=str,
@@ -232,91 +279,63 @@ def test_a_prefix_goes_in_and_comes_out_equal(tmp_path, mixer, config):
     assert equal(imported(tmp_path, {"model": layout(model)}, config)[0], model)
 
 
-@pytest.mark.parametrize(
-    ("change", "rows", "said"),
-    [
-        ({"num_puzzle_identifiers": 2}, 2, "num_puzzle_identifiers = 2 must be 1"),
-        ({"num_puzzle_identifiers": None}, 2, "has size .2, 20.; expected 1 row"),
-        ({"puzzle_emb_len": None}, 1, "puzzle_emb_len is missing; add it"),
-        ({"puzzle_emb_ndim": 0}, 1, "puzzle_emb_ndim is missing; add it"),
-        ({"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, 1, "does not fit"),
-        ({"puzzle_emb_len": 2}, 1, "prefix_width must be at most"),
-        ({"input_seq_len": 20, "seq_len": 20}, 1, "seq_len = 20 must be input_seq_len"),
-        ({"pos_encodings": "rope2d"}, 1, "prefix has no place on a board"),
-    ],
-    ids=str,
-)
-def test_a_prefix_that_is_not_one_row_of_this_configuration_is_refused(
-    tmp_path, change, rows, said
-):
+def test_a_prefix_that_is_not_one_row_of_this_configuration_is_refused(tmp_path):
     tensors, name = layout(drawn(mixer="attention", **PREFIX)), f"{INNER}puzzle_emb.weights"
-    tensors[name] = tensors[name].repeat(rows, 1)
-    config = BOARD | TABLE | {"mlp_t": False, "pos_encodings": "none"} | change
-    with pytest.raises((CheckpointError, ConfigError), match=said):
-        imported(tmp_path, {"model": tensors}, config)
+    rows = tensors | {name: tensors[name].repeat(2, 1)}
+    for content, change, said in (
+        (rows, {"num_puzzle_identifiers": None}, "puzzle_emb.weights.* 1 row"),
+        (tensors, {"num_puzzle_identifiers": 2}, "num_puzzle_identifiers = 2 must"),
+        (tensors, {"puzzle_emb_len": None}, "puzzle_emb_len is missing"),
+        (tensors, {"puzzle_emb_ndim": 0}, "puzzle_emb_ndim is missing"),
+        (tensors, {"puzzle_emb_ndim": 0, "puzzle_emb_len": 0}, "does not fit"),
+        (tensors, {"input_seq_len": 20, "seq_len": 20}, "seq_len = 20 must be input_seq_len"),
+        (tensors, {"pos_encodings": "rope2d"}, "prefix has no place"),
+    ):
+        config = BOARD | TABLE | {"mlp_t": False, "pos_encodings": "none"} | change
+        refused(tmp_path, said, {"model": content}, config)
 
 
-TRM = {"init": "fixed", "damping": 0.0, "noise": 0.0}
-TRM_NAME = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
-
-
-@pytest.mark.parametrize("name", [None, TRM_NAME, "trm@TRMModel", "TRM"])
+@pytest.mark.parametrize("name", [None, TRM_NAME, "TRM"])
 def test_a_trm_keeps_its_start_and_has_neither_damping_nor_noise(tmp_path, name):
     model = drawn(**TRM, **PREFIX)
-    config = MIXER | ({"name": name} if name else {})
-    ours, made = imported(tmp_path, layout(model), config)
-    assert (made.family, made.weights) == ("TRM", "raw") and equal(ours, model)
+    ours, weights = imported(tmp_path, layout(model), MIXER | ({"name": name} if name else {}))
+    assert weights == "raw" and equal(ours, model)
     start = ours.initial_state(2, stream(0, "unused"))
     assert (start.z_high == model.fixed_high).all() and (start.z_low == model.fixed_low).all()
 
 
-OTHERS = {
-    "HRM by name": ("recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", "", "HRM"),
-    "EqR's HRM": ("hrm@HRMModel", "", "HRM"),
-    "two levels": ("", "H_level.layers.0.mlp.down_proj.weight", "HRM"),
-    "URM by name": ("urm.urm@URM", "", "URM"),
-    "one latent": ("", "init_hidden", "URM"),
-    "no level": ("", "layers.0.mlp.dwconv.weight", "URM"),
-    "CGAR": ("recursive_reasoning.trm_cgar@TinyRecursiveReasoningModel_ACTV1_CGAR", "", "CGAR"),
-    "a variant": ("trm_singlez@TinyRecursiveReasoningModel_ACTV1", "", "trm_singlez"),
-    "TRM of a name": ("eqr@EqRModel", "", r"holds 2 of the starts .* is of EqR"),
-}
-
-
-@pytest.mark.parametrize(("name", "tensor", "said"), OTHERS.values(), ids=OTHERS)
-def test_another_family_is_refused_by_its_name(tmp_path, name, tensor, said):
-    tensors = layout(drawn(**TRM)) | ({f"module.{tensor}": torch.ones(8)} if tensor else {})
-    with pytest.raises(CheckpointError, match=rf"theirs\.pth: .*{said}"):
-        imported(tmp_path, tensors, {"arch": MIXER | ({"name": name} if name else {})})
-
-
-@pytest.mark.parametrize("beside", [{"name": "hrm@HRMModel"}, {"short_name": "HRM"}], ids=str)
-def test_a_family_named_beside_arch_counts_as_one_named_in_it(tmp_path, beside):
+def test_another_family_is_refused_by_its_name(tmp_path):
+    """Wherever the name stands, beside ``arch`` or in it, and by the tensors of no other."""
     trm = layout(drawn(**TRM))
-    for arch in (MIXER, MIXER | {"name": TRM_NAME}):
-        with pytest.raises(CheckpointError, match="a checkpoint of HRM"):
-            imported(tmp_path, trm, {"arch": arch} | beside)
-        assert imported(tmp_path, trm, {"arch": arch, "name": TRM_NAME})[1].family == "TRM"
-    for tensors, arch, said in (
-        (layout(drawn()), MIXER, "0 of the starts .* is of TRM"),
-        (trm, MIXER | {"name": "eqr@EqRModel"}, "is of EqR and TRM"),
+    for name, tensor, said in (
+        ("recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", "", "HRM"),
+        ("", "H_level.layers.0.mlp.down_proj.weight", "HRM"),
+        ("urm.urm@URM", "", "URM"),
+        ("", "init_hidden", "URM"),
+        ("recursive_reasoning.trm_cgar@TinyRecursiveReasoningModel_ACTV1_CGAR", "", "CGAR"),
+        ("trm_singlez@TinyRecursiveReasoningModel_ACTV1", "", "trm_singlez"),
     ):
-        with pytest.raises(CheckpointError, match=said):
-            imported(tmp_path, tensors, {"arch": arch, "name": TRM_NAME})
+        tensors = trm | ({f"module.{tensor}": torch.ones(8)} if tensor else {})
+        named = {"name": name} if name else {}
+        for config in ({"arch": MIXER | named}, {"arch": MIXER} | named):
+            refused(tmp_path, rf"theirs\.pth: a checkpoint of {said}", tensors, config)
+    named = {"arch": MIXER | {"name": TRM_NAME}, "short_name": "HRM"}
+    refused(tmp_path, "a checkpoint of HRM", trm, named)
 
 
 def test_names_tensors_and_settings_of_two_families_do_not_go_together(tmp_path):
     eqr, trm = layout(drawn()), layout(drawn(**TRM))
     half = {key: value for key, value in trm.items() if "L_init" not in key}
     for tensors, config, said in (
-        (eqr, {"name": TRM_NAME}, "holds 0 of the starts"),
+        (eqr, {"name": TRM_NAME}, "holds 0 of the starts .* TRM"),
         (half, {}, "holds 1 of the starts"),
+        (trm, {"name": "eqr@EqRModel"}, "holds 2 of the starts .* EqR"),
         (trm, {"loss": {"name": "losses_cgar@ACTLossHead_CGAR"}}, "a checkpoint of CGAR"),
-        (trm, {"lambda_": 0.95}, "lambda_ is a setting of EqR, and these are the weights of a TRM"),
-        (trm, {"noise_scale": 0.0}, "noise_scale is a setting of EqR"),
+        (trm, {"lambda_": 0.95}, "lambda_ is a setting of EqR"),
     ):
-        with pytest.raises((CheckpointError, ConfigError), match=said):
-            imported(tmp_path, {"model": tensors}, MIXER | config)
+        refused(tmp_path, said, {"model": tensors}, MIXER | config)
+    two = {"arch": MIXER | {"name": "eqr@EqRModel"}, "name": TRM_NAME}
+    refused(tmp_path, "EqR and TRM", trm, two)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["flat", "whole"])
@@ -324,28 +343,37 @@ def test_each_setting_is_used_harmless_or_refused(tmp_path, whole):
     harmless = {"name": "eqr@EqRModel", "halt_max_steps": 16, "forward_dtype": "bfloat16"}
     trainer = {"lr": 1e-4, "ema": True, "puzzle_emb_lr": 1e-4}
 
-    def taken(**change: object):
+    def given(**change: object):
         config = MIXER | harmless | change
-        return imported(tmp_path, layout(drawn()), trainer | {"arch": config} if whole else config)
+        return layout(drawn()), trainer | {"arch": config} if whole else config
 
-    taken()
+    imported(tmp_path, *given())
     for change, said in (
-        ({"experts": 4}, "experts is neither used here nor known to be harmless.*--config"),
-        ({"rope_theta": 5000.0}, "rope_theta = 5000.0 must be 10000.0"),
-        ({"no_ACT_continue": False}, "no_ACT_continue = False must be True"),
+        ({"experts": 4}, "experts is neither used here.*--config"),
+        ({"rope_theta": 5000.0}, "rope_theta = 5000.0 must"),
+        ({"no_ACT_continue": False}, "no_ACT_continue = False must"),
         ({"pos_encodings": "learned"}, "pos_encodings = 'learned'"),
+        ({"num_heads": 3, "mlp_t": False}, "heads must divide"),
+        ({"vocab_size": 7}, "vocab_size = 7"),
+        ({"board_height": None, "seq_len": 24}, "seq_len = 24"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": 2**16}, r"theirs\.pth: does not fit"),  # one block would take 100 GB
+        ({"hidden_size": 10**30}, "hidden_size .* must"),
+        ({"expansion": -(10**5000)}, "expansion .* must"),
     ):
-        with pytest.raises(ConfigError, match=said):
-            taken(**change)
+        refused(tmp_path, said, *given(**change))
+    large = {"board_height": None, "mlp_t": False, "dataset": {"data_path": "maze-9999x9999"}}
+    attention = layout(drawn(mixer="attention"))
+    refused(tmp_path, "seq_len = 99980001", attention, MIXER | large)
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.model.inner.", "module._orig_mod.model.inner."])
+@pytest.mark.parametrize("wrapper", ["", "module._orig_mod.model.inner."])
 def test_names_are_read_through_what_was_put_around_the_model(tmp_path, wrapper):
     model = drawn(**PREFIX)
     tensors = layout(model, wrapper)
     tensors[f"{wrapper}puzzle_emb.local_weights"] = torch.ones(768, 20)  # a cache of the batch's
-    ours, made = imported(tmp_path, {"model": tensors, "step": 5}, MIXER)
-    assert equal(ours, model) and (made.family, made.weights) == ("EqR", "raw")
+    ours, weights = imported(tmp_path, {"model": tensors, "step": 5}, MIXER)
+    assert equal(ours, model) and weights == "raw"
 
 
 def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(tmp_path):
@@ -356,107 +384,58 @@ def test_the_average_is_taken_in_either_layout_or_the_error_says_what_was_seen(t
     lacking = {key: value for key, value in mean.items() if "lm_head" not in key}
     for average in (mean, {"mu": 0.999, "shadow": mean}, {"mu": torch.tensor(0.9), **mean}):
         for wanted in (None, "ema"):
-            ours, made = imported(tmp_path, {"model": raw, "ema": average}, MIXER, wanted)
-            assert made.weights == "ema" and torch.equal(ours.prefix, model.prefix)
+            ours, weights = imported(tmp_path, {"model": raw, "ema": average}, MIXER, wanted)
+            assert weights == "ema" and torch.equal(ours.prefix, model.prefix)
             assert torch.equal(ours.lm_head.weight, 2 * model.lm_head.weight)
         assert equal(imported(tmp_path, {"model": raw, "ema": average}, MIXER, "raw")[0], model)
     for content, wanted, said in (
         (raw, "ema", "stores no average .*--weights raw"),
-        ({"model": raw, "ema": None}, "ema", "stores no average .*--weights raw"),
-        ({"model": raw, "ema": [1]}, None, "is 'list', not a dictionary .*--weights raw"),
-        ({"model": raw, "ema": {"decay": 0.9}}, None, r"is \['decay'\], not"),
+        ({"model": raw, "ema": [1]}, None, "'list'.*--weights raw"),
+        ({"model": raw, "ema": {"decay": 0.9}}, None, r"\['decay'\]"),
         ({"model": raw, "ema": {"shadow": lacking}}, None, r"lacks lm_head\.weight"),
         ({"state_dict": raw}, None, r"holds no tensors.*\['state_dict'\]"),
         ({"model": {**raw, "module.model.inner.H_init": torch.ones(8)}}, None, "under two names"),
     ):
-        with pytest.raises(CheckpointError, match=said):
-            imported(tmp_path, content, MIXER, wanted)
+        refused(tmp_path, said, content, MIXER, wanted)
 
 
-STATE = {"optimizers": [{"state": torch.ones(2)}], "step": 5, "best": 0.9, "rng": {}, "carry": None}
-STATE |= {"config": MIXER, "ema": None}
-
-
-@pytest.mark.parametrize("name", ["ema_state_dict", "model_ema", "state_dict_ema", "averaged"])
+@pytest.mark.parametrize("name", ["ema_state_dict", "averaged"])
 def test_an_average_under_another_name_is_not_passed_over(tmp_path, name):
     raw = layout(drawn())
-    content = {"model": raw, **STATE}
-    assert imported(tmp_path, content, MIXER)[1].weights == "raw"
+    content = {"model": raw, "optimizers": [{"state": torch.ones(2)}], "step": 5, "best": 0.9}
+    content |= {"rng": {}, "carry": None, "config": MIXER, "ema": None}
+    assert imported(tmp_path, content, MIXER)[1] == "raw"
     for files in (content, raw):
         for wanted in (None, "ema"):
-            with pytest.raises(CheckpointError, match=rf"'{name}' is neither .*--weights raw"):
-                imported(tmp_path, files | {name: raw}, MIXER, wanted)
-        assert imported(tmp_path, files | {name: raw}, MIXER, "raw")[1].weights == "raw"
+            refused(tmp_path, f"'{name}'.*--weights raw", files | {name: raw}, MIXER, wanted)
+        assert imported(tmp_path, files | {name: raw}, MIXER, "raw")[1] == "raw"
     content |= {"ema": raw, name: raw}
-    with pytest.raises(CheckpointError, match=f"entry '{name}' is neither"):
-        imported(tmp_path, content, MIXER)
-    assert imported(tmp_path, content, MIXER, "ema")[1].weights == "ema"
+    refused(tmp_path, f"'{name}'", content, MIXER)
+    assert imported(tmp_path, content, MIXER, "ema")[1] == "ema"
 
 
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [(float("nan"), "not finite"), (float("-inf"), "not finite"), (1e300, "not finite"),
-     (1j, "complex")],
-    ids=str,
-)  # fmt: skip
-@pytest.mark.parametrize("name", ["lm_head.weight", "q_head.bias", "L_init"])
-def test_weights_that_are_no_real_numbers_are_refused(tmp_path, name, value, said):
-    tensors, key = layout(drawn(**TRM)), f"_orig_mod.model.inner.{name}"
-    tensors[key] = tensors[key].to(torch.complex64 if value == 1j else torch.float64)
-    tensors[key][-1] = value
-    with pytest.raises(CheckpointError, match=f"tensor '{name}' .*{said}"):
-        imported(tmp_path, tensors, MIXER)
+@pytest.mark.parametrize("value", [float("nan"), 1e300, 1j], ids=str)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, value):
+    tensors = layout(drawn(**TRM))
+    for name in ("lm_head.weight", "L_init"):
+        changed = tensors[INNER + name].to(torch.complex64 if value == 1j else torch.float64)
+        changed[-1] = value
+        refused(tmp_path, f"tensor '{name}'", tensors | {INNER + name: changed}, MIXER)
 
 
-SIZES = "hidden_size num_heads H_cycles L_layers seq_len board_width expansion puzzle_emb_len"
-
-
-@pytest.mark.parametrize("size", [10**6, 10**30, 10**400, -(10**5000)], ids=["6", "30", "400", "-"])
-def test_a_size_beyond_all_models_is_named(tmp_path, size):
-    for key in (*SIZES.split(), "rope_theta"):
-        with pytest.raises(ConfigError, match=rf"\.{key} must be at most"):
-            imported(tmp_path, layout(drawn()), MIXER | {key: size})
-
-
-def test_a_size_that_the_weights_do_not_have_takes_no_memory(tmp_path):
-    """2**16 wide, one block would take 100 GB."""
-    with pytest.raises(CheckpointError, match="does not fit the configuration"):
-        imported(tmp_path, layout(drawn()), MIXER | {"hidden_size": 2**16})
-    large = {"board_height": None, "dataset": {"data_path": "maze-9999x9999"}, "mlp_t": False}
-    with pytest.raises(ConfigError, match="seq_len = 99980001 must be at most"):
-        imported(tmp_path, layout(drawn(mixer="attention")), MIXER | large)
-
-
-SOFTMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "softmax_cross_entropy"}}
-STABLEMAX = {"loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"}}
-
-
-@pytest.mark.parametrize(
-    ("config", "normalisation"),
-    [
+def test_the_confidence_goes_by_the_loss_of_the_official_configuration(tmp_path):
+    tensors, name = layout(drawn()), {"name": "losses@ACTLossHead"}
+    softmax = {"loss": name | {"loss_type": "softmax_cross_entropy"}}
+    stablemax = {"loss": name | {"loss_type": "stablemax_cross_entropy"}}
+    for config, normalisation in (
         ({"arch": MIXER}, "stablemax"),
-        ({"arch": MIXER | STABLEMAX}, "stablemax"),
-        ({"arch": MIXER | SOFTMAX}, "softmax"),
-        (MIXER | SOFTMAX, "softmax"),
-        ({"arch": MIXER} | SOFTMAX, "softmax"),
-    ],
-    ids=["none", "stablemax", "softmax", "flat", "beside"],
-)
-def test_the_confidence_goes_by_the_loss_of_the_official_configuration(
-    tmp_path, config, normalisation
-):
-    model, _ = imported(tmp_path, layout(drawn()), config)
-    assert model.normalisation == normalisation
-
-
-def test_another_loss_or_two_losses_are_refused(tmp_path):
-    for config in (
-        {"arch": MIXER | SOFTMAX} | STABLEMAX,
-        MIXER | {"loss": {"loss_type": "focal"}},
-        MIXER | {"loss": "focal"},
+        ({"arch": MIXER | softmax}, "softmax"),
+        (MIXER | softmax, "softmax"),
+        ({"arch": MIXER} | softmax, "softmax"),
     ):
-        with pytest.raises(ConfigError, match=r"loss\.loss_type is .* must be one of stablemax_"):
-            imported(tmp_path, layout(drawn()), config)
+        assert imported(tmp_path, tensors, config)[0].normalisation == normalisation
+    for config in ({"arch": MIXER | softmax} | stablemax, MIXER | {"loss": "focal"}):
+        refused(tmp_path, r"loss\.loss_type", tensors, config)
 
 
 class Container:
@@ -483,6 +462,5 @@ def test_the_command_says_which_family_start_and_weights_it_took(eqr, shared, tm
         assert done.code == 0 and said in done.err, done.err
         assert json.loads(done.out)["sha256"] == load_model(tmp_path / file).sha256
         content = torch.load(shared / "cases" / file, weights_only=True)
-        tensors = content.get("ema", content)
-        head = tensors["_orig_mod.model.inner.lm_head.weight"]
+        head = content.get("ema", content)[f"{INNER}lm_head.weight"]
         assert torch.equal(load_model(tmp_path / file).model.lm_head.weight, head)

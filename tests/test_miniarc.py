@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +162,8 @@ def test_shipped_sets_are_what_import_makes(name):
     made = data_import.read(SHIPPED, recipe.task, train=None)
     assert kept.digest == made.digest and kept.task == recipe.task
     assert (len(kept.train), len(kept.test)) == (recipe.data.train, recipe.data.test)
+    (images,) = kept.task.remarks(kept.splits).values()
+    assert images == {"miniarc": 21, "miniarc-context": 18, "miniarc-tasks": 0}[name]
 
 
 # --------------------------------------------------------------------------------------------- text
@@ -263,12 +266,20 @@ def test_malformed_tasks_give_one_line_and_leave_nothing(name, eqr, tmp_path):
 
 
 def test_a_folder_of_files_is_read_as_the_file_of_all(tmp_path):
-    for name, task in json.loads(SHIPPED.read_text()).items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(task))
+    """ARC's own have a folder for training and one for evaluation."""
+    for part in ("training", "evaluation", ".cache"):
+        (tmp_path / part).mkdir()
+    (tmp_path / ".cache" / "x.json").write_text("no task")
+    for k, (name, task) in enumerate(json.loads(SHIPPED.read_text()).items()):
+        part = ("training", "evaluation")[k % 2]
+        (tmp_path / part / f"{name}.json").write_text(json.dumps(task))
     one, all_ = (TASKS["embedding"].read(path)["train"] for path in (tmp_path, SHIPPED))
     assert (one.inputs == all_.inputs).all() and (one.labels == all_.labels).all()
     with pytest.raises(ProblemError, match="-s tasks=149"):
         MiniArc(mode="embedding", tasks=20).read(SHIPPED)
+    shutil.copy(tmp_path / part / f"{name}.json", tmp_path)
+    with pytest.raises(ProblemError, match=rf"{name}\.json.*rename one"):
+        TASKS["embedding"].read(tmp_path)
     assert TASKS["context"].read(Path(tmp_path / "elsewhere")) is None
 
 

@@ -20,7 +20,7 @@ from scipy import stats
 from eqr.checkpoint import load_model
 from eqr.config import ModelConfig
 from eqr.cost import forward_flops
-from eqr.imports.weights import import_official
+from eqr.imports.weights import convert
 from eqr.layers import Attention, gaussian, parameter_count, rms_norm, swiglu_width
 from eqr.model import Reasoner, State, residual
 from eqr.streams import stream, truncated_normal
@@ -50,7 +50,7 @@ def test_imported_weights_give_the_numbers_of_the_official_code(shared, tmp_path
     it gets is measured here, on our own code in float32 and float64."""
     source = shared / "golden" / name
     config = json.loads(source.with_suffix(".json").read_text())["config"]
-    import_official(source.with_suffix(".pth"), tmp_path / "model.safetensors", config)
+    convert(source.with_suffix(".pth"), tmp_path / "model.safetensors", config)
     wanted = np.load(source.with_suffix(".npz"))
 
     def iterate(dtype: torch.dtype) -> dict[str, np.ndarray]:

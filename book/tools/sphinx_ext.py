@@ -36,8 +36,8 @@ def setup(app: Any) -> dict[str, Any]:
     """Register with Sphinx; the values are written by :func:`book.tools.build.assemble`."""
     app.add_config_value("eqr_site", {}, "html")  # the fields of a Site
     app.add_config_value("eqr_pdf", False, "html")  # whether the book is printed too
-    # sphinx-exercise has entries for singlehtml, beside which Sphinx does not look at sphinx-proof's
-    # for html; its own are the same for both.
+    # sphinx-exercise has entries for singlehtml, beside which Sphinx does not look at those of
+    # sphinx-proof for html; its own are the same for both.
     app.registry.translation_handlers.pop("singlehtml", None)
     for name, part in (("claim", "measured"), ("answer", "answer")):
         app.add_role(name, partial(quoted, part))

@@ -69,6 +69,14 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     return values
 
 
+def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
+    """What an option gives as ``name=value``, several times; ConfigError where it does not."""
+    parts = {text: text.rpartition("=") for text in texts}
+    if wrong := [text for text, (name, _, value) in parts.items() if not name or not value]:
+        raise ConfigError(f"{option} {wrong[0]!r} must look like name=value")
+    return {name.strip(): value.strip() for name, _, value in parts.values()}
+
+
 def pick_device(name: str) -> str:
     """A device that is there; ``auto`` takes the best."""
     import torch

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eqr.cli.console import Json, Profile, Seed, Settings, progress, say, show
+from eqr.cli.console import Json, Profile, Seed, Settings, pairs, progress, say, show
 from eqr.config import DataConfig
 from eqr.recipes import load_recipe, parse_overrides
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, UserError
 from eqr.task import task_to_dict
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ def import_command(
     test: Annotated[int, typer.Option(min=0, help="Test problems to keep; 0: all.")] = 0,
     subsample: Annotated[str, typer.Option(help="random (seeded) or first.")] = "random",
     seed: Seed = 0,
+    columns: Annotated[
+        str | None, typer.Option(help="Of CSV files, as question=quizzes,answer=solutions.")
+    ] = None,
+    allow_ambiguous: Annotated[
+        bool, typer.Option("--allow-ambiguous", help="Take questions with several answers too.")
+    ] = False,
     sha256: Annotated[
         list[str] | None,
         typer.Option(help="What a file must hash to, as train.csv=HEX; repeatable."),
@@ -118,10 +124,10 @@ def import_command(
     Example: eqr data import data/miniarc/tasks.json build/arc --kind miniarc --train 0
     """
     from eqr import data
-    from eqr.imports import datasets, hub
+    from eqr.imports import datasets
 
     data.refuse_existing(out, overwrite)
-    named, pins = datasets.MAZE_UNIQUE, hub.parse_pins(sha256 or ())
+    named, pins = datasets.MAZE_UNIQUE, pairs("--sha256", sha256 or ())
     kind = kind or (named if source == named else "sudoku")
     task = datasets.named_task(kind, parse_overrides(setting or ()))
     if kind == named:
@@ -132,7 +138,9 @@ def import_command(
             source = datasets.UNIQUE_SOURCE
     folder, origin = datasets.locate(source, pins)
     sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
-    imported = datasets.read(folder, task, **sizes)
+    names = pairs("--columns", columns.split(",") if columns else ())
+    options = {"columns": names, "allow_ambiguous": allow_ambiguous}
+    imported = datasets.read(folder, task, **sizes, **options)
     imported = replace(imported, origin=imported.origin | origin)
     data.save(imported, out, overwrite=overwrite)
     report(out, imported, as_json)
@@ -140,7 +148,7 @@ def import_command(
 
 def report(out: Path, built: Dataset, as_json: bool) -> None:
     """Say what a data command has written."""
-    left_out = built.origin.get("left_out_of_test", 0)
+    left_out, ambiguous = (built.origin.get(k) for k in ("left_out_of_test", "ambiguous"))
     values = {
         "path": str(out),
         "task": task_to_dict(built.task),
@@ -148,12 +156,15 @@ def report(out: Path, built: Dataset, as_json: bool) -> None:
         "test": len(built.test),
         "validation": len(built.validation or ()),
         "digest": built.digest,
-        "left_out_of_test": left_out,
+        "left_out_of_test": left_out or 0,
+        "ambiguous": ambiguous or {},
     }
     sizes = [f"{len(own)} {split}" for split, own in built.splits.items()]
     lines = [f"{out}: {', '.join(sizes)} problems"]
     if left_out:
         lines.append(f"  {left_out} test problems left out: solution seen in training")
+    for split, count in values["ambiguous"].items():
+        lines.append(f"  {count} {split} problems have several answers")
     show(values, [*lines, f"  digest {built.digest}"], as_json)
 
 
@@ -168,19 +179,25 @@ def verify_command(
     """
     from eqr import data
 
-    findings = {str(path): data.verify(path) for path in directories}
-    faults = {
-        path: {k: v for k, v in values.items() if v and "_" in k}
-        for path, values in findings.items()
-    }
-    lines = []
-    for path, values in findings.items():
-        verdict = f"NOT SOUND {faults[path]}" if faults[path] else "sound"
+    findings: dict[str, Any] = {}
+    faults, lines = [], []
+    for path in map(str, directories):  # one's fault hides no other's
+        try:
+            values = findings[path] = data.verify(Path(path))
+        except UserError as error:
+            findings[path] = {"fault": str(error)}
+            faults.append(str(error))
+            lines.append(f"{path}: NOT SOUND {error}")
+            continue
+        counts = {name: count for name, count in values.items() if "_" in name and count}
+        faults += [f"{path}: {name} {count}" for name, count in counts.items()]
         sizes = " + ".join(str(values[split]) for split in data.SPLITS if split in values)
+        verdict = f"NOT SOUND {counts}" if counts else "sound"
         lines.append(f"{path}: {sizes} problems, {verdict}")
+        lines += [f"  {count} {what}" for what, count in values["remarks"].items() if count]
     show(findings, lines, as_json)
-    if any(faults.values()):
-        raise data.DataError("; ".join(f"{p}: {f}" for p, f in faults.items() if f))
+    if faults:
+        raise data.DataError("; ".join(faults))
 
 
 def import_checkpoint(
@@ -221,19 +238,20 @@ def import_checkpoint(
 
     Example: eqr import-checkpoint hf:locuslab/EqR-model/sudoku-extreme/eqr.pth sudoku.safetensors
     """
-    from eqr.imports import hub, weights as official_weights
+    from eqr.imports.weights import convert
 
-    pin = hub.parse_pin(sha256) if sha256 else None
-    made = official_weights.convert(official, out, config, weights, pin)
-    start, kind = made.config.init, {"ema": "averaged", "raw": "raw"}[made.weights]
-    say(f"configuration: {made.settings}")
+    path, made = convert(official, out, config, weights, sha256)
+    about, model = made.meta["imported"], made.model.config
+    family = "TRM" if model.init == "fixed" else "EqR"
+    kind = {"ema": "averaged", "raw": "raw"}[about["weights"]]
+    say(f"configuration: {about['config']['file']}")
     say(
-        f"{made.family}: {start} starts, damping {made.config.damping:g}, "
-        f"noise {made.config.noise:g}, {kind} weights"
+        f"{family}: {model.init} starts, damping {model.damping:g}, noise {model.noise:g}, "
+        f"{kind} weights"
     )
-    values = {"model": str(made.path), "sha256": made.sha256, "config": made.settings}
-    values |= {"family": made.family, "weights": made.weights}
-    show(values, str(made.path), as_json)
+    values = {"model": str(path), "sha256": made.sha256, "family": family}
+    values |= {"config": about["config"]["file"], "weights": about["weights"]}
+    show(values, values["model"], as_json)
 
 
 def export_command(

@@ -8,8 +8,9 @@ test solution is a symmetric image of a training solution; what is left out for 
 from __future__ import annotations
 
 import io
+import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,23 @@ import numpy as np
 import pandas as pd
 
 from eqr.config import DataConfig
-from eqr.data import DataError, Dataset, file_sha256, take_rows
+from eqr.data import DataError, Dataset, take_rows
 from eqr.imports import hub
-from eqr.settings import ConfigError, nearest
+from eqr.settings import ConfigError
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict
 
 SPLITS = ("train", "test")  # of the published files
+ARRAYS = ("inputs", "labels", "group_indices")  # the last may be absent
+NPY_FILES = tuple(f"{split}/all__{name}.npy" for split in SPLITS for name in ARRAYS)
 CSV_FILES = tuple(f"{split}.csv" for split in SPLITS)
-NPY_FILES = tuple(f"{split}/all__{name}.npy" for split in SPLITS for name in ("inputs", "labels"))
-NPY_GROUPS = tuple(f"{split}/all__group_indices.npy" for split in SPLITS)  # where there are any
+
+#: The columns of a CSV file, by their names in Sudoku-Extreme and in other public sets.
+COLUMNS = {
+    "question": ("question", "quizzes", "puzzle"),
+    "answer": ("answer", "solutions", "solution"),
+    "rating": ("rating",),  # may be absent
+}
 
 #: The paper's mazes: their name as a source and kind, the task, where they are, their sha256.
 MAZE_UNIQUE = "maze-unique"
@@ -39,6 +47,8 @@ UNIQUE_PINS = {
     "test/all__inputs.npy": "c501b3f75ec018e27fd6d00534b6738ebcc555da50536909e530787d16b1ce0f",
     "test/all__labels.npy": "20b21168459847fb260d986394098addf7cca94becc7e682dcb358967d5993dc",
 }
+
+Files = Mapping[str, Path | zipfile.Path]  # where the published files are, by their names
 
 
 def named_task(kind: str, settings: Mapping[str, Any]) -> Task:
@@ -68,10 +78,12 @@ def read(
     test: int | None = None,
     subsample: str = "random",
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    allow_ambiguous: bool = False,
 ) -> Dataset:
     """Read files as what they are: of a form of the task's own, ``train.csv`` and ``test.csv`` with
-    the columns ``source,question,answer,rating`` (Sudoku-Extreme), or the official arrays
-    ``{train,test}/all__inputs.npy`` and ``all__labels.npy``.
+    questions and answers (Sudoku-Extreme), or the official arrays ``{train,test}/all__inputs.npy``
+    and ``all__labels.npy``.
 
     Args:
         source: the folder, or an .npz archive with ``{train,test}_inputs`` and ``_labels``.
@@ -79,23 +91,40 @@ def read(
         train, test: how many to keep of each; None keeps all.
         subsample: ``"random"`` (seeded, order kept) or ``"first"``.
         seed: of the subsample.
+        columns: names in the CSV files of :data:`COLUMNS`, where they are none of the known ones.
+        allow_ambiguous: keep problems with several answers where the task says that each has one.
 
     Repeats are left out, and test problems whose solution is a symmetric image of a training
-    solution; the manifest says how many.
+    solution; the manifest says how many, and how many are ambiguous.
 
     Raises:
         DataError: a file or column is missing, or something is malformed (names file and line).
         ProblemError: as :meth:`eqr.task.Task.read`.
     """
     source = Path(source)
-    if own := task.read(source):
-        kind, problems = task.kind, own
-    elif (source / CSV_FILES[0]).is_file():
-        kind, problems = "csv", {s: _read_csv(source / f"{s}.csv", task) for s in SPLITS}
-    elif _file(source, NPY_FILES[0]).is_file() or (source / SPLITS[0]).is_dir():
-        kind, problems = "npy", {s: _read_npy(source, s, task) for s in SPLITS}
-    else:
-        raise DataError(f"{source}: holds neither {CSV_FILES[0]} nor {NPY_FILES[0]}")
+    files, problems = files_of(source), task.read(source)
+    kind = task.kind if problems else "csv" if files[CSV_FILES[0]].is_file() else "npy"
+    for name in columns or ():
+        if kind != "csv" or name not in COLUMNS:
+            rule = f"is of {CSV_FILES[0]} and names {' or '.join(COLUMNS)}"
+            raise ConfigError(f"--columns {name}: {rule}; correct it or leave it out")
+    if not problems:
+        if not any(file.is_file() for file in files.values()):
+            where = f"neither {CSV_FILES[0]} nor {NPY_FILES[0]}"
+            raise DataError(f"{source}: holds {where}; name the folder that does")
+        problems = {}
+        for split in SPLITS:
+            if kind == "csv":
+                made, place, numbers = _csv(files, split, task, columns or {})
+            else:
+                made, place, numbers = _npy(files, split, task)
+            wrong = ~task.check(made.inputs, made.labels)
+            if wrong.any():
+                raise DataError(
+                    f"{place} {numbers[wrong.argmax()]}: the answer breaks the rules of "
+                    f"{task.kind}; {wrong.sum()} such, correct them or leave them out"
+                )
+            problems[split] = made
     repeats = {}
     for split in SPLITS:
         first = np.unique(problems[split].inputs, axis=0, return_index=True)[1]
@@ -106,16 +135,27 @@ def read(
     keys = task.symmetry_key(problems["test"].inputs, problems["test"].labels)
     new = [row for row, key in enumerate(keys) if key not in known]
     if not new:
-        raise DataError("every test problem shares its solution with training, up to symmetry")
+        raise DataError(
+            f"{source}: every test problem shares its solution with training, up to symmetry; take "
+            "other test problems"
+        )
     tested = _subsample(take_rows(problems["test"], new), test, subsample, seed)
+    ambiguous = {"train": task.ambiguous(trained.inputs), "test": task.ambiguous(tested.inputs)}
+    if any(ambiguous.values()) and not allow_ambiguous:
+        raise DataError(
+            f"{source}: {ambiguous['train']} of {len(trained)} training and {ambiguous['test']} of "
+            f"{len(tested)} test questions have several answers; leave them out, or take them with "
+            "--allow-ambiguous"
+        )
     origin = {"kind": kind, "source": source.name, "subsample": subsample, "seed": seed}
     left_out = {"left_out_of_test": len(keys) - len(new), "repeats_left_out": repeats}
-    return Dataset(task, trained, tested, origin | left_out)
+    more = {"ambiguous": ambiguous} if any(ambiguous.values()) else {}
+    return Dataset(task, trained, tested, origin | left_out | more)
 
 
 def _subsample(problems: Problems, n: int | None, how: str, seed: int) -> Problems:
     if how not in ("random", "first"):
-        raise DataError(f"subsample = {how!r} must be 'random' or 'first'")
+        raise DataError(f"--subsample {how!r} must be 'random' or 'first'")
     if n is None or n >= len(problems):
         return problems
     if how == "first":
@@ -127,160 +167,135 @@ def _subsample(problems: Problems, n: int | None, how: str, seed: int) -> Proble
 # --- Where the files are --------------------------------------------------------------------------
 
 
-def locate(source: str, pins: Mapping[str, str] | None = None) -> tuple[Path, dict[str, Any]]:
+def locate(source: str, pins: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
     """The folder that ``source`` names, and what to record of where it came from.
 
-    It is a local path (with a folder that holds only an archive, the archive is meant), or what
-    :mod:`eqr.imports.hub` reads as a source: then its files are fetched. ``pins`` are the sha256
-    that files must have, by their path below the folder, as in ``train.csv``.
+    It is a local path, or what :mod:`eqr.imports.hub` reads as a source: then its files are
+    fetched. ``pins`` are the sha256 that files must have, by their path below the folder, as in
+    ``train.csv``.
 
     Raises:
         HubError: a file cannot be had, or is not the one it is pinned to.
     """
-    pins, remote = pins or {}, hub.parse(source, "dataset")
-    if remote is None:
-        folder = Path(source)
-        inside = list(folder.iterdir()) if folder.is_dir() else []
-        if len(inside) == 1 and inside[0].suffix == ".npz":
-            folder = inside[0]
-        files = {name: _file(folder, name) for name in (*CSV_FILES, *NPY_FILES, *NPY_GROUPS)}
-        _check_names(pins, [name for name, file in files.items() if file.is_file()])
-        hub.check_pins(pins, {name: file_sha256(files[name]) for name in pins})
-        return folder, {}
-    repository = hub.open_repository(remote)
-    folders = data_folders(repository.files)
-    below = hub.pick(remote, folders, "data set")
-    _check_names(pins, folders[below])
-    paths = {name: f"{below}/{name}".lstrip("/") for name in folders[below]}
-    fetched = repository.fetch(paths.values(), {paths[name]: pin for name, pin in pins.items()})
-    return fetched / below, {"source": str(remote), "hub": repository.origin()}
+    place = hub.locate(source, "dataset", data_folders, "data set")
+    hub.check_pins(pins, files_of(place.path))
+    return place.path, {"source": source, "hub": place.origin} if place.origin else {}
 
 
-def _file(source: Path, name: str) -> Path | zipfile.Path:
-    """A file by its name below the folder, or the array of that split and name in an archive."""
-    if source.suffix != ".npz" or not source.is_file():
-        return source / name
+def files_of(source: Path) -> Files:
+    """Where the published files would be in a folder; an archive's arrays, or those of the one
+    archive in the folder, go by the same names. Raises DataError where the archive is damaged."""
+    inside = list(source.iterdir()) if source.is_dir() else [source]
+    if len(inside) > 1 or not inside or inside[0].suffix != ".npz" or not inside[0].is_file():
+        return {name: source / name for name in (*CSV_FILES, *NPY_FILES)}
     try:
-        with zipfile.ZipFile(source) as archive:
+        with zipfile.ZipFile(inside[0]) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"bad CRC of {damaged}")
     except zipfile.BadZipFile as error:
-        raise DataError(f"{source}: not a readable archive ({error}); get it anew") from error
-    return zipfile.Path(source, name.replace("/all__", "_"))
+        raise DataError(f"{inside[0]}: not a readable archive ({error}); get it anew") from error
+    names = {name: name.replace("/all__", "_") for name in (*CSV_FILES, *NPY_FILES)}
+    return {name: zipfile.Path(inside[0], there) for name, there in names.items()}
 
 
 def data_folders(paths: Iterable[str]) -> dict[str, list[str]]:
-    """The folders that hold a data set, each with the files that are read, those it lacks too.
+    """The folders that hold published files, each with those files.
 
     >>> data_folders(["README.md", "set/train.csv", "set/test.csv"])
-    {'set': ['train.csv', 'test.csv']}
+    {'set': ['set/train.csv', 'set/test.csv']}
     """
-    paths, folders = set(paths), {}
-    for names in (NPY_FILES, CSV_FILES):  # a folder with both is read as CSV, as `read` does
-        for path in paths:
-            if path == names[0] or path.endswith(f"/{names[0]}"):
-                folder = path.removesuffix(names[0])
-                groups = [n for n in NPY_GROUPS if names is NPY_FILES and folder + n in paths]
-                folders[folder.rstrip("/")] = [*names, *groups]
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        for name in (*CSV_FILES, *NPY_FILES):
+            if f"/{path}".endswith(f"/{name}"):
+                folders.setdefault(path.removesuffix(name).rstrip("/"), []).append(path)
     return folders
 
 
-def _check_names(pins: Mapping[str, str], names: list[str]) -> None:
-    for name in pins:
-        if name not in names:
-            raise hub.HubError(f"sha256 of {name}: no such file is read; {nearest(name, names)}")
+# --- Reading them: the problems, and where each of them stands ------------------------------------
+
+Read = tuple[Problems, str, np.ndarray]
 
 
-# --- Reading them ---------------------------------------------------------------------------------
-
-
-def _read_csv(path: Path, task: Task) -> Problems:
-    """One CSV file as problems; the errors name the line, counted from 1 at the header."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if task.kind != "sudoku":
-        raise DataError(f"{path}: a CSV file holds Sudoku puzzles; leave out --kind {task.kind}")
-    columns = ["source", "question", "answer", "rating"]
+def _csv(files: Files, split: str, task: Task, given: Mapping[str, str]) -> Read:
+    """One CSV file; lines are counted from 1 at the header."""
+    path, cells = files[f"{split}.csv"], task.seq_len
+    signs = [task.format(np.full(cells, token)) for token in range(1, task.vocab_size)]
+    if len(signs[0]) != cells:
+        raise DataError(
+            f"{path}: --kind {task.kind} cannot be read from CSV; see `eqr data import -h`"
+        )
+    tokens = {sign[0]: token for token, sign in enumerate(signs, 1)}
+    tokens = {"0": tokens["."], "_": tokens["."]} | tokens
     options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
     try:
         table = pd.read_csv(path, encoding_errors="replace", **options)
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise DataError(f"{path}: not a readable CSV file ({error})") from error
-    if list(table.columns) != columns:
-        raise DataError(f"{path}: columns {list(table.columns)}, expected {','.join(columns)}")
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise DataError(f"{path}: not a readable CSV file ({error}); get it anew") from error
+    columns = {}
+    for field, known in COLUMNS.items():
+        wanted = [given[field]] if field in given else known
+        there = [name for name in wanted if name in table.columns]
+        if not there and (field != "rating" or field in given):
+            there = f"no column {' or '.join(wanted)} among {', '.join(table.columns)}"
+            raise DataError(f"{path}: {there}; name it with --columns {field}=NAME")
+        columns |= {name: field for name in there[:1]}
+    table = table[[*columns]].rename(columns=columns)
     table = table[(table != "").any(axis=1)]  # blank lines hold nothing, but count as lines
     if not len(table):
         raise DataError(f"{path}: holds no puzzles")
+    lines = table.index.to_numpy() + 2
 
-    def refuse(wrong: pd.Series | np.ndarray, why: Callable[[pd.Series], str]) -> None:
-        wrong = np.asarray(wrong)
-        if wrong.any():
-            row = table.iloc[wrong.argmax()]
-            raise DataError(f"{path}, line {row.name + 2}: {why(row)}")
+    def require(right: pd.Series, field: str, rule: str) -> None:
+        if not right.all():
+            row = right.to_numpy().argmin()
+            value = table[field].iloc[row]
+            raise DataError(f"{path}, line {lines[row]}: {field} {value!r:.90} must {rule}")
 
-    cells, tokens = task.seq_len, {}
+    arrays, code = [], np.zeros(128, np.uint8)
+    code[[ord(sign) for sign in tokens]] = [*tokens.values()]
+    board = f"have {cells} characters; or name another board, as with -s box_height=2"
     for field in ("question", "answer"):
-        refuse(
-            table[field].str.len() != cells,
-            lambda row, field=field: f"{field} has {len(row[field])} characters, expected {cells}",
+        require(table[field].str.len() == cells, field, board)
+        alphabet = re.escape("".join(tokens))
+        require(
+            table[field].str.fullmatch(f"[{alphabet}]*"), field, f"hold only {' '.join(tokens)}"
         )
-        refuse(
-            ~table[field].str.fullmatch(r"[0-9.]*"),
-            lambda _, field=field: f"{field} may hold only digits and '.'",
-        )
-        joined = "".join(table[field]).replace(".", "0").encode("ascii")
-        tokens[field] = np.frombuffer(joined, np.uint8).reshape(-1, cells) - np.uint8(ord("0") - 1)
-    refuse(
-        ~table.rating.str.fullmatch(r"[0-9]+"),
-        lambda row: f"rating {row.rating!r} is not a whole number",
-    )
-    rating = table.rating.astype(float).clip(upper=np.iinfo(np.int32).max).to_numpy(np.int32)
-    wrong = ~task.check(tokens["question"], tokens["answer"])
-    refuse(wrong, lambda _: "answer does not solve question")
-    return Problems(tokens["question"], tokens["answer"], rating)
+        text = "".join(table[field]).encode("ascii")
+        arrays.append(code[np.frombuffer(text, np.uint8)].reshape(-1, cells))
+    rating = task.rate(arrays[1])
+    if "rating" in table:
+        require(table.rating.str.fullmatch("[0-9]+"), "rating", "be a whole number")
+        rating = table.rating.astype(float).clip(upper=2**31 - 1).to_numpy(np.int32)
+    return Problems(*arrays, rating), f"{path}, line", lines
 
 
-def _read_npy(source: Path, split: str, task: Task) -> Problems:
+def _npy(files: Files, split: str, task: Task) -> Read:
     """The official arrays of a split: each problem followed by its augmentations.
 
     Where ``all__group_indices.npy`` says so, only the first of each group is kept, since eqr
     augments while it trains.
     """
-    arrays = {}
+    arrays, paths = {}, {name: files[f"{split}/all__{name}.npy"] for name in ARRAYS}
+    for name, path in paths.items():
+        if name == "group_indices" and not path.is_file():
+            continue
+        try:
+            arrays[name] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{path}: not a readable array ({error}); get it anew") from error
+    count = len(arrays["inputs"])
     for name in ("inputs", "labels"):
-        path = _file(source, f"{split}/all__{name}.npy")
-        array = arrays[name] = _load_npy(path)
-        if array.ndim != 2 or array.shape[1] != task.seq_len:
+        shape = arrays[name].shape
+        if not count or shape != (count, task.seq_len):
+            rule = f"must be (n, {task.seq_len}) for inputs and labels; name the task that fits"
+            raise DataError(f"{paths[name]}: shape {shape} {rule}")
+        if arrays[name].min() < 0 or arrays[name].max() >= task.vocab_size:
             raise DataError(
-                f"{path}: shape {array.shape} does not fit {task.seq_len} tokens; "
-                "name the task that fits"
+                f"{paths[name]}: tokens must be 0..{task.vocab_size - 1}; name the task"
             )
-        if not len(array):
-            raise DataError(f"{path}: holds no problems")
-        if array.min() < 0 or array.max() >= task.vocab_size:
-            raise DataError(f"{path}: tokens outside 0..{task.vocab_size - 1}")
-    if arrays["inputs"].shape != arrays["labels"].shape:
-        raise DataError(f"{source / split}: inputs and labels differ in shape")
-    rows = np.arange(len(arrays["inputs"]))
-    groups = _file(source, f"{split}/all__group_indices.npy")
-    if groups.is_file():
-        rows = _load_npy(groups)[:-1].astype(np.int64)
-        if not len(rows) or rows.min() < 0 or rows.max() >= len(arrays["inputs"]):
-            raise DataError(f"{groups}: does not fit all__inputs.npy")
+    rows = arrays.get("group_indices", np.arange(count + 1))[:-1].astype(np.int64)
+    if not len(rows) or rows.min() < 0 or rows.max() >= count:
+        raise DataError(f"{paths['group_indices']}: does not fit inputs and labels; get it anew")
     inputs, labels = (arrays[name][rows].astype(np.uint8) for name in ("inputs", "labels"))
-    wrong = ~task.check(inputs, labels)
-    if wrong.any():
-        raise DataError(
-            f"{source / split}: the label of problem {int(np.argmax(wrong))} breaks the rules of "
-            f"{task.kind}; {int(wrong.sum())} such"
-        )
-    return Problems(inputs, labels, task.rate(labels))
-
-
-def _load_npy(path: Path | zipfile.Path) -> np.ndarray:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a readable array ({error})") from error
+    return Problems(inputs, labels, task.rate(labels)), f"{paths['labels']}, problem", rows

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor, serialization
 
 from eqr.checkpoint import CheckpointError
-from eqr.data import file_sha256
 from eqr.imports import hub
 from eqr.settings import ConfigError
+
+WEIGHTS = (".pth", ".pt")
+SETTINGS = (".yaml", ".yml", ".json")
 
 #: Tensors that are no parameters and so have no average.
 _BUFFERS = frozenset({"H_init", "L_init", "puzzle_emb.weights"})
@@ -27,25 +32,54 @@ rng rng_state numpy python train_dataset dataloader metrics history wandb wandb_
 """
 
 
-def read_settings(
-    name: str, repository: hub.Repository | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def configurations(files: Iterable[str]) -> dict[str, list[str]]:
+    """The files of settings in a repository."""
+    return {name: [name] for name in files if name.endswith(SETTINGS)}
+
+
+def checkpoints(files: Iterable[str]) -> dict[str, list[str]]:
+    """The checkpoints of a repository, each with the settings in its folder and the one above."""
+    groups = {}
+    for name in map(PurePosixPath, files):
+        if name.suffix in WEIGHTS:
+            near = (name.parent, name.parent.parent)
+            settings = [
+                file for file in configurations(files) if PurePosixPath(file).parent in near
+            ]
+            groups[str(name)] = [str(name), *settings]
+    return groups
+
+
+def beside(place: hub.Place) -> hub.Place:
+    """The configuration beside the weights: of their name, or else the only one in their folder,
+    or else ``all_config.yaml`` one folder up, where the official code looks; else ConfigError."""
+    folder, stem = place.path.parent, place.path.stem
+    there = sorted(file for file in folder.iterdir() if file.suffix in SETTINGS)
+    above = folder / ".." / "all_config.yaml"
+    choice = [file for file in there if file.stem == stem] or there or [above]
+    if len(choice) != 1 or not choice[0].is_file():
+        names = ", ".join(file.name for file in there) or "no YAML or JSON file"
+        remedy = f"give it with --config FILE (beside it: {names})"
+        raise ConfigError(f"{place.name}: stores no configuration; {remedy}")
+    file = os.path.relpath(choice[0], place.root) if place.origin else os.path.normpath(choice[0])
+    return replace(place, name=file)
+
+
+def read_settings(place: hub.Place) -> tuple[dict[str, Any], dict[str, Any]]:
     """A JSON or YAML file as a mapping, and what to record of it."""
     import yaml
 
-    path = hub.fetch(name, repository)
-    if not path.is_file():
-        raise ConfigError(f"{name}: no such file")
+    if not place.path.is_file():
+        raise ConfigError(f"{place.name}: no such file; correct --config")
     try:
-        values = yaml.safe_load(path.read_text())  # JSON is YAML
+        values = yaml.safe_load(place.path.read_text(encoding="utf-8"))  # JSON is YAML
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{name}: neither JSON nor YAML ({error})") from error
+        raise ConfigError(f"{place.name}: neither JSON nor YAML ({error})") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{name}: must hold a mapping of settings")
+        raise ConfigError(f"{place.name}: must hold a mapping of settings")
     # The reference files keep the settings under "config", beside the tensors' shapes.
     values = values.get("config", values) if "seq_len" not in values else values
-    record = {"file": name, "sha256": file_sha256(path)}
-    return values, record | ({"hub": repository.origin()} if repository else {})
+    return values, place.record()
 
 
 class Inert:
@@ -60,6 +94,8 @@ class Inert:
 
 def plain_settings(value: Any) -> Any:
     """Settings as plain values, whether or not they were stored as OmegaConf's containers."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return math.inf  # Python writes no integer of more than 4300 digits, in messages say
     state = getattr(value, "state", None) if isinstance(value, Inert) else None
     if isinstance(state, dict) and state.keys() & {"_content", "_val"}:
         value = state.get("_content", state.get("_val"))

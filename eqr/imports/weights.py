@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from eqr.checkpoint import CheckpointError, save_model
-from eqr.config import Count, ModelConfig, TrainConfig, Whole
-from eqr.data import file_sha256
+from eqr.checkpoint import Checkpoint, CheckpointError, load_model, save_model
+from eqr.config import ModelConfig
 from eqr.imports import hub, pth
 from eqr.layers import RMS_EPS, ROPE_BASE
 from eqr.model import Reasoner
 from eqr.settings import ConfigError, from_dict, settings
 from eqr.task import Task, task_from_dict
 
-WEIGHTS = (".pth", ".pt")
-SETTINGS = (".yaml", ".yml", ".json")
+#: The sha256 of the released weights.
+RELEASED = {
+    "hub:eqr/sudoku-extreme": "258b1f0a90003a2db0de0c8df7831683ffce00de295ed4bba15dc8e599920d26",
+    "hub:eqr/maze-unique": "9cb8ab682519f290c3ec157b5a16829e51afff27773651fbd01a260b8748b138",
+}
 
 _OFFICIAL_NAMES = {
     "embed_tokens.embedding_weight": "embed.weight",
@@ -32,11 +35,18 @@ _OFFICIAL_NAMES = {
     "self_attn.o_proj.weight": "mixer.out.weight",
     "mlp.gate_up_proj.weight": "channel.gate_up.weight",
     "mlp.down_proj.weight": "channel.down.weight",
+    "q_head.weight": "halt_head.weight",
+    "q_head.bias": "halt_head.bias",
+    "H_init": "fixed_high",
+    "L_init": "fixed_low",
+    "puzzle_emb.weights": "prefix",
 }
-
-#: Settings that models here have in one way only.
-_ONLY = {"num_puzzle_identifiers": 1, "H_layers": 0, "causal": False, "no_ACT_continue": True}
-_ONLY |= {"rms_norm_eps": RMS_EPS, "rope_theta": ROPE_BASE}
+#: What the rows of a tensor stand for, where there is only one number of them.
+_ROWS = {
+    "q_head.weight": (2, "for halting and continuing"),
+    "q_head.bias": (2, "for halting and continuing"),
+    "puzzle_emb.weights": (1, "one prefix for all puzzles"),
+}
 
 #: Settings of the official codes of EqR, TRM and HRM that do not change what a trained model
 #: computes: of training, halting, evaluation, records and the machine.
@@ -56,18 +66,28 @@ eval_act_streaming_selection_score convergence_window convergence_top_k converge
 heavy_metrics_log_interval steps_hist_log_interval_steps steps_hist_plotly
 grad_norm_log_interval_steps hidden_state_log_interval_steps
 """
-#: No size or number of a model here is larger.
-_LARGEST = 2**16
 
-#: What EqR has and TRM has not: damping, noise, and starts that are drawn anew.
-_EQR_ONLY = ("lambda_", "noise_scale", "H_init_std", "L_init_std")
 #: The models imported, by the module and class that the official configuration names.
 _FAMILIES = {
     "EqR": {"eqr", "eqrmodel"},
     "TRM": {"trm", "trmmodel", "tinyrecursivereasoningmodel_actv1"},
 }
+#: Others like them: how their names read, and what tensors only they have.
+_OTHERS = {
+    "CGAR": ("cgar", set()),  # it differs from TRM in its training alone
+    "HRM": ("hrm|hierarchical", {"H_level"}),  # a second level of blocks
+    "URM": ("urm", {"layers", "init_hidden"}),  # one latent and no level
+}
+#: What EqR has and TRM has not: damping, noise, and starts that are drawn anew.
+_EQR_ONLY = {"lambda_", "noise_scale", "H_init_std", "L_init_std"}
 #: Our names of the losses, by their ``loss_type``.
 _LOSSES = {"stablemax_cross_entropy": "stablemax", "softmax_cross_entropy": "softmax"}
+
+WHERE = "official configuration"
+LARGEST = 2**16  # no size or number of a model here is larger
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
+Maybe = Annotated[int, Field(ge=0, le=LARGEST)] | None
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 @settings
@@ -79,45 +99,50 @@ class Official:
     our ``prefix`` and ``puzzle_emb_ndim`` our ``prefix_width``.
     """
 
-    hidden_size: Count
-    num_heads: int
-    H_cycles: int
-    L_cycles: int
-    L_layers: int
+    hidden_size: Size
+    num_heads: Size
+    H_cycles: Size
+    L_cycles: Size
+    L_layers: Annotated[int, Field(ge=1, le=1000)]
     pos_encodings: Literal["rope", "rope2d", "none", None]
     mlp_t: bool
-    seq_len: Count | None = None  # of the board
-    vocab_size: Count | None = None
-    expansion: float = 4
-    H_init_std: float = 1
-    L_init_std: float = 1
-    lambda_: float = 0.95
-    noise_scale: float = 0.01
-    board_height: Count | None = None  # None: the board is square
-    board_width: Count | None = None
-    puzzle_emb_ndim: Whole | None = None  # 0: no prefix
-    puzzle_emb_len: Whole | None = None  # 0: as many tokens as puzzle_emb_ndim numbers take
-    input_seq_len: Count | None = None  # where it is given, seq_len counts the prefix too
+    seq_len: Size | None = None  # of the board
+    vocab_size: Size | None = None
+    expansion: Number = 4
+    H_init_std: Number = 1
+    L_init_std: Number = 1
+    lambda_: Number = 0.95
+    noise_scale: Number = 0.01
+    board_height: Size | None = None  # None: the board is square
+    board_width: Size | None = None
+    puzzle_emb_ndim: Maybe = None  # 0: no prefix
+    puzzle_emb_len: Maybe = None  # 0: as many tokens as puzzle_emb_ndim numbers take
+    input_seq_len: Size | None = None  # where it is given, seq_len counts the prefix too
+    # What models here have in one way only.
+    num_puzzle_identifiers: Literal[1, None] = 1
+    H_layers: Literal[0, None] = 0
+    causal: Literal[False, None] = False
+    no_ACT_continue: Literal[True, None] = True
+    rms_norm_eps: Annotated[float, Field(ge=RMS_EPS, le=RMS_EPS)] | None = RMS_EPS
+    rope_theta: Annotated[float, Field(ge=ROPE_BASE, le=ROPE_BASE)] | None = ROPE_BASE
 
 
-def family_of(sections: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> str:
-    """``"EqR"`` or ``"TRM"``, by names in sections of the configuration and of plain tensors.
+def family_of(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """``"EqR"`` or ``"TRM"``, by the names in a configuration and of plain tensors.
 
-    TRM stores its two starts, EqR draws them. HRM has a second level of blocks, URM one latent and
-    no level; CGAR differs from TRM in its training alone, which only names tell.
+    TRM stores its two starts, EqR draws them.
 
     Raises:
         CheckpointError: it is another family, or names and tensors disagree.
     """
-    starts = len({"H_init", "L_init"} & tensors.keys())
+    sections = (values, values.get("arch") or {})
     text = str([[part.get(key) for key in ("name", "short_name", "loss")] for part in sections])
-    levels = {key.split(".")[0] for key in tensors}
-    others = {
-        "CGAR": "cgar" in text.lower(),
-        "HRM": "H_level" in levels or re.search("hrm|hierarchical", text.lower()),
-        "URM": levels & {"layers", "init_hidden"} or "urm" in text.lower(),
+    levels, starts = {key.split(".")[0] for key in tensors}, len({"H_init", "L_init"} & {*tensors})
+    named = {
+        family
+        for family, (words, own) in _OTHERS.items()
+        if levels & own or re.search(words, text.lower())
     }
-    named = {family for family, is_it in others.items() if is_it}
     for name in [str(part["name"]) for part in sections if part.get("name")] if not named else ():
         words = set(re.split("[@.]", name.lower())[-2:])
         named.add(next((family for family, own in _FAMILIES.items() if words <= own), name))
@@ -141,18 +166,15 @@ def official_loss(values: Mapping[str, Any]) -> str:
     """
     losses = [part.get("loss") for part in (values, values.get("arch") or {})]
     types = [loss.get("loss_type") if isinstance(loss, Mapping) else loss for loss in losses]
-    stated = {str(one) for one in types if one is not None}
+    stated = {str(one) for one in types if one is not None} or {"stablemax_cross_entropy"}
     if len(stated) > 1 or stated - _LOSSES.keys():
-        raise ConfigError(
-            f"official configuration.loss.loss_type is {' and '.join(sorted(stated)):.80}, and "
-            f"must be one of {', '.join(_LOSSES)}; give the configuration that the weights were "
-            "trained with (--config)"
-        )
-    return _LOSSES[stated.pop()] if stated else TrainConfig.loss
+        given = f"{' and '.join(sorted(stated)):.80}"
+        raise ConfigError(f"{WHERE}.loss.loss_type is {given}; it must be one of {[*_LOSSES]}")
+    return _LOSSES[stated.pop()]
 
 
 def official_config(
-    values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, released: bool = False
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor], released: bool = False
 ) -> tuple[ModelConfig, Task]:
     """Our configuration for one of the official code (a whole file or its ``arch`` part).
 
@@ -165,42 +187,27 @@ def official_config(
         ConfigError: a needed key is missing, has no counterpart here, or is not known.
         CheckpointError: these are not the tensors or the configuration of an EqR or TRM.
     """
-    where, arch = "official configuration", values.get("arch") or {}
+    arch, tensors = values.get("arch") or {}, pth.plain_names(tensors)
     if not isinstance(arch, Mapping):
-        raise ConfigError(f"{where}: arch must be a section of settings")
-    tensors = pth.plain_names(tensors or {})
-    family, values = family_of((values, arch), tensors), {**values, **arch}
-    names = {field.name for field in fields(Official)}
-    known = names | _ONLY.keys() | set(_HARMLESS.split())
-    for key in values if not released else ():
-        if key not in known:
-            raise ConfigError(
-                f"{where}.{key} is neither used here nor known to be harmless; if it does not "
-                "change what a trained model computes, give a configuration without it (--config)"
-            )
-        if key in _EQR_ONLY and family == "TRM":
-            raise ConfigError(
-                f"{where}.{key} is a setting of EqR, and these are the weights of a TRM; give the "
-                "configuration that they were trained with (--config)"
-            )
-    for key in names | _ONLY.keys():
-        # Not shown: Python writes no integer of more than 4300 digits.
-        largest = 1000 if key == "L_layers" else _LARGEST
-        if isinstance(value := values.get(key), int | float) and abs(value) > largest:
-            raise ConfigError(f"{where}.{key} must be at most {largest}; correct it (--config)")
-    for key, only in _ONLY.items():
-        if values.get(key) not in (None, only):
-            raise ConfigError(f"{where}.{key} = {values[key]!r:.60} must be {only} for models here")
-    theirs = from_dict(Official, {k: v for k, v in values.items() if k in names}, where)
-    tokens, vocabulary, prefix = _sizes(theirs, values, tensors, where)
-    if tokens > _LARGEST:
-        raise ConfigError(f"{where}.seq_len = {tokens} must be at most {_LARGEST}")
+        raise ConfigError(f"{WHERE}.arch must be a section of settings")
+    family, values = family_of(values, tensors), {**values, **arch}
+    used = values.keys() & {field.name for field in fields(Official)}
+    if (unknown := values.keys() - used - set(_HARMLESS.split())) and not released:
+        raise ConfigError(
+            f"{WHERE}.{min(unknown)} is neither used here nor known to be harmless; if it does not "
+            "change what a trained model computes, leave it out"
+        )
+    if family == "TRM" and (own := used & _EQR_ONLY):
+        raise ConfigError(
+            f"{WHERE}.{min(own)} is a setting of EqR, and these are the weights of a TRM"
+        )
+    theirs = from_dict(Official, {key: values[key] for key in used}, WHERE)
+    tokens, vocabulary, prefix = _sizes(theirs, values, tensors)
     side = round(tokens**0.5)
     height, width = theirs.board_height or side, theirs.board_width or side
-    if height * width != tokens:
-        raise ConfigError(
-            f"{where}: seq_len = {tokens} is not a square board; add board_height and board_width"
-        )
+    if height * width != tokens or tokens > LARGEST:
+        rule = f"at most {LARGEST} and a square, or board_height * board_width"
+        raise ConfigError(f"{WHERE}.seq_len = {tokens} must be {rule}")
     sudoku = {11: 9, 18: 16}.get(vocabulary)
     if sudoku == height == width:
         box = round(sudoku**0.5)
@@ -209,8 +216,8 @@ def official_config(
         task = task_from_dict({"kind": "maze", "height": height, "width": width})
     else:
         raise ConfigError(
-            f"{where}: vocab_size = {vocabulary} on a {height}×{width} board is neither "
-            "Sudoku (11) nor Maze (6)"
+            f"{WHERE}.vocab_size = {vocabulary} on a {height}×{width} board must be that of Sudoku "
+            "(11, 18) or Maze (6)"
         )
     rope = {"rope": "1d", "rope2d": "2d"}.get(theirs.pos_encodings, "none")
     ours = {
@@ -229,11 +236,11 @@ def official_config(
     }
     if family == "TRM":
         ours |= {"init": "fixed", "damping": 0.0, "noise": 0.0}
-    return from_dict(ModelConfig, ours | prefix, where), task
+    return from_dict(ModelConfig, ours | prefix, WHERE), task
 
 
 def _sizes(
-    theirs: Official, values: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+    theirs: Official, values: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[int, int, dict[str, int]]:
     """Tokens of the board, size of the vocabulary, and our settings of the prefix.
 
@@ -264,12 +271,11 @@ def _sizes(
     needed |= {"puzzle_emb_len": length} if width else {"puzzle_emb_ndim": width} if length else {}
     for key, value in needed.items():
         if not value:
-            raise ConfigError(f"{where}.{key} is missing; add it")
-    if theirs.input_seq_len and theirs.seq_len not in (None, board + (length or 0)):
-        raise ConfigError(
-            f"{where}.seq_len = {theirs.seq_len} must be input_seq_len + puzzle_emb_len = "
-            f"{board + (length or 0)}"
-        )
+            raise ConfigError(f"{WHERE}.{key} is missing; add it")
+    whole = board + (length or 0)
+    if theirs.input_seq_len and theirs.seq_len not in (None, whole):
+        rule = f"input_seq_len + puzzle_emb_len = {whole}"
+        raise ConfigError(f"{WHERE}.seq_len = {theirs.seq_len} must be {rule}")
     return board, vocabulary, {"prefix": length, "prefix_width": width} if width else {}
 
 
@@ -278,137 +284,85 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
     ours = {k: v for k, v in model.state_dict().items() if k.startswith("fixed_")}
     for key, value in pth.plain_names(tensors).items():
         level, name = re.fullmatch(r"(?:L_level\.layers\.(\d+)\.)?(.*)", key, re.DOTALL).groups()
-        rows = {"q_head.weight": 2, "q_head.bias": 2, "puzzle_emb.weights": 1}.get(name)
-        if rows and value.shape[:1] != (rows,):
-            size = f"has size {tuple(value.shape)}; expected {rows} row(s), "
-            what = "one prefix for all puzzles" if rows == 1 else "for halting and continuing"
-            raise CheckpointError(f"tensor {key!r} {size}{what}")
-        if value.is_complex() or not value.float().isfinite().all():
-            what = "complex" if value.is_complex() else "not finite"
-            raise CheckpointError(f"tensor {key!r} has values that are {what}; take another file")
-        if name.startswith("q_head."):
-            ours[name.replace("q_head", "halt_head")] = value[:1].float()
-        elif name in ("H_init", "L_init"):
-            ours[{"H_init": "fixed_high", "L_init": "fixed_low"}[name]] = value.float()
-        elif name == "puzzle_emb.weights":
-            ours["prefix"] = value[0].float()
-        elif name in _OFFICIAL_NAMES:
-            ours[(f"blocks.{level}." if level else "") + _OFFICIAL_NAMES[name]] = value.float()
-        else:
+        rows, what = _ROWS.get(name, (None, ""))
+        if name not in _OFFICIAL_NAMES:
             raise CheckpointError(f"tensor {key!r} has no counterpart; is it an EqR or a TRM?")
+        if rows and value.shape[:1] != (rows,):
+            size = tuple(value.shape)
+            raise CheckpointError(f"tensor {key!r} has size {size}; expected {rows} row(s), {what}")
+        if value.is_complex() or not value.float().isfinite().all():
+            raise CheckpointError(
+                f"tensor {key!r} must hold finite real numbers; take another file"
+            )
+        if rows:
+            value = value[0] if name == "puzzle_emb.weights" else value[:1]
+        ours[(f"blocks.{level}." if level else "") + _OFFICIAL_NAMES[name]] = value.float()
     return ours
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """A model file made of official weights."""
-
-    path: Path
-    sha256: str  # of its tensors
-    config: ModelConfig
-    weights: str  # ema or raw
-    settings: str = ""  # the file that the configuration is from
-
-    @property
-    def family(self) -> str:
-        return "TRM" if self.config.init == "fixed" else "EqR"
-
-
-def import_official(
-    source: Path,
-    out: Path,
-    config: Mapping[str, Any] | None = None,
+def convert(
+    official: str | Path,
+    out: Path | None = None,
+    config: str | Mapping[str, Any] | None = None,
     weights: str | None = None,
-    *,
-    content: Mapping[str, Any] | None = None,
-    origin: Mapping[str, Any] | None = None,
-    released: bool = False,
-) -> Imported:
-    """Convert an official ``.pth``, of an EqR or a TRM, into a model file.
+    sha256: str | None = None,
+) -> tuple[Path, Checkpoint]:
+    """Convert official weights, of an EqR or a TRM, into a model file; where it is, and itself.
 
     Args:
-        source: file with ``model`` and, it may be, ``ema`` and ``config`` entries.
-        out: the safetensors file to write.
-        config: the official configuration; None takes the one stored in ``source``.
+        official: a ``.pth`` with ``model`` and, it may be, ``ema`` and ``config`` entries: a local
+            path, or what :mod:`eqr.imports.hub` reads as a source.
+        out: the safetensors file to write; without it, one named as the weights, in this folder.
+        config: the official configuration, or where it is; without it, what the weights store, or
+            else the one file beside them.
         weights: ``"ema"`` (the average, as the official evaluation), ``"raw"``, or None: the
             average if there is one.
-        content: what :func:`eqr.imports.pth.read_official` gave, where it was read before.
-        origin: what else to record of where the file came from.
-        released: see :func:`official_config`.
+        sha256: what the weights' file must hash to; known of :data:`RELEASED`.
 
     Raises:
-        CheckpointError: unreadable, would need a pickle to be executed, or of another layout or
-            family.
+        HubError, CheckpointError: a file is missing, unreadable, another one, would need a pickle
+            to be executed, or is of another layout or family.
         ConfigError: the configuration does not fit.
     """
-    source = Path(source)
-    content = pth.read_official(source) if content is None else content
-    if config is None:
-        config = pth.plain_settings(content.get("config"))
-        if not isinstance(config, Mapping):
-            raise ConfigError(f"{source} stores no configuration; give it with --config FILE")
+    if weights not in ("ema", "raw", None):
+        raise ConfigError(f"--weights {weights!r} must be ema or raw")
+    official, given, record = str(official), config, {"file": "config"}
+    if isinstance(config, str):  # first, since it is small
+        config = hub.locate(config, "model", pth.configurations, "configuration")
+        given, record = pth.read_settings(config)
+    known = RELEASED.get(official.partition("@")[0])
+    place = hub.locate(official, "model", pth.checkpoints, "checkpoint")
+    out = out or Path(f"{Path(official if known else place.name).stem}.safetensors")
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; choose another name")
+    for pin in filter(None, (sha256, known)):
+        hub.check_pins({place.name: pin}, {place.name: place.path})
+    content = pth.read_official(place.path)
+    if given is None:
+        given, record = content.get("config"), {"file": place.name}
+    given = pth.plain_settings(given)
+    if not isinstance(given, Mapping):
+        given, record = pth.read_settings(pth.beside(place))
     try:
-        tensors, which = pth.choose(content, weights)
-        model_config, task = official_config(config, tensors, released)
-        loss = official_loss(config)
+        tensors, which = pth.choose(content, weights or (known and "ema"))
+        model_config, task = official_config(given, tensors, bool(known) and config is None)
+        loss = official_loss(given)
         for device in ("meta", "cpu"):  # first without memory, of which sizes may ask too much
             with torch.device(device):
                 model = Reasoner.for_task(task, model_config)
             model.load_state_dict(official_tensors(tensors, model), assign=device == "meta")
     except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from error
+        raise CheckpointError(f"{place.name}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{record['file']}: {error}; or give another with --config") from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{source}: does not fit the configuration: {reason}") from error
+        raise CheckpointError(
+            f"{place.name}: does not fit the configuration of {record['file']}: {reason}"
+        ) from error
     step = content.get("step")
-    meta = {"file": source.name, "sha256": file_sha256(source), "weights": which, "loss": loss}
-    about = {"imported": meta | (origin or {}), "step": step if isinstance(step, int) else None}
-    return Imported(out, save_model(out, model, task, about), model_config, which)
-
-
-def convert(
-    official: str,
-    out: Path | None = None,
-    config: str | None = None,
-    weights: str | None = None,
-    sha256: str | None = None,
-) -> Imported:
-    """Import official weights from a local path or the hub.
-
-    Args:
-        official, config: local paths, or what :mod:`eqr.imports.hub` reads as sources. Without
-            ``config``: what the weights store, or else the one file beside them.
-        out: without it, the name of the weights in this folder.
-        sha256: what the weights' file must hash to; known of :data:`eqr.imports.hub.RELEASED`.
-
-    Raises:
-        HubError, CheckpointError, ConfigError: as :func:`import_official`, or a file is missing.
-    """
-    if weights not in ("ema", "raw", None):
-        raise ConfigError(f"--weights {weights!r} must be ema or raw")
-    if short := hub.released(official):
-        pin, weights = hub.RELEASED[short][1], weights or "ema"
-        hub.check_pins({official: sha256 or pin}, {official: pin})
-        sha256 = pin
-    name, repository = hub.locate(official, WEIGHTS, "checkpoint")
-    out = out or Path(f"{Path(short or name).stem}.safetensors")
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; choose another name")
-    given = record = None
-    if config is not None:  # first, since it is small
-        file, there = hub.locate(config, SETTINGS, "configuration")
-        given, record = pth.read_settings(file, there)
-    path = hub.fetch(name, repository, sha256)
-    content = pth.read_official(path)
-    if given is None:
-        given, record = pth.plain_settings(content.get("config")), {"file": name}
-    if not isinstance(given, Mapping):
-        beside = hub.beside(official, name, repository, SETTINGS)
-        given, record = pth.read_settings(beside, repository)
-    origin = {"config": record} | ({"hub": repository.origin()} if repository else {})
-    more = {"content": content, "origin": origin, "released": bool(short) and config is None}
-    try:
-        made = import_official(path, out, given, weights, **more)
-    except ConfigError as error:
-        raise ConfigError(f"{record['file']}: {error}") from error
-    return replace(made, settings=record["file"])
+    meta = place.record() | {"file": Path(place.name).name, "weights": which}
+    meta |= {"loss": loss, "config": record}
+    about = {"imported": meta, "step": step if isinstance(step, int) else None}
+    save_model(out, model, task, about)
+    return out, load_model(out)

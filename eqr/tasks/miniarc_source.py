@@ -45,23 +45,32 @@ class Rule:
 
 
 def read_rules(source: Path) -> list[Rule]:
-    """The tasks of a JSON file, or of a folder with one JSON file a task, sorted by name.
+    """The tasks of a JSON file, or of a folder (or folders in it) with one JSON file a task, sorted
+    by name.
 
     Raises:
         ProblemError: a file that is absent or malformed; names file, task, field and the mend.
     """
     source = Path(source)
     if source.is_dir():
-        files = sorted(path for path in source.glob("*.json") if ours(path, source))
+        files = {path.stem: path for path in reversed(files_in(source))}
         if not files:
             raise ProblemError(f"{source}: holds no .json file; name the folder of the tasks")
-        return [_rule(path, path.stem, _json(path)) for path in files]
+        for path in files_in(source):
+            if files[path.stem] != path:
+                raise ProblemError(f"{files[path.stem]}: {path} is a task of that name; rename one")
+        return [_rule(path, name, _json(path)) for name, path in sorted(files.items())]
     found = _json(source)
     if not isinstance(found, dict) or not found:
         raise ProblemError(f'{source}: must be an object of tasks, {{"name": {{"train": …}}}}')
     if set(found) == {"train", "test"}:
         raise ProblemError(f"{source}: is one task; name the folder that holds all of them")
     return sorted((_rule(source, *item) for item in found.items()), key=lambda rule: rule.name)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The JSON files of a folder and those below it (ARC's are ``training`` and ``evaluation``)."""
+    return sorted(path for path in folder.rglob("*.json") if ours(path, folder))
 
 
 def _json(path: Path) -> Any:

@@ -192,6 +192,10 @@ class Sudoku(Task):
         """
         return self._find(tokens, limit)[0]
 
+    def ambiguous(self, inputs: np.ndarray) -> int:
+        """How many of the inputs (n, S) have not exactly one solution; see ``count_solutions``."""
+        return sum(self.count_solutions(row) != 1 for row in inputs)
+
     def solve(self, tokens: np.ndarray) -> np.ndarray | None:
         """The solution (S,) of tokens (S,), the first found if there are several, or None."""
         found, solution = self._find(tokens, 1)
