@@ -80,7 +80,6 @@ BAD = {
     "a directory that exists": ("data build here", "here: exists already"),
     "an import to where something is": ("data import here here", "here: exists already"),
     "an import of nothing": ("data import nowhere out", "nowhere: holds neither train.csv nor"),
-    "no data set": ("data verify here", "here: no data set here"),
     "a parent that is a file": ("data build file/out --kind maze --train 3 --test 3", "file"),
     "a store that is a file": ("train sudoku6 --profile smoke --store file", "file"),
     "an unknown rule": ("eval -c MODEL --select majorty", "did you mean 'majority'"),
