@@ -364,6 +364,22 @@ def test_workers_end_with_their_parent(tmp_path):
         time.sleep(0.1)
 
 
+def test_models_of_another_study_are_evaluated_as_it_ships_them(store, tmp_path, monkeypatch):
+    row = replace(study("construction").row("act"), weights="construction")
+    monkeypatch.setitem(STUDIES, "again", Study("again", "", "", "", (row,)))
+    cell, first = (Cell(name, "smoke", "act", 0) for name in ("again", "construction"))
+    remedy = "act-0.safetensors: absent; run `eqr study run construction --rows act --seeds 0 --w"
+    with pytest.raises(StudyError, match=remedy):
+        study_run.work(cell, store.root, tmp_path)
+    study_run.work(first, store.root, tmp_path, weights=True)
+    study_run.work(cell, store.root, tmp_path, weights=True)
+    one, two = (CellFile.read(each.path(tmp_path)) for each in (first, cell))
+    assert finished(cell, tmp_path, store) and one.about["train_run"] == two.about["train_run"]
+    pd.testing.assert_frame_equal(one.curve, two.curve)
+    assert set(one.table.eval_run).isdisjoint(two.table.eval_run), "float16 weights are others"
+    assert not cell.path(tmp_path).with_suffix(".safetensors").exists()
+
+
 # ----------------------------------------------------------------------------------- comparisons
 
 

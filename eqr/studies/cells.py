@@ -28,7 +28,7 @@ from eqr.experiments import EvalResult, Trained
 from eqr.files import FileError, parse_json, read_arrays, write_file
 from eqr.select import selected
 from eqr.settings import ConfigError, UserError
-from eqr.store import Store, provenance
+from eqr.store import Run, Store, provenance
 from eqr.studies.rows import Evaluation, Study, study
 
 FORMAT = "eqr-cell-1"
@@ -312,6 +312,41 @@ def finished(cell: Cell, folder: Path, store: Store) -> bool:
                 f"{path}: evaluation {kind.name} is not what this version would run; {giving_up}"
             )
     return {kind.name for kind in cell.evaluations()} <= set(there["evaluations"])
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped(Trained):
+    """A model from the weights that lie beside a cell's file, which knows of its training."""
+
+    file: CellFile
+
+    @property
+    def seconds(self) -> float:
+        return float(self.file.table.train_seconds[0])
+
+    def log(self, kind: str) -> pd.DataFrame:
+        return self.file.curve.drop(columns=["row", "seed"])  # all that a cell keeps of it
+
+
+def shipped_model(cell: Cell, folder: Path, store: Store, device: str = "cpu") -> Shipped:
+    """The model of a cell as it is shipped, with float16 weights.
+
+    Raises:
+        StudyError: it is not, or this version would train it otherwise.
+    """
+    path = cell.path(folder)
+    weights, recipe = path.with_suffix(".safetensors"), cell.recipe()
+    command = f"eqr study run {cell.study} --rows {cell.row} --seeds {cell.seed} --weights"
+    if not (weights.exists() and path.exists()):
+        raise StudyError(f"{weights}: absent; run `{command}`")
+    file = CellFile.read(path)
+    if cell.train_id(store) not in (None, file.about["train_run"]):
+        raise StudyError(f"{path}: this version would train {cell} otherwise; run `{command}` anew")
+    ran = file.about["runs"]
+    origin = {"commit": ran["commits"][0], "hardware": ran["hardware"][0], "finished": ran["first"]}
+    run = Run(file.about["train_run"], path, {"provenance": origin})
+    model = checkpoint.load_model(weights, device)
+    return Shipped(run, recipe, experiments.dataset(recipe, store), model, file)
 
 
 def ship_weights(source: Path, path: Path) -> str:

@@ -14,6 +14,7 @@ from eqr.config import EvalConfig
 from eqr.settings import ConfigError, nearest
 from eqr.studies.campaign import CAMPAIGN, TUNING
 from eqr.studies.rows_shift import AMBIGUITY, MINIARC, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
+from eqr.studies.shift_again import SHIFT_AGAIN
 from eqr.studies.study import (
     DEPTHS,
     FEEDFORWARD,
@@ -376,7 +377,7 @@ STUDIES = {
     for one in (
         *(CAMPAIGN, TUNING),
         *(CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST),
-        *(SHIFT, AMBIGUITY, VERIFIER, VARIANCE),
+        *(SHIFT, SHIFT_AGAIN, AMBIGUITY, VERIFIER, VARIANCE),
         MINIARC,
         *(PAPER_SCALE, NIGHT, SOURCES_STUDY),
     )

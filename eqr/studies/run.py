@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from eqr.cost import cost
 from eqr.data import NoDataSet
 from eqr.settings import ConfigError
 from eqr.store import Store
-from eqr.studies.cells import Cell, CellFile, cells_of, finished, ship_weights
+from eqr.studies.cells import (
+    Cell,
+    CellFile,
+    StudyError,
+    cells_of,
+    finished,
+    ship_weights,
+    shipped_model,
+)
 from eqr.studies.results import results_folder
 from eqr.studies.rows import study
 from eqr.train import Event, TrainingError
@@ -46,9 +55,11 @@ def work(
 
     Raises:
         TrainingError: the training diverged.
+        StudyError: the row evaluates models of another study, which are not in ``out``.
     """
     began = shown = time.monotonic()
     store, recipe = Store(root), cell.recipe()
+    source = study(cell.study).row(cell.row).weights
 
     def show(event: Event) -> None:
         nonlocal shown
@@ -57,12 +68,16 @@ def work(
             exact = event.metrics[f"exact_{recipe.train.eval_depth}"]
             say(f"  {cell}: step {event.step} of {recipe.train.steps}, exact {exact:.1%}")
 
-    run = experiments.train_run(
-        recipe, store, device=device, on_event=show, stop_after_s=stop_after_s
-    )
-    if run is None:
-        return None
-    model, trained = experiments.load_trained(run, store, device), time.monotonic()
+    if source:
+        model = shipped_model(replace(cell, study=source), out, store, device)
+    else:
+        run = experiments.train_run(
+            recipe, store, device=device, on_event=show, stop_after_s=stop_after_s
+        )
+        if run is None:
+            return None
+        model = experiments.load_trained(run, store, device)
+    trained = time.monotonic()
     evaluations = []
     for kind in cell.evaluations():
         if evaluations and stop_after_s is not None and time.monotonic() - began > stop_after_s:
@@ -72,9 +87,9 @@ def work(
         )
     path = cell.path(out)
     shipped = ""
-    if weights:
-        source = run.file("model.safetensors")
-        shipped = "; " + ship_weights(source, path.with_suffix(".safetensors"))
+    if weights and not source:
+        made = run.file("model.safetensors")
+        shipped = "; " + ship_weights(made, path.with_suffix(".safetensors"))
     CellFile.of(cell, model, evaluations, cost(recipe, model.data)).write(path)
     row = study(cell.study).row(cell.row)
     exact = evaluations[0][1].records.at(row.depth).exact[:, 0].mean()
@@ -131,7 +146,8 @@ def run(
     asked = cells_of(wanted, profile, rows, seeds)
 
     def done(cell: Cell) -> bool:
-        lacks = weights and not cell.path(out).with_suffix(".safetensors").exists()
+        ships = weights and not wanted.row(cell.row).weights
+        lacks = ships and not cell.path(out).with_suffix(".safetensors").exists()
         return not overwrite and finished(cell, out, store) and not lacks
 
     todo = [cell for cell in asked if not done(cell)]
@@ -158,7 +174,7 @@ def run(
                 for number, future in enumerate(as_completed(futures), 1):
                     try:
                         line = future.result()
-                    except (TrainingError, NoDataSet) as error:
+                    except (TrainingError, NoDataSet, StudyError) as error:
                         failed[str(futures[future])] = str(error)
                         line = f"{futures[future]}: FAILED, {error}"
                     if line is None:

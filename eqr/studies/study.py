@@ -80,6 +80,7 @@ class Row:
     paper: tuple[Published, ...] = ()
     depth: int = 16  # the depth that is compared with the paper's figure
     seeds: int = 3
+    weights: str = ""  # the study whose shipped models are evaluated; empty: trained here
 
     def build(self, profile: str, seed: int) -> Recipe:
         """The recipe of this row."""
