@@ -17,6 +17,7 @@ from eqr.checkpoint import Checkpoint, load_model, save_model
 from eqr.config import EvalConfig, to_dict
 from eqr.model import Reasoner
 from eqr.notebook import execute
+from eqr.recipes import load_recipe
 from eqr.rollout import rollout
 from eqr.settings import ProblemError
 from eqr.solve import solve
@@ -144,6 +145,22 @@ class TestConfidence:
             assert frame["answers"] == own.answer.tolist() and len(frame["plane"]) == frame["depth"]
             for name in ("confidence", "residual", "margin", "halt", "right"):
                 np.testing.assert_allclose(frame[name], getattr(own, name), atol=1e-4, err_msg=name)
+
+
+def test_as_many_restarts_are_right_in_the_browser(model, problems):
+    """Its random numbers are others, so up to the binomial error of both counts."""
+    inputs, own = problems.test.inputs[:12], []
+    run = {"model": 0, "breadth": 32, "noise": 0.1, "seed": 0}
+    begin = {"call": "begin", "runs": [run | {"inputs": one.tolist()} for one in inputs]}
+    for one in inputs:
+        recorded = Trajectory(model.model, model.task, one, Settings(2, 32, 0.1))
+        recorded.record(2)
+        own.append(recorded.frames[-1].right.sum())
+    theirs = [sum(f["right"]) for f in page.asked(model, [begin, *2 * [{"call": "advance"}]])[-1]]
+    share = (np.array(own) + theirs) / 64
+    error = np.sqrt((2 * 32 * share * (1 - share)).sum())
+    assert error > 4, "no count could be wrong"
+    assert abs(sum(own) - sum(theirs)) < 4 * error
 
 
 class TestPlane:
@@ -329,6 +346,13 @@ def test_text_cannot_end_the_script(model, problems):
     html = page.replay([("</script>", [made])]).text
     assert stored(html)["items"][0]["title"] == "</script>"
     assert html.count("</script>") == 2  # the data's own end and the player's
+
+
+def test_the_live_models_and_all_scripts_weigh_less_than_a_megabyte():
+    scripts = [len(page.worker()), len(page.kernel()), (page.SCRIPTS / "viewer.mjs").stat().st_size]
+    recipes = [load_recipe(name) for name in page.LIVE]
+    models = [untrained(recipe.task, recipe.model).model for recipe in recipes]
+    assert sum(scripts) + sum(len(page.weights(one)["data"]) for one in models) < 900_000
 
 
 def test_install_puts_modules_models_and_the_board_in_place(model, learned, problems, tmp_path):
