@@ -319,7 +319,7 @@ def halting_records(
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     shape = (len(inputs), config.breadth)
     require_memory(44 * shape[0] * shape[1], "their records", "lower the breadth or the problems")
-    require_rows(model.config, model.latent_tokens, rows, shape[0] * shape[1])
+    require_rows(model, rows, shape[0] * shape[1])
     arrays = {name: np.zeros(shape, dtype) for name, dtype in DTYPES.items()}
     unstarted = {"residual": np.inf, "logit_change": np.inf, "margin": -np.inf, "halt": -np.inf}
     for name, value in (unstarted | {"halted_at": NEVER}).items():

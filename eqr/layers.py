@@ -245,9 +245,12 @@ def layer_operations(config: ModelConfig, tokens: int) -> int:
     return 2 * (tokens * mlp_weights(config.hidden, config) + mixer)
 
 
-def require_rows(config: ModelConfig, tokens: int, rows: int, pairs: int) -> None:
+def require_rows(model: Reasoner, rows: int, pairs: int) -> None:
     """SizeError where so many trajectories cannot be in flight, out of so many pairs of problem and
     restart, or one iteration of them would not end."""
+    if not isinstance(getattr(model, "config", None), ModelConfig):
+        return  # another operator, of which nothing is known
+    config, tokens = model.config, model.latent_tokens
     inner = max(swiglu_width(config.hidden, config), config.hidden)
     each = 4 * tokens * (6 * config.hidden + 3 * inner)  # states, an update, and within a block
     remedy = "lower the rows, the breadth or the problems"

@@ -93,7 +93,7 @@ def rollout(
         Every iteration 1..depth of the first chunk of rows, then of the next chunk.
     """
     inputs = torch.as_tensor(inputs)
-    require_rows(model.config, model.latent_tokens, rows, len(inputs) * breadth)
+    require_rows(model, rows, len(inputs) * breadth)
     starts = np.arange(0, breadth, branches)
     pairs = np.stack(np.meshgrid(np.arange(len(inputs)), starts, indexing="ij"), -1).reshape(-1, 2)
     size = max(1, rows // branches)
