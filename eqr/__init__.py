@@ -6,6 +6,7 @@ The core, in the order of an evening's reading: ``streams`` (where every random 
 and ``solve``. Around it: ``tasks``, ``analysis``, ``studies``, ``viewer``, ``imports``, ``cli``.
 """
 
+import os
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -17,7 +18,7 @@ SHIPPED = PROJECT / ("data" if CHECKOUT else "eqr_data")  # data sets, and resul
 
 def locate(path: str | Path) -> Path:
     """Where a file or folder lies that may be named as from the project, as ``data/sudoku6``."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_absolute() or path.exists():
         return path
     return SHIPPED.joinpath(*path.parts[1:]) if path.parts[0] == "data" else PROJECT / path

@@ -19,7 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eqr.config import ModelConfig, TrainConfig, to_dict
-from eqr.files import parse_json, write_file
+from eqr.files import DAMAGE, parse_json, write_file
+from eqr.layers import require_weights
 from eqr.model import Reasoner
 from eqr.settings import UserError, from_dict
 from eqr.task import Task, task_from_dict, task_to_dict
@@ -60,7 +61,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     sha256 = content_digest(tensors, text)
     # One key, since safetensors writes several in random order: equal content, equal file.
     header = {FORMAT: json.dumps({"sha256": sha256, "meta": text})}
-    write_file(path, save(tensors, metadata=header))
+    write_file(path, save(tensors, metadata=header), mark=FORMAT.encode())
     return sha256
 
 
@@ -92,8 +93,7 @@ def load_tensors(
         intact = content_digest(tensors, sealed["meta"]) == sha256
     except CheckpointError:
         raise
-    except (safetensors.SafetensorError, OSError, ValueError, LookupError, TypeError,
-            AttributeError) as error:  # fmt: skip
+    except (safetensors.SafetensorError, *DAMAGE) as error:
         raise CheckpointError(
             f"{path}: damaged or not a safetensors file ({error}); restore it from its source"
         ) from error
@@ -129,7 +129,9 @@ def load_model(path: Path | str, device: str = "cpu") -> Checkpoint:
     tensors, meta, sha256 = load_tensors(path, MODEL)
     try:
         task = task_from_dict(meta["task"])
-        model = Reasoner.for_task(task, from_dict(ModelConfig, meta["model"], "model"))
+        config = from_dict(ModelConfig, meta["model"], "model")
+        require_weights(config, task.seq_len, task.vocab_size, tensors)  # before memory is taken
+        model = Reasoner.for_task(task, config)
         # Weights may be shipped as float16 to save space; they run as float32.
         model.load_state_dict({k: v.float() for k, v in tensors.items()})
         if "recipe" in meta or "imported" in meta:  # what official weights have is the default

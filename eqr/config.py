@@ -18,8 +18,9 @@ from eqr.task import Task, task_from_dict, task_to_dict
 #: Raised whenever a change to the code would change results; part of every run id.
 SEMANTICS = 2
 
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Many = Annotated[int, Field(ge=1, le=2**20)]  # depths and breadths
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -54,7 +55,7 @@ class ModelConfig:
     mixer: Literal["mlp", "attention"] = "mlp"
     heads: Count = 8
     rope: Literal["none", "1d", "2d"] = "none"
-    expansion: Positive = 4.0
+    expansion: Annotated[float, Field(gt=0, le=1e6)] = 4.0
     width_multiple: Count = 256  # SwiGLU widths are rounded up to a multiple of this
     init: Literal["random", "fixed", "learned"] = "random"
     init_std_high: Positive = 1.0
@@ -158,7 +159,7 @@ class TrainConfig:
     log_every: Count = 10
     eval_every: Count = 250
     eval_problems: Count = 128
-    eval_depth: Count = 16
+    eval_depth: Many = 16
     checkpoint_every: Count = 250
 
     def __post_init__(self) -> None:
@@ -178,8 +179,8 @@ class EvalConfig:
     """How a trained model is run: depth, breadth and the noise of the rollouts (paper §4)."""
 
     section: ClassVar[str] = "eval"
-    depths: Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)] = (16,)
-    breadth: Count = 1
+    depths: Annotated[tuple[Many, ...], Strict(False), Field(min_length=1)] = (16,)
+    breadth: Many = 1
     noise: Size = 0.0  # beta while evaluating; always reported
     window: Count = 3  # the residual is averaged over the last so many iterations
     seed: Whole = 0

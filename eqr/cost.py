@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from eqr.config import Recipe
-from eqr.data import Dataset
-from eqr.layers import parameter_count, swiglu_width
+from eqr.config import ModelConfig, Recipe
+from eqr.data import SPLITS, Dataset
+from eqr.layers import (
+    layer_operations,
+    parameter_count,
+    require_time,
+    swiglu_width,
+    weight_count,
+)
 from eqr.model import Reasoner, State
 from eqr.optim import operator_at, short_steps
+from eqr.settings import require_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ def step_flops(recipe: Recipe, model: Reasoner, step: int | None = None) -> floa
     return forward * share * train.batch * train.starts * train.unroll
 
 
-def block_activations(model: Reasoner, weights: bool = True) -> int:
+def block_activations(config: ModelConfig, tokens: int, weights: bool = True) -> int:
     """Values that autograd keeps for one problem in one application of one block.
 
     Without a gradient for the ``weights`` the inputs of the linear maps need not be saved.
@@ -75,7 +82,7 @@ def block_activations(model: Reasoner, weights: bool = True) -> int:
     row. Attention keeps its input, queries, keys, values, the mixed values
     and one number for each query and head; rotary positions keep turned queries and keys.
     """
-    config, tokens, hidden = model.config, model.latent_tokens, model.config.hidden
+    hidden = config.hidden
     inputs, normed = int(weights), int(config.norm_swiglu)
     channel = (3 + inputs + normed) * swiglu_width(hidden, config) * tokens
     channel += (1 + inputs) * tokens * hidden + (1 + normed) * tokens
@@ -88,19 +95,19 @@ def block_activations(model: Reasoner, weights: bool = True) -> int:
     return channel + mixing
 
 
-def activation_bytes(recipe: Recipe, model: Reasoner) -> int:
+def activation_bytes(recipe: Recipe) -> int:
     """Bytes that the backward pass of one optimizer step needs, by formula, in float32.
 
     It grows with the unrolled iterations (the paper's ``T · a_f``), with the starts of a sample and
     with the cycles that carry a gradient, and not with the depth that a detached carry reaches.
     Heads and loss are left out, and steps with a short operator need less.
     """
-    config, train = recipe.model, recipe.train
+    config, train, tokens = recipe.model, recipe.train, latent_tokens(recipe)
     in_cycle = config.layers // config.high_cycles
-    values = config.grad_cycles * block_activations(model)
+    values = config.grad_cycles * block_activations(config, tokens)
     if config.init == "learned":
         cut = config.high_cycles - config.grad_cycles
-        values += cut * block_activations(model, weights=False)
+        values += cut * block_activations(config, tokens, weights=False)
     return 4 * in_cycle * values * train.unroll * train.batch * train.starts
 
 
@@ -131,6 +138,35 @@ def saved_bytes(recipe: Recipe, data: Dataset) -> int:
     return total * recipe.train.batch // few
 
 
+def latent_tokens(recipe: Recipe) -> int:
+    """Tokens of the latents: those of the board, and of a prefix."""
+    return recipe.model.prefix + recipe.task.seq_len
+
+
+def require_fits(recipe: Recipe, device: str = "cpu") -> None:
+    """SizeError where a training cannot fit into memory, or one step of it would not end.
+
+    By formula, before anything is made; too small rather than too large, so that what would fit is
+    never refused.
+    """
+    config, train, tokens = recipe.model, recipe.train, latent_tokens(recipe)
+    board, problems = recipe.task.seq_len, sum(getattr(recipe.data, split) for split in SPLITS)
+    rows = train.batch * train.starts
+    weights = weight_count(config, tokens, recipe.task.vocab_size)
+    parts = {
+        # Weights, their average, gradients, two moments; and the objects of a block.
+        "model.hidden, model.blocks or the board": 20 * weights + 10_000 * config.blocks,
+        "train.batch": activation_bytes(recipe)
+        + rows * 4 * (2 * board + 2 * tokens * config.hidden),
+        "data.train": problems * (2 * board + 4),
+    }
+    remedy = f"lower {max(parts, key=parts.get)}"
+    there = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
+    require_memory(sum(parts.values()), f"training {recipe.name}", remedy, there)
+    operations = 3 * rows * train.unroll * config.layers * layer_operations(config, tokens)
+    require_time(operations, f"one step of training {recipe.name}")
+
+
 def cost(recipe: Recipe, data: Dataset) -> Cost:
     """All of it; runs one optimizer step to measure :func:`saved_bytes`."""
     with torch.device("meta"):
@@ -145,6 +181,6 @@ def cost(recipe: Recipe, data: Dataset) -> Cost:
         train_layers=rows * (short * short_layers + (train.steps - short) * layers),
         train_flops=short * step_flops(recipe, model, 0)
         + (train.steps - short) * step_flops(recipe, model),
-        activation_bytes=activation_bytes(recipe, model),
+        activation_bytes=activation_bytes(recipe),
         saved_bytes=saved_bytes(recipe, data),
     )

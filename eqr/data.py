@@ -83,8 +83,9 @@ def build(task: Task, config: DataConfig, progress: Progress | None = None) -> D
         DataError: too few essentially different problems to fill the splits.
     """
     wanted = {s: getattr(config, s) for s in SPLITS if getattr(config, s)}
-    size = 4 * sum(wanted.values()) * (2 * task.seq_len + 100)  # a pool, its parts, keys
-    require_memory(size, "building the data set", "ask for fewer problems, or a smaller board")
+    require_memory(
+        8 * task.seq_len * sum(wanted.values()), "the data set", "ask for fewer problems"
+    )
     parts: dict[str, list[Problems]] = {split: [] for split in wanted}
     count = dict.fromkeys(wanted, 0)
     side: dict[bytes, str] = {}  # group -> split

@@ -19,7 +19,7 @@ from eqr.model import Reasoner
 from eqr.parallel import ALONE, World
 from eqr.rollout import Iteration, record, rollout
 from eqr.select import DTYPES, Outcomes
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, require_memory
 from eqr.streams import stream
 from eqr.task import Task
 
@@ -78,6 +78,7 @@ def records(
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     depths, shape = list(config.depths), (len(config.depths), len(inputs), config.breadth)
     dtypes = DTYPES | ({"checked": bool} if config.checked else {})
+    require_memory(40 * np.prod(shape, dtype=float), "the records", "lower breadth or depths")
     arrays = {name: np.zeros(shape, dtype) for name, dtype in dtypes.items()}
     # On the device once: comparing there moves a bit a row instead of all tokens.
     truth = torch.as_tensor(labels, device=model.device).long()

@@ -18,6 +18,7 @@ import pandas as pd
 from eqr import SHIPPED, checkpoint, data
 from eqr.compiled import compiled_copy, evaluation_is_long
 from eqr.config import EvalConfig, Recipe, recipe_from_dict, to_dict
+from eqr.cost import require_fits
 from eqr.data import Dataset
 from eqr.evaluate import Records, records
 from eqr.files import parse_json, read_json, write_json
@@ -75,22 +76,19 @@ class Trained:
         return {"weights": self.checkpoint.sha256, "data": self.data.digest, **more}
 
 
-def dataset(recipe: Recipe, store: Store, progress: data.Progress | None = None) -> Dataset:
-    """The data set of a recipe; generated ones are kept beside the store's runs."""
-    return data.for_recipe(recipe, store.root / "data", progress)
-
-
-def trained_on(recipe: Recipe, store: Store, digest: str | None, model: object) -> Dataset:
-    """The data set that a model was trained on, whose ``digest`` its header says.
-
-    Raises:
-        DataError: another one lies in its place.
-    """
-    problems = dataset(recipe, store)
+def dataset(
+    recipe: Recipe,
+    store: Store,
+    progress: data.Progress | None = None,
+    digest: str | None = None,
+) -> Dataset:
+    """The data set of a recipe; generated ones are kept beside the store's runs. DataError where
+    it has another ``digest`` than that of the data which a model was trained on."""
+    problems = data.for_recipe(recipe, store.root / "data", progress)
     if digest not in (None, problems.digest):
         raise data.DataError(
-            f"{recipe.data.source}: holds other problems (digest {problems.digest}) than {model} "
-            f"was trained on ({digest}): restore them, or name a data set with --data"
+            f"{recipe.data.source}: digest {problems.digest}, but the model was trained on "
+            f"{digest}: restore that data set, or name another one with --data"
         )
     return problems
 
@@ -114,6 +112,7 @@ def train_run(
 
     Of several processes the first keeps the store; the others only help it to train.
     """
+    require_fits(recipe, device)
 
     def run_in(directory: Path) -> None:
         settings = {"device": device, "stop_after_s": stop_after_s, "world": world}
@@ -174,13 +173,12 @@ def load_trained(run: Run, store: Store, device: str = "cpu") -> Trained:
     """A stored training with its recipe, data and model, on ``device``.
 
     Raises:
-        ConfigError: the recipe holds a setting that this version does not know.
-        DataError: its data set has been replaced by another.
+        ConfigError, DataError: an unknown setting; or another data set in the place of its own.
     """
     config = run.manifest["config"]
     recipe = recipe_from_dict(config["recipe"], f"{run.path / MANIFEST}: recipe")
     loaded = checkpoint.load_model(run.file("model.safetensors"), device)
-    return Trained(run, recipe, trained_on(recipe, store, config["data"], run.id), loaded)
+    return Trained(run, recipe, dataset(recipe, store, digest=config["data"]), loaded)
 
 
 def timing(run: Run) -> dict[str, Any]:

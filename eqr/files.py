@@ -217,7 +217,11 @@ def target(path: Path, mark: bytes = b"", folder: bool = False) -> Path:
         real = Path(os.path.realpath(path))
         if real.is_dir() and not folder:
             raise FileError(f"{path}: is a folder; name a file in it")
-        if mark and real.is_file() and (there := real.read_bytes()) and mark not in there:
+        there = b""
+        if mark and real.is_file():
+            with real.open("rb") as file:
+                there = file.read(2**16)
+        if there and mark not in there:
             raise FileError(
                 f"{path}: exists, and is not what this command writes; name another file"
             )

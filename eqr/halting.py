@@ -33,11 +33,12 @@ from torch import Tensor
 
 from eqr.config import Count, EvalConfig, Positive
 from eqr.evaluate import measures, sampling
+from eqr.layers import require_rows
 from eqr.model import Reasoner, State, Step, logit_change, residual
 from eqr.recipes import parse_overrides
 from eqr.rollout import NEVER, WINDOW, Iteration, record
 from eqr.select import DTYPES, Outcomes
-from eqr.settings import ConfigError, nearest, settings
+from eqr.settings import ConfigError, nearest, require_memory, settings
 from eqr.streams import stream
 
 #: The settings of each kind of rule; the first may follow the colon without its name.
@@ -317,6 +318,8 @@ def halting_records(
     began, cpu_began = time.perf_counter(), time.process_time()
     inputs, labels = inputs[: config.problems], labels[: config.problems]
     shape = (len(inputs), config.breadth)
+    require_memory(44 * shape[0] * shape[1], "their records", "lower the breadth or the problems")
+    require_rows(model, rows, shape[0] * shape[1])
     arrays = {name: np.zeros(shape, dtype) for name, dtype in DTYPES.items()}
     unstarted = {"residual": np.inf, "logit_change": np.inf, "margin": -np.inf, "halt": -np.inf}
     for name, value in (unstarted | {"halted_at": NEVER}).items():

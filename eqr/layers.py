@@ -7,7 +7,7 @@ Shapes: ``B`` rows, ``S`` tokens, ``H`` hidden channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqr.config import ModelConfig
+from eqr.settings import SizeError, require_memory
 from eqr.streams import Generators, standard_normal, truncated_normal
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 RMS_EPS = 1e-5  # as in the official code; a row of zeros stays one
 ROPE_BASE = 10_000.0
+
+MOST_OPERATIONS = 1e18  # of one step: more than any machine does in a day
 
 #: Layers whose weight holds several linear maps, one below the other, and how many.
 STACKED = {"gate_up": 2, "qkv": 3}
@@ -206,3 +209,57 @@ def gaussian(beta: float, generator: Generators | None) -> Noise:
 def parameter_count(model: nn.Module) -> int:
     """Number of trained values."""
     return sum(p.numel() for p in model.parameters())
+
+
+def weight_count(config: ModelConfig, tokens: int, vocab_size: int) -> int:
+    """Number of values in the large matrices of a model, without making one.
+
+    Args:
+        tokens: of the latents: those of the board, and of a prefix.
+    """
+    hidden = config.hidden
+    mixer = mlp_weights(tokens, config) if config.mixer == "mlp" else 4 * hidden**2
+    return config.blocks * (mlp_weights(hidden, config) + mixer) + 2 * vocab_size * hidden
+
+
+def require_weights(
+    config: ModelConfig, board: int, vocab_size: int, tensors: Mapping[str, Tensor]
+) -> None:
+    """ValueError where a model would have more values than its file."""
+    wanted = weight_count(config, config.prefix + board, vocab_size)
+    there = sum(value.numel() for value in tensors.values())
+    if wanted > there:
+        raise ValueError(f"{wanted:,} weights are wanted, and {there:,} are there")
+
+
+def mlp_weights(features: int, config: ModelConfig) -> int:
+    """Values in the matrices of a SwiGLU."""
+    return 3 * features * swiglu_width(features, config)
+
+
+def layer_operations(config: ModelConfig, tokens: int) -> int:
+    """Operations of one block for one problem, in its products with weights; see eqr.cost."""
+    mixer = config.hidden * mlp_weights(tokens, config)
+    if config.mixer == "attention":
+        mixer = 4 * tokens * config.hidden**2
+    return 2 * (tokens * mlp_weights(config.hidden, config) + mixer)
+
+
+def require_rows(model: Reasoner, rows: int, pairs: int) -> None:
+    """SizeError where so many trajectories cannot be in flight, out of so many pairs of problem and
+    restart, or one iteration of them would not end."""
+    if not isinstance(getattr(model, "config", None), ModelConfig):
+        return  # another operator, of which nothing is known
+    config, tokens = model.config, model.latent_tokens
+    inner = max(swiglu_width(config.hidden, config), config.hidden)
+    each = 4 * tokens * (6 * config.hidden + 3 * inner)  # states, an update, and within a block
+    remedy = "lower the rows, the breadth or the problems"
+    require_memory(each * min(rows, pairs) + 48 * pairs, f"{pairs:,} trajectories", remedy)
+    require_time(config.layers * layer_operations(config, tokens), "one iteration of the model")
+
+
+def require_time(operations: float, what: str) -> None:
+    """SizeError where so many operations would take years here."""
+    if operations > MOST_OPERATIONS:
+        rule = "make the model, the board or the batch smaller, or its cycles fewer"
+        raise SizeError(f"{what} takes about {operations:.0e} operations, years here: {rule}")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eqr.layers import require_rows
 from eqr.model import Reasoner, State, Step, logit_change, residual
 from eqr.streams import stream
 from eqr.task import Task
@@ -92,6 +93,7 @@ def rollout(
         Every iteration 1..depth of the first chunk of rows, then of the next chunk.
     """
     inputs = torch.as_tensor(inputs)
+    require_rows(model, rows, len(inputs) * breadth)
     starts = np.arange(0, breadth, branches)
     pairs = np.stack(np.meshgrid(np.arange(len(inputs)), starts, indexing="ij"), -1).reshape(-1, 2)
     size = max(1, rows // branches)

@@ -37,10 +37,9 @@ from eqr.store import (
     inspect,
     provenance,
     read_arrays,
-    run_id,
     sealed,
 )
-from eqr.studies.cells import CellFile, StudyError, ship_weights
+from eqr.studies.cells import check_result, ship_weights
 from eqr.tasks.shift import Level
 
 RULES = ("average", "converged", "majority", "oracle")
@@ -194,29 +193,12 @@ def breadths_of(records: Records) -> list[int]:
 # -------------------------------------------------------------------------------- shipped results
 
 
-def refuse(path: Path) -> None:
-    raise StudyError(f"{path}: is no result of a study; move it elsewhere")
-
-
-def check_weights(path: Path) -> None:
-    """Raise where weights are damaged, or not those of the cell that they lie beside."""
-    meta, beside = checkpoint.load_tensors(path)[1], path.with_suffix(".npz")
-    about = CellFile.read(beside).about
-    trained = {name: meta.get(name) for name in ("recipe", "data")}
-    own = run_id("train", trained, SEMANTICS)  # earlier versions wrote other headers
-    if about["semantics"] == SEMANTICS and own != about["train_run"]:
-        raise StudyError(f"{path}: are not the weights of {beside.name}; restore both")
-
-
-CHECKS = {".npz": CellFile.read, ".safetensors": check_weights}
-
-
 def shipped(folder: Path = SHIPPED / "results") -> dict[str, list[str]]:
     """The published results below a folder: path of each file -> what is wrong with it."""
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; name that of the results")
     there = [p for p in folder.rglob("*") if p.is_file() and ours(p, folder)]
-    checks = {path: CHECKS.get(path.suffix, refuse) for path in sorted(there)}
+    checks = dict.fromkeys(sorted(there), check_result)
     if folder == SHIPPED / "results":
         other = SHIPPED / "miniarc" / "tasks.json", SHIPPED / "registry" / "results.csv"
         checks |= dict.fromkeys(other, shipped_file)

@@ -10,6 +10,7 @@ import torch
 from eqr.model import Reasoner
 from eqr.optim import probabilities
 from eqr.rollout import Iteration, record, rollout
+from eqr.settings import require_memory
 from eqr.task import Task
 
 
@@ -52,6 +53,7 @@ def solve(
     """
     inputs = np.asarray(inputs)
     each = (depth, 1, breadth)
+    require_memory(5 * len(inputs) * depth * breadth, "their record", "lower depth or breadth")
     arrays = {
         "answer": np.zeros((*each, len(inputs)), np.uint8),
         "confidence": np.zeros((*each, len(inputs)), np.float32),

@@ -89,6 +89,9 @@ def test_what_is_not_a_model_file_is_refused_in_one_line(learned, tmp_path):
     save_file({"a": torch.ones(2)}, path)
     with pytest.raises(CheckpointError, match="not written by eqr"):
         load_model(path)
+    with pytest.raises(UserError, match="is not what this command writes"):
+        save_tensors(path, {"a": torch.ones(2)}, {})
+    path.unlink()
     save_tensors(path, {"a": torch.ones(2)}, {})
     with pytest.raises(CheckpointError, match="another kind"):
         load_model(path)

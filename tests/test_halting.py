@@ -197,7 +197,7 @@ def test_a_rule_is_read_from_text_and_written_back(text, rule):
         ("", "halting rule '' is not known; known: head, residual, stable, fixed"),
         ("residual:1e-3,patient=2", "halting.patient is not a known setting; did you mean"),
         ("residual:small", "halting.tolerance = 'small' must be a valid number"),
-        ("residual:nan", "tolerance = nan must be a finite number"),
+        ("residual:nan", "tolerance = nan… holds nan where a number belongs"),
         ("residual:1e-3,2", "'2' must look like name=value"),
         ("residual:1e-3,tolerance=1e-4", "gives a setting twice"),
         ("residual:0", "halting.tolerance = 0 must be greater than 0"),

@@ -236,12 +236,12 @@ def test_breadths_considered(breadth, considered):
 
 
 @pytest.fixture(scope="module")
-def stored(learned, tmp_path_factory):
+def stored(learned, problems, tmp_path_factory):
     """A store with a training, two evaluations and a halting run of the tiny model."""
     store = Store(tmp_path_factory.mktemp("plan-store"))
     run = store.obtain(
         "train",
-        {"recipe": to_dict(learned.recipe, defaults=False), "data": "x"},
+        {"recipe": to_dict(learned.recipe, defaults=False), "data": problems.digest},
         lambda folder: (
             (folder / "model.safetensors").write_bytes(learned.path.read_bytes()) and None
         ),

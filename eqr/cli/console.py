@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import math
+import os
+import re
+import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +17,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eqr.settings import ConfigError
+from eqr import CHECKOUT, PROJECT
+from eqr.files import to_json, write_file
+from eqr.settings import ConfigError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +28,79 @@ if TYPE_CHECKING:
     from eqr.task import Task
 
 err = Console(stderr=True)
+
+#: What a terminal shows that has no such letter.
+STAND_INS = {"–": "-", "—": "-", "×": "x", "β": "beta", "λ": "lambda", "±": "+-", "≤": "<="}
+TILDE = re.compile(r"([\w.-]+=)?(~/.*)", re.DOTALL)
+
+
+def prepare() -> None:
+    """Ready the process for a command: its words, its streams, and where it stands.
+
+    Raises:
+        ConfigError: it stands in one checkout, and its code lies in another.
+    """
+    codecs.register_error("stand-ins", stand_ins)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="stand-ins")
+    # What a shell leaves to us: a quoted ~/x, and the one in --out=~/x.
+    for at, word in enumerate(sys.argv):
+        if tilde := TILDE.fullmatch(word):
+            sys.argv[at] = (tilde[1] or "") + os.path.expanduser(tilde[2])
+    here = Path.cwd()
+    for folder in (here, *here.parents) if CHECKOUT else ():
+        if (folder / "eqr" / "__init__.py").is_file() and not folder.samefile(PROJECT):
+            raise ConfigError(
+                f"{folder} is a checkout, but the code that runs is that of {PROJECT}: "
+                "run `make venv` in the former, or start in another folder"
+            )
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """End the process with status 1 and one line for what the user can put right: known errors,
+    what the system refuses, and a machine that is too small."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, MemoryError | RuntimeError):
+            if not isinstance(error, MemoryError) and "memory" not in text:
+                raise  # a fault of the program
+            text = f"not enough memory ({text:.80}): lower the batch, the breadth or the problems"
+        rank = os.environ.get("RANK", "0")  # torchrun sets it
+        say(f"error{'' if rank == '0' else f' in process {rank}'}: {text}", "red")
+        sys.exit(1)
+
+
+def stand_ins(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of streams: for each letter that they do not have, one that looks like it.
+
+    >>> "β = 0.1, naïve".encode("ascii", "stand-ins") if prepare() is None else ""
+    b'beta = 0.1, naive'
+    """
+    letters = (
+        STAND_INS.get(letter)
+        or unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+        for letter in error.object[error.start : error.end]
+    )
+    return "".join(letter or "?" for letter in letters), error.end
+
+
+def finite(value: float | None) -> float | None:
+    """The value of an option, unless it is NaN or infinite."""
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(f"{value} is no number that an option can have: give a finite one")
+    return value
+
+
+def at_most_processors(count: int, option: str) -> int:
+    """The value of an option that counts threads or processes."""
+    most = max(2, os.cpu_count() or 1)
+    if count > most:
+        raise ConfigError(f"{option} {count} is more than this machine has: at most {most}")
+    return count
 
 
 def load_own_task(reference: str | None) -> str | None:
@@ -64,8 +144,9 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
         values = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         values = ()
-    if not values or values[0] < 1:
-        raise ConfigError(f"{option} {text!r} must be whole numbers from 1, as in {option} 1,4,16")
+    if not values or not 1 <= values[0] <= values[-1] <= 2**20:
+        rule = f"must be whole numbers from 1 to {2**20:,}, as in {option} 1,4,16"
+        raise ConfigError(f"{option} {text!r:.60} {rule}")
     return values
 
 
@@ -106,7 +187,7 @@ def leave_out(context: typer.Context, options: Iterable[str], because: str) -> N
 def show(values: Any, text: str | Iterable[str], as_json: bool) -> None:
     """A command's result on standard output: as one JSON value, or as text for people."""
     if as_json:
-        print(json.dumps(values))
+        print(to_json(values))
     else:
         print(text if isinstance(text, str) else "\n".join(text), flush=True)
 
@@ -114,16 +195,29 @@ def show(values: Any, text: str | Iterable[str], as_json: bool) -> None:
 def report_table(
     table: pd.DataFrame, out: Path | None, as_json: bool, beside: pd.DataFrame | None = None
 ) -> None:
-    """Write a table where it is asked for, and show it, with published numbers below it."""
-    from eqr.files import write_file
-
+    """Write a table where it is asked for, and show it, with published numbers below it; on
+    standard output (``-``) there is the table alone."""
     if out:
-        write_file(out, table.to_csv(index=False).encode())
+        write_table(table, out)
+        if str(out) == "-":
+            return
     values, text = table.to_dict(orient="records"), to_text(table)
     if beside is not None:
         values = {"ours": values, "published": beside.to_dict(orient="records")}
         text += "\n\nPublished, in per cent:\n" + (to_text(beside) if len(beside) else "nothing")
     show(values, text, as_json)
+
+
+TABLE = b",exact,"  # a column of all tables of ours, and the mark of their files
+
+
+def write_table(table: pd.DataFrame, out: Path) -> None:
+    """Write a table as CSV to a file, or for ``-`` to standard output."""
+    text = table.to_csv(index=False)
+    if str(out) == "-":
+        print(text, end="")
+    else:
+        write_file(out, text.encode(), TABLE)
 
 
 def to_text(table: pd.DataFrame) -> str:

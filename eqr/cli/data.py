@@ -254,6 +254,9 @@ def import_checkpoint(
     show(values, values["model"], as_json)
 
 
+SIDE = b'"tokens_low"'  # in each file that describes an exported model, and in few others
+
+
 def export_command(
     model: Annotated[Path, typer.Argument(help="A model.safetensors file.")],
     out: Annotated[Path, typer.Argument(help="The ONNX file to write, such as model.onnx.")],
@@ -267,19 +270,19 @@ def export_command(
 
     Example: eqr export $MODEL sudoku6.onnx
     """
-    import json
-
     from eqr.checkpoint import load_model
-    from eqr.files import write_file
+    from eqr.files import target, write_json
     from eqr.viewer.onnx import INPUTS, OUTPUTS, describe, export
 
     if out.suffix != ".onnx":
         raise ConfigError(f"{out}: the file to write must end in .onnx")
+    side = out.with_suffix(".json")
+    for path, mark in ((out, b"eqr-book"), (side, SIDE)):
+        target(path, mark)
     loaded = load_model(model)
     meta = {"weights": loaded.sha256, "source": loaded.meta}
     made = export(loaded.model, out, meta)
     about = describe(loaded.model, loaded.task) | meta | {"inputs": INPUTS, "outputs": OUTPUTS}
-    side = out.with_suffix(".json")
-    write_file(side, (json.dumps(about, indent=1) + "\n").encode())
+    write_json(side, about)
     values: dict[str, Any] = {"onnx": str(out), "json": str(side)}
     show(values | {"bytes": made.size, "difference": made.difference}, str(out), as_json)

@@ -6,16 +6,15 @@ What costs time to import is imported by the command that uses it.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eqr import CHECKOUT, PROJECT
 from eqr.cli import data as cli_data, runs as cli_runs, study as cli_study
 from eqr.cli.console import (
+    TABLE,
     Device,
     Json,
     ModelFile,
@@ -24,8 +23,11 @@ from eqr.cli.console import (
     Seed,
     Settings,
     StoreDir,
+    finite,
     leave_out,
+    one_line,
     pick_device,
+    prepare,
     progress,
     report_table,
     say,
@@ -33,7 +35,8 @@ from eqr.cli.console import (
     show_solution,
     whole_numbers,
 )
-from eqr.settings import ConfigError, ProblemError, UserError
+from eqr.files import target
+from eqr.settings import ConfigError, ProblemError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,25 +63,9 @@ app.command("export")(cli_data.export_command)
 
 def main() -> None:
     """Entry point: run a command, and turn its known errors into one line."""
-    try:
-        refuse_another_checkout()
+    with one_line():
+        prepare()
         app()
-    except (UserError, OSError) as error:
-        rank = os.environ.get("RANK", "0")  # torchrun sets it
-        who = "error" if rank == "0" else f"error in process {rank}"
-        say(f"{who}: {' '.join(str(error).split())}", "red")
-        sys.exit(1)
-
-
-def refuse_another_checkout() -> None:
-    """ConfigError where the command stands in one checkout and its code lies in another."""
-    here = Path.cwd()
-    for folder in (here, *here.parents) if CHECKOUT else ():
-        if (folder / "eqr" / "__init__.py").is_file() and not folder.samefile(PROJECT):
-            raise ConfigError(
-                f"{folder} is a checkout, but the code that runs is that of {PROJECT}: "
-                f"run `make venv` in the former, or start in another folder"
-            )
 
 
 @app.command("train")
@@ -89,7 +76,8 @@ def train_command(
     setting: Settings = None,
     device: Device = "cpu",
     stop_after: Annotated[
-        float | None, typer.Option(min=0, help="Leave after so many seconds, to be resumed.")
+        float | None,
+        typer.Option(min=0, callback=finite, help="Leave after so many seconds, to be resumed."),
     ] = None,
     store: StoreDir = None,
     as_json: Json = False,
@@ -141,7 +129,9 @@ def train_command(
 
 Depths = Annotated[str, typer.Option(help="Outer iterations, as in 1,4,16.")]
 Breadths = Annotated[str, typer.Option(help="Restarts, as in 1,8,32.")]
-Noise = Annotated[float, typer.Option(min=0, help="The noise level (beta) of rollouts.")]
+Noise = Annotated[
+    float, typer.Option(min=0, callback=finite, help="The noise level (beta) of rollouts.")
+]
 Select = Annotated[
     str,
     typer.Option(
@@ -155,7 +145,7 @@ DataDir = Annotated[
 ]
 Rows = Annotated[int, typer.Option(min=1, help="Trajectories in flight.")]
 Out = Annotated[Path | None, typer.Option(help="Write the table as CSV.")]
-PICTURES = (".png", ".svg", ".pdf")
+PICTURES = {".png": b"PNG", ".svg": b"<svg", ".pdf": b"%PDF"}  # with the mark of such files
 FIXED_BY_PROTOCOL = ("depth", "breadth", "select", "noise", "symmetry", "window")
 ALL_RULES = "average,converged,majority,oracle"
 
@@ -225,7 +215,7 @@ def eval_command(
     if fixed:
         breadths, rules = (fixed.breadth,), fixed.select
     check_selections(rules, "--select")
-    check_folders(out=out, plot=plot)
+    check_places(out=out, plot=plot)
     where = pick_device(device)
     with joined(where) as world, progress("evaluating", world.rank == 0) as bar:
         loaded = load_model(model, where)
@@ -265,7 +255,9 @@ def halt_command(
     window: Window = 3,
     first_settled: Annotated[
         float | None,
-        typer.Option(min=0, help="No further restart once one settled below this residual."),
+        typer.Option(
+            min=0, callback=finite, help="No further restart once one settled below this residual."
+        ),
     ] = None,
     problems: Problems = None,
     dataset: DataDir = None,
@@ -291,7 +283,7 @@ def halt_command(
     selections = [name.strip() for name in select.split(",")]
     config = EvalConfig((depth,), breadth, noise, window, seed, problems)
     check_selections(selections, "--select")
-    check_folders(out=out)
+    check_places(out=out)
     loaded = load_model(model, pick_device(device))
     test = evaluation_data(loaded, model, dataset, store).test
     given = loaded.model, test.inputs, test.labels, config
@@ -305,15 +297,16 @@ def halt_command(
     report_table(halting_table(halted, config, selections), out, as_json)
 
 
-def check_folders(**files: Path | None) -> None:
+def check_places(**files: Path | None) -> None:
     """Refuse a file that could not be written, before any work is done."""
     for option, path in files.items():
-        if path and not path.parent.is_dir():
+        if path is None or str(path) == "-":
+            continue
+        if not path.parent.is_dir():
             raise ConfigError(f"--{option} {path}: there is no folder {path.parent}")
-        if path and path.is_dir():
-            raise ConfigError(f"--{option} {path}: is a folder; name a file in it")
-        if path and option == "plot" and path.suffix not in PICTURES:
+        if option == "plot" and path.suffix not in PICTURES:
             raise ConfigError(f"--plot {path}: its name must end in {', '.join(PICTURES)}")
+        target(path, PICTURES[path.suffix] if option == "plot" else TABLE)
 
 
 def evaluation_data(
@@ -322,7 +315,7 @@ def evaluation_data(
     """The data set asked for, or the one the checkpoint was trained with."""
     from eqr import data
     from eqr.config import recipe_from_dict
-    from eqr.experiments import trained_on
+    from eqr.experiments import dataset as trained_data
     from eqr.store import Store
     from eqr.task import task_to_dict
 
@@ -330,7 +323,7 @@ def evaluation_data(
         if "recipe" not in loaded.meta:
             raise data.DataError(f"{model}: says not what it was trained on; name it with --data")
         recipe = recipe_from_dict(loaded.meta["recipe"], str(model))
-        return trained_on(recipe, Store(store), loaded.meta.get("data"), model)
+        return trained_data(recipe, Store(store), digest=loaded.meta.get("data"))
     asked = data.load(directory)
     if not loaded.task.same_board(asked.task):
         raise data.DataError(
@@ -348,7 +341,7 @@ def solve_command(
     breadth: Annotated[int, typer.Option(min=1, help="Restarts.")] = 1,
     noise: Noise = 0.0,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Residual that counts as settled.")
+        float, typer.Option(min=0, callback=finite, help="Residual that counts as settled.")
     ] = 0.02,
     seed: Seed = 0,
     task: OwnTask = None,
@@ -362,6 +355,7 @@ def solve_command(
     Example: eqr solve -c MODEL 1..4........2....
     """
     from eqr.checkpoint import load_model
+    from eqr.config import EvalConfig
     from eqr.solve import solve
 
     loaded = load_model(model)
@@ -377,6 +371,7 @@ def solve_command(
             raise ProblemError(f"{where}{error}") from error
     if not problems:
         raise ProblemError("no puzzle given: standard input was empty")
+    EvalConfig((depth,), breadth, noise, seed=seed)  # refuses what cannot be
     given = {"depth": depth, "breadth": breadth, "noise": noise, "tolerance": tolerance}
     for tokens in problems:
         solution = solve(loaded.model, loaded.task, tokens, seed=seed, **given)

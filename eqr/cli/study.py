@@ -16,11 +16,14 @@ from eqr.cli.console import (
     Profile,
     Settings,
     StoreDir,
+    at_most_processors,
+    finite,
     pick_device,
     progress,
     say,
     show,
     whole_numbers,
+    write_table,
 )
 from eqr.settings import ConfigError, nearest
 
@@ -46,7 +49,12 @@ def seed_list(text: str | None) -> list[int] | None:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            seeds |= set(range(int(first), int(last if dash else first) + 1))
+            ends = int(first), int(last if dash else first) + 1
+            if ends[1] - ends[0] > 10_000 or ends[1] > 2**63:
+                raise ConfigError(f"--seeds {part:.40}: at most 10,000 at a time, as in 0-9999")
+            seeds |= set(range(*ends))
+    except ConfigError:
+        raise
     except ValueError:
         seeds = set()
     if not seeds:
@@ -72,7 +80,8 @@ def run_command(
     ] = None,
     device: Device = "cpu",
     stop_after: Annotated[
-        float | None, typer.Option(min=0, help="Leave a cell after so many seconds, to go on.")
+        float | None,
+        typer.Option(min=0, callback=finite, help="Leave a cell after so many seconds, to go on."),
     ] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Put the models beside the files, as float16.")
@@ -91,7 +100,6 @@ def run_command(
 
     Example: eqr study run paper-scale --profile paper --rows maze30-fast --device cuda
     """
-    from eqr.files import write_file
     from eqr.store import Store
     from eqr.studies import results, run as studies
     from eqr.studies.rows import study
@@ -107,7 +115,7 @@ def run_command(
             profile,
             rows=chosen,
             seeds=seed_list(seeds),
-            jobs=jobs,
+            jobs=at_most_processors(jobs, "--jobs"),
             store=Store(store),
             out=out,
             overwrite=overwrite,
@@ -119,8 +127,7 @@ def run_command(
         say("stopped; run the same command again to go on")
         raise typer.Exit(130) from None
     if table and meta["cells"]:
-        content = results.load(name, profile, out).rows.to_csv(index=False)
-        write_file(table, content.encode())
+        write_table(results.load(name, profile, out).rows, table)
     missing: dict[str, list[str]] = {}
     for row, seed in meta["missing"]:
         missing.setdefault(row, []).append(str(seed))
@@ -195,13 +202,20 @@ def plan_command(
         str, typer.Option("--checkpoint", "-c", help="A model.safetensors file, or a recipe.")
     ],
     target_accuracy: Annotated[
-        float | None, typer.Option(help="The cheapest setting for this exact accuracy, as 0.98.")
+        float | None,
+        typer.Option(
+            callback=finite, help="The cheapest setting for this exact accuracy, as 0.98."
+        ),
     ] = None,
     budget_nfe: Annotated[
-        float | None, typer.Option(help="The best setting for so many outer iterations a problem.")
+        float | None,
+        typer.Option(
+            callback=finite, help="The best setting for so many outer iterations a problem."
+        ),
     ] = None,
     budget_seconds: Annotated[
-        float | None, typer.Option(help="The best setting for so many seconds a problem.")
+        float | None,
+        typer.Option(callback=finite, help="The best setting for so many seconds a problem."),
     ] = None,
     problems: Annotated[
         int | None,
@@ -217,7 +231,9 @@ def plan_command(
         str | None, typer.Option(help="First record these depths, as in 4,8,16, in the store.")
     ] = None,
     breadth: Annotated[int, typer.Option(min=1, help="With --depth: restarts.")] = 1,
-    noise: Annotated[float, typer.Option(min=0, help="With --depth: the noise level (beta).")] = 0,
+    noise: Annotated[
+        float, typer.Option(min=0, callback=finite, help="With --depth: the noise level (beta).")
+    ] = 0,
     profile: Profile = "laptop",
     seed: Annotated[int, typer.Option(min=0, help="Of a recipe, recording and folds.")] = 0,
     store: StoreDir = None,
@@ -324,7 +340,9 @@ def bench_command(
     recipes: Annotated[list[str] | None, typer.Argument(help="(default: sudoku6 sudoku9)")] = None,
     profile: Profile = "laptop",
     setting: Settings = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Time for each measurement.")
+    ] = 5.0,
     growth: Annotated[
         bool, typer.Option("--growth", help="How time grows with depth, breadth, batch and board.")
     ] = False,
@@ -346,12 +364,15 @@ def bench_command(
     import torch
 
     from eqr.analysis.bench import bench, scaling
+    from eqr.cost import require_fits
     from eqr.recipes import load_recipe, parse_overrides
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(at_most_processors(threads, "--threads"))
     where = pick_device(device)
     overrides = parse_overrides(setting or ())
     chosen = [load_recipe(n, profile, overrides=overrides) for n in recipes or BENCHED]
+    for recipe in chosen:
+        require_fits(recipe, where)
     if growth:
         say(f"measuring, about {24 * seconds:.0f} s a recipe")
         rows = [{"recipe": r.name} | asdict(g) for r in chosen for g in scaling(r, where, seconds)]

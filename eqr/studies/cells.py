@@ -28,7 +28,7 @@ from eqr.experiments import EvalResult, Trained
 from eqr.files import FileError, parse_json, read_arrays, write_file
 from eqr.select import selected
 from eqr.settings import ConfigError, UserError
-from eqr.store import Run, Store, provenance
+from eqr.store import Run, Store, provenance, run_id
 from eqr.studies.rows import Evaluation, Study, study
 
 FORMAT = "eqr-cell-1"
@@ -360,3 +360,18 @@ def ship_weights(source: Path, path: Path) -> str:
     half = {name: values.half() for name, values in tensors.items()}
     checkpoint.save_tensors(path, half, meta | {"from": sha256})
     return f"weights in {path}"
+
+
+def check_result(path: Path) -> None:
+    """Raise where a file is no intact result, or weights are not those of the cell beside them."""
+    if path.suffix == ".npz":
+        CellFile.read(path)
+    elif path.suffix == ".safetensors":
+        meta, beside = checkpoint.load_tensors(path)[1], path.with_suffix(".npz")
+        about = CellFile.read(beside).about
+        own = run_id("train", {name: meta.get(name) for name in ("recipe", "data")}, SEMANTICS)
+        # Earlier versions wrote other headers.
+        if about["semantics"] == SEMANTICS and own != about["train_run"]:
+            raise StudyError(f"{path}: are not the weights of {beside.name}; restore both")
+    else:
+        raise StudyError(f"{path}: is no result of a study; move it elsewhere")
