@@ -53,7 +53,8 @@ def lab(work: Path) -> Iterator[str]:
 def tab(learned, tmp_path_factory) -> Iterator[Tab]:
     """A notebook with an explorer of a tiny model, its cell run."""
     work = tmp_path_factory.mktemp("lab")
-    code = "from eqr.viewer import explorer\nexplorer.PATIENCE = float('inf')\n"  # on a busy machine
+    # However busy the machine is, the explorer waits.
+    code = "from eqr.viewer import explorer\nexplorer.PATIENCE = float('inf')\n"
     code += f"explorer.explore({str(learned.path)!r})"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
