@@ -14,16 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eqr import files, locate
-from eqr.config import SEMANTICS, DataConfig, Recipe
+from eqr.config import SEMANTICS, DataConfig, Recipe, recipe_from_dict
 from eqr.files import file_sha256, write_json
 from eqr.settings import UserError, digest, require_memory
 from eqr.streams import stream_seed
 from eqr.task import Problems, Task, task_from_dict, task_to_dict
+
+if TYPE_CHECKING:
+    from eqr.checkpoint import Checkpoint
 
 ARRAYS = ("inputs", "labels", "rating")
 SPLITS = ("train", "validation", "test")
@@ -275,6 +278,16 @@ def verify(directory: Path) -> dict[str, Any]:
     return findings | {"remarks": remarks}
 
 
+def faults(directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """The findings of :func:`verify`, empty where it raises, and in words all that is wrong."""
+    try:
+        findings = verify(directory)
+    except UserError as error:
+        return {}, [str(error)]
+    wrong = {name: count for name, count in findings.items() if "_" in name and count}
+    return findings, [f"{directory}: {name} {count}" for name, count in wrong.items()]
+
+
 def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) -> Dataset:
     """The data set a recipe asks for: read from its source, or generated once and kept in cache.
 
@@ -317,3 +330,35 @@ def for_recipe(recipe: Recipe, cache: Path, progress: Progress | None = None) ->
         if count:
             taken[split] = take_rows(problems, range(count))
     return Dataset(dataset.task, origin=dataset.origin, **taken)
+
+
+def trained_on(recipe: Recipe, cache: Path, digest: str | None) -> Dataset:
+    """The data set of a recipe; DataError where it has another ``digest`` than that of the data
+    which a model was trained on."""
+    problems = for_recipe(recipe, cache)
+    if digest not in (None, problems.digest):
+        raise DataError(
+            f"{recipe.data.source}: digest {problems.digest}, but the model was trained on "
+            f"{digest}: restore that data set, or name another one with --data"
+        )
+    return problems
+
+
+def for_model(loaded: Checkpoint, model: Path, directory: Path | None, cache: Path) -> Dataset:
+    """The data set in a directory, or the one that the model of this file was trained with.
+
+    Raises:
+        DataError: the model does not say, or the problems do not fit it.
+    """
+    if directory is None:
+        if "recipe" not in loaded.meta:
+            raise DataError(f"{model}: says not what it was trained on; name it with --data")
+        recipe = recipe_from_dict(loaded.meta["recipe"], str(model))
+        return trained_on(recipe, cache, loaded.meta.get("data"))
+    asked = load(directory)
+    if not loaded.task.same_board(asked.task):
+        raise DataError(
+            f"{directory}: its problems are {task_to_dict(asked.task)}, which does not fit "
+            f"{model}, made for {task_to_dict(loaded.task)}; name another with --data"
+        )
+    return asked

@@ -76,21 +76,9 @@ class Trained:
         return {"weights": self.checkpoint.sha256, "data": self.data.digest, **more}
 
 
-def dataset(
-    recipe: Recipe,
-    store: Store,
-    progress: data.Progress | None = None,
-    digest: str | None = None,
-) -> Dataset:
-    """The data set of a recipe; generated ones are kept beside the store's runs. DataError where
-    it has another ``digest`` than that of the data which a model was trained on."""
-    problems = data.for_recipe(recipe, store.root / "data", progress)
-    if digest not in (None, problems.digest):
-        raise data.DataError(
-            f"{recipe.data.source}: digest {problems.digest}, but the model was trained on "
-            f"{digest}: restore that data set, or name another one with --data"
-        )
-    return problems
+def dataset(recipe: Recipe, store: Store, progress: data.Progress | None = None) -> Dataset:
+    """The data set of a recipe; generated ones are kept beside the store's runs."""
+    return data.for_recipe(recipe, store.root / "data", progress)
 
 
 def train_config(recipe: Recipe, problems: Dataset) -> dict[str, Any]:
@@ -178,7 +166,8 @@ def load_trained(run: Run, store: Store, device: str = "cpu") -> Trained:
     config = run.manifest["config"]
     recipe = recipe_from_dict(config["recipe"], f"{run.path / MANIFEST}: recipe")
     loaded = checkpoint.load_model(run.file("model.safetensors"), device)
-    return Trained(run, recipe, dataset(recipe, store, digest=config["data"]), loaded)
+    problems = data.trained_on(recipe, store.root / "data", config["data"])
+    return Trained(run, recipe, problems, loaded)
 
 
 def timing(run: Run) -> dict[str, Any]:

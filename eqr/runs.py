@@ -47,21 +47,22 @@ RULES = ("average", "converged", "majority", "oracle")
 # ------------------------------------------------------------------------------- finding, listing
 
 
-def find(store: Store, text: str) -> Path:
+def find(store: Store, text: str, *, complete: bool = False) -> Path:
     """The directory of the run that ``text`` begins, with or without its kind; complete or partial.
 
     Raises:
-        StoreError: no run or several; the message lists the near misses.
+        StoreError: no run or several (the message lists the near misses), or only a partial one
+            where a complete one is asked for.
     """
-    complete = store.paths()
     # A run that is being made again after a fault is in both places: the complete one counts.
-    runs = {path.name: path for path in [*store.partial(), *complete]}
-    if text in runs:
-        return runs[text]
-    hits = [
+    runs = {path.name: path for path in [*store.partial(), *store.paths()]}
+    begins = [
         n for n in runs if text and (n.startswith(text) or n.partition("-")[2].startswith(text))
     ]
+    hits = [text] if text in runs else begins
     if len(hits) == 1:
+        if complete and runs[hits[0]].parent != store.root:
+            raise StoreError(f"{hits[0]}: not complete; train to the end first")
         return runs[hits[0]]
     if hits:
         raise StoreError(f"run {text!r} is ambiguous: {', '.join(sorted(hits))}; give more of it")
@@ -112,6 +113,9 @@ def listing(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
         state = "damaged" if looked.faults else "complete"
         rows.append(_row(path, looked.manifest, state, weights))
     rows += [_row(path, _pending(path), "partial", weights) for path in store.partial()]
+    kinds = {row["kind"] for row in rows}
+    if kind and kinds and kind not in kinds:
+        raise StoreError(f"--kind {kind!r}: {store.root} has only {', '.join(sorted(kinds))}")
     return [row for row in rows if kind in (None, row["kind"])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,24 @@ class Solution:
     def answer(self) -> np.ndarray:
         """The decoded tokens after the last iteration, (S,)."""
         return self.answers[-1]
+
+    def to_dict(self, task: Task) -> dict[str, Any]:
+        """JSON-ready."""
+        values = {"problem": task.format(self.inputs), "answer": task.format(self.answer)}
+        values |= {"converged": self.converged, "valid": self.valid, "restart": self.restart}
+        return values | {"residuals": [float(f"{r:.6g}") for r in self.residuals]}
+
+    def text(self, task: Task) -> str:
+        """Board, residuals and both verdicts, for a terminal."""
+        shown = "  ".join(f"{d}: {r:.4f}" for d, r in enumerate(self.residuals, 1))
+        settled = "converged" if self.converged else "NOT converged"
+        valid = "valid" if self.valid else "NOT valid"
+        return (
+            f"{task.render(self.answer)}\n"
+            f"residual by iteration  {shown}\n"
+            f"{settled} (residual {self.residuals[-1]:.4f}), answer {valid} {task.judged}\n"
+            f"{task.format(self.answer)}"
+        )
 
 
 def solve(

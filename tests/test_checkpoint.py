@@ -101,27 +101,20 @@ def test_what_is_not_a_model_file_is_refused_in_one_line(learned, tmp_path):
         one_line(error, missing)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda m: m["model"].update(hidden=16),
-        lambda m: m["model"].update(hiden=16),
-        lambda m: m.update(task={"kind": "sudoku"}),
-        lambda m: m["task"].update(kind="sudko"),
-        lambda m: m.pop("model"),
-    ],
-    ids=["other shape", "misspelt", "other task", "unknown task", "no model"],
-)
-def test_a_model_file_whose_tensors_and_configuration_disagree_is_refused(
-    learned, tmp_path, change
-):
-    tensors, meta, _ = load_tensors(learned.path)
+def test_a_model_file_whose_tensors_and_configuration_disagree_is_refused(learned, tmp_path):
     path = tmp_path / "x.safetensors"
-    change(meta)
-    save_tensors(path, tensors, meta)
-    with pytest.raises(CheckpointError) as error:
-        load_model(path)
-    one_line(error, path)
+    for section, change in (
+        ("model", {"hidden": 16}),  # another shape
+        ("model", {"hiden": 16}),
+        ("task", {"kind": "sudko"}),
+        ("model", None),
+    ):
+        tensors, meta, _ = load_tensors(learned.path)
+        meta[section] = change and meta[section] | change
+        save_tensors(path, tensors, meta)
+        with pytest.raises(CheckpointError) as error:
+            load_model(path)
+        one_line(error, path)
 
 
 def test_weights_shipped_as_float16_run_as_float32(learned, tmp_path):

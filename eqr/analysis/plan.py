@@ -240,3 +240,16 @@ def validate(
             row |= {"obtained": float(other.exact.mean()), "covered": abs(error) <= half}
             rows.append(row | {"nfe": best.cost(), "nfe_obtained": other.cost()})
     return pd.DataFrame(rows)
+
+
+def validation(
+    ways: Sequence[Way], budget: float, unit: str, seed: int
+) -> tuple[dict[str, float], str]:
+    """The means of :func:`validate` at one budget over its ``splits``, and in words."""
+    trials = validate(ways, [budget], unit=unit, seed=seed).drop(columns="split")
+    mean = trials.mean()
+    return mean.to_dict() | {"splits": len(trials)}, (
+        f"validated on {len(trials)} splits into halves: predicted {mean.predicted:.1%}, "
+        f"obtained {mean.obtained:.1%} (uncorrected {mean.recorded:.1%}), "
+        f"inside the interval {mean.covered:.0%}"
+    )

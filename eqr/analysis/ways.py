@@ -8,17 +8,21 @@ groups (paper §4).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eqr.config import SEMANTICS
-from eqr.experiments import EvalResult, read_result
+from eqr.config import SEMANTICS, EvalConfig, to_dict
+from eqr.data import Progress
+from eqr.experiments import EvalResult, evaluate_or_load, load_trained, read_result
 from eqr.halting import Halted
+from eqr.recipes import load_recipe, recipe_names
+from eqr.runs import models
 from eqr.select import RULES, Outcomes, selected
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, nearest
 from eqr.stats import Difference, paired_difference, share_interval
 from eqr.store import Run, Store, inspect
 
@@ -156,7 +160,7 @@ def read_ways(
     *,
     rates: Mapping[bool, float] | None = None,
     least: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Way], list[str]]:
     """The ways of evaluations and halting runs of one model, as :func:`align` gives them.
 
@@ -230,3 +234,42 @@ def stored_runs(weights: str, store: Store) -> list[Run]:
             "record one with --depth 4,8,16 --breadth 16"
         )
     return runs
+
+
+def model_file(text: str, profile: str, seed: int, store: Store) -> Path:
+    """The model file that ``text`` names: a path, or a recipe trained in this store.
+
+    Raises:
+        ConfigError: neither a file nor a recipe (with the near miss), or a recipe that has not
+            been trained in this store.
+    """
+    if Path(text).is_file():
+        return Path(text)
+    names = recipe_names(profile)
+    if text not in names:
+        raise ConfigError(
+            f"{text!r} is neither a model file nor a recipe of {profile}; {nearest(text, names)}"
+        )
+    wanted = to_dict(load_recipe(text, profile, seed=seed), defaults=False)
+    for path in store.paths():
+        looked = inspect(path, contents=False)
+        if not looked.faults and looked.manifest["config"].get("recipe") == wanted:
+            return store.get(path.name).file("model.safetensors")
+    raise ConfigError(
+        f"{text} (profile {profile}, seed {seed}) has not been trained in {store.root}; "
+        f"run `eqr train {text} --profile {profile} --seed {seed}`"
+    )
+
+
+def record(
+    path: Path, weights: str, config: EvalConfig, store: Store, progress: Progress | None = None
+) -> None:
+    """Evaluate a model of this store, of a file and its weights' sha256, and store the records.
+
+    Raises:
+        ConfigError: it is a model of another store.
+    """
+    home = models(store).get(weights)
+    if home is None:
+        raise ConfigError(f"{path}: only models trained in {store.root} can be recorded there")
+    evaluate_or_load(load_trained(store.get(home.name), store), config, store, progress)

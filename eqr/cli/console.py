@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import math
 import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,14 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eqr import CHECKOUT, PROJECT
-from eqr.files import to_json, write_file
+from eqr.files import target, to_json, write_file
 from eqr.settings import ConfigError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from eqr.solve import Solution
-    from eqr.task import Task
 
 err = Console(stderr=True)
 
@@ -57,7 +54,7 @@ def prepare() -> None:
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def one_line() -> Iterator[None]:
     """End the process with status 1 and one line for what the user can put right: known errors,
     what the system refuses, and a machine that is too small."""
@@ -88,6 +85,9 @@ def stand_ins(error: UnicodeError) -> tuple[str, int]:
     return "".join(letter or "?" for letter in letters), error.end
 
 
+# --- What options give: each is refused or turned into what the command uses before it runs -------
+
+
 def finite(value: float | None) -> float | None:
     """The value of an option, unless it is NaN or infinite."""
     if value is not None and not math.isfinite(value):
@@ -95,11 +95,11 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-def at_most_processors(count: int, option: str) -> int:
+def processors(param: typer.CallbackParam, count: int) -> int:
     """The value of an option that counts threads or processes."""
     most = max(2, os.cpu_count() or 1)
     if count > most:
-        raise ConfigError(f"{option} {count} is more than this machine has: at most {most}")
+        raise ConfigError(f"--{param.name} {count} is more than this machine has: at most {most}")
     return count
 
 
@@ -112,50 +112,20 @@ def load_own_task(reference: str | None) -> str | None:
     return reference
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Profile = Annotated[str, typer.Option(help="smoke, laptop or paper.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random stream.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Replace a setting, as key=value; repeatable."),
-]
-StoreDir = Annotated[
-    Path | None, typer.Option(help="Where runs are kept (default: $EQR_STORE or build/store).")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
-ModelFile = Annotated[Path, typer.Option("--checkpoint", "-c", help="A model.safetensors file.")]
-OwnTask = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        callback=load_own_task,
-        help="Your own file that defines the model's task, as my_task.py:MyTask.",
-    ),
-]
+def open_store(path: str | None) -> Any:
+    """The store of a folder (typer looks up the types of what it calls, and would import that)."""
+    from eqr.store import Store
+
+    return Store(path and Path(path))
 
 
-def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """What an option gives as ``"1,2,4"``, as a rising tuple of whole numbers from 1.
+def existing_store(path: str | None) -> Any:
+    """The store of a command that only reads: one that is named must be there."""
+    from eqr.store import StoreError
 
-    >>> whole_numbers("16,4", "--depth")
-    (4, 16)
-    """
-    try:
-        values = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        values = ()
-    if not values or not 1 <= values[0] <= values[-1] <= 2**20:
-        rule = f"must be whole numbers from 1 to {2**20:,}, as in {option} 1,4,16"
-        raise ConfigError(f"{option} {text!r:.60} {rule}")
-    return values
-
-
-def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """What an option gives as ``name=value``, several times; ConfigError where it does not."""
-    parts = {text: text.rpartition("=") for text in texts}
-    if wrong := [text for text, (name, _, value) in parts.items() if not name or not value]:
-        raise ConfigError(f"{option} {wrong[0]!r} must look like name=value")
-    return {name.strip(): value.strip() for name, _, value in parts.values()}
+    if path and not Path(path).is_dir():
+        raise StoreError(f"--store {path}: no such folder; name that of a store")
+    return open_store(path)
 
 
 def pick_device(name: str) -> str:
@@ -172,16 +142,77 @@ def pick_device(name: str) -> str:
     return name
 
 
+def numbers(param: typer.CallbackParam, text: str | None) -> tuple[int, ...] | None:
+    """``"16,1-4"`` as (1, 2, 3, 4, 16): whole numbers from 1, or from 0 if they are seeds."""
+    if text is None:
+        return None
+    least, most = (0, 2**63 - 1) if param.name == "seeds" else (1, 2**20)
+    values: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,19})(?:-(\d{1,19}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not least <= first <= last <= most or last - first >= 10_000:
+            rule = f"whole numbers from {least} to {most:,}, 10,000 at most, as in 1,4-6"
+            raise ConfigError(f"--{param.name} {text!r:.60} must be {rule}")
+        values |= {*range(first, last + 1)}
+    return tuple(sorted(values))
+
+
+def rules(text: str) -> list[str]:
+    """The selection rules of ``--select``; ConfigError where one is not known."""
+    from eqr.select import check_selections
+
+    names = [name.strip() for name in text.split(",")]
+    check_selections(names, "--select")
+    return names
+
+
+def writable(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a file that could not be written, before any work is done; ``-`` is no file."""
+    if path is None or (str(path) == "-" and param.name != "plot"):
+        return path
+    option = f"--{param.name} {path}"
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}: there is no folder {path.parent}; make it or name another")
+    if param.name == "plot" and path.suffix not in PICTURES:
+        raise ConfigError(f"{option}: its name must end in {', '.join(PICTURES)}")
+    target(path, PICTURES[path.suffix] if param.name == "plot" else TABLE)
+    return path
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Profile = Annotated[str, typer.Option(help="smoke, laptop or paper.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random stream.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Replace a setting, as key=value; repeatable."),
+]
+STORE = {
+    "metavar": "DIRECTORY",
+    "help": "Where runs are kept (default: $EQR_STORE or build/store).",
+}
+StoreDir = Annotated[str | None, typer.Option(callback=open_store, **STORE)]
+OldStore = Annotated[str | None, typer.Option(callback=existing_store, **STORE)]
+Device = Annotated[str, typer.Option(callback=pick_device, help="cpu, cuda, mps or auto.")]
+ModelFile = Annotated[Path, typer.Option("--checkpoint", "-c", help="A model.safetensors file.")]
+OwnTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task", callback=load_own_task,
+        help="Your own file that defines the model's task, as my_task.py:MyTask.",
+    ),
+]  # fmt: skip
+Numbers = Annotated[str, typer.Option(callback=numbers, help="As in 1,4,16 or 1-4.")]
+PICTURES = {".png": b"PNG", ".svg": b"<svg", ".pdf": b"%PDF"}  # with the mark of such files
+TABLE = b",exact,"  # a column of all tables of ours, and the mark of their files
+
+
+# --- What commands print --------------------------------------------------------------------------
+
+
 def say(line: str, style: str | None = None) -> None:
     """A line for people, on standard error, taken literally."""
     err.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def leave_out(context: typer.Context, options: Iterable[str], because: str) -> None:
-    """ConfigError where the user gave one of the options, which have no effect ``because``."""
-    for option in options:
-        if context.get_parameter_source(option).name == "COMMANDLINE":
-            raise ConfigError(f"{because} says what --{option} is: leave one of them out")
 
 
 def show(values: Any, text: str | Iterable[str], as_json: bool) -> None:
@@ -208,9 +239,6 @@ def report_table(
     show(values, text, as_json)
 
 
-TABLE = b",exact,"  # a column of all tables of ours, and the mark of their files
-
-
 def write_table(table: pd.DataFrame, out: Path) -> None:
     """Write a table as CSV to a file, or for ``-`` to standard output."""
     text = table.to_csv(index=False)
@@ -220,34 +248,17 @@ def write_table(table: pd.DataFrame, out: Path) -> None:
         write_file(out, text.encode(), TABLE)
 
 
-def to_text(table: pd.DataFrame) -> str:
-    """A table for a terminal."""
+def to_text(table: pd.DataFrame | list[dict[str, Any]]) -> str:
+    """A table for a terminal; ``-`` for None."""
+    import pandas as pd
+
+    if isinstance(table, list):
+        clean = [{k: "-" if v is None else v for k, v in row.items()} for row in table]
+        table = pd.DataFrame(clean)
     return table.to_string(index=False, float_format=lambda v: f"{v:.4f}")
 
 
-def show_solution(solution: Solution, task: Task, as_json: bool) -> None:
-    """Board, residuals and verdict of one problem."""
-    values = {
-        "problem": task.format(solution.inputs),
-        "answer": task.format(solution.answer),
-        "converged": solution.converged,
-        "valid": solution.valid,
-        "restart": solution.restart,
-        "residuals": [float(f"{r:.6g}") for r in solution.residuals],
-    }
-    shown = "  ".join(f"{d}: {r:.4f}" for d, r in enumerate(solution.residuals, 1))
-    settled = "converged" if solution.converged else "NOT converged"
-    valid = "valid" if solution.valid else "NOT valid"
-    text = (
-        f"{task.render(solution.answer)}\n"
-        f"residual by iteration  {shown}\n"
-        f"{settled} (residual {solution.residuals[-1]:.4f}), answer {valid} {task.judged}\n"
-        f"{values['answer']}"
-    )
-    show(values, text, as_json)
-
-
-@contextmanager
+@contextlib.contextmanager
 def progress(label: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error; call it with (done, of). Silent without a terminal."""
     columns = (

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eqr.cli.console import Json, Profile, Seed, Settings, pairs, progress, say, show
+from eqr.cli.console import Json, Profile, Seed, Settings, progress, say, show
 from eqr.config import DataConfig
-from eqr.recipes import load_recipe, parse_overrides
-from eqr.settings import ConfigError, UserError
+from eqr.recipes import load_recipe, pairs, parse_overrides
+from eqr.settings import ConfigError
 from eqr.task import task_to_dict
 
 if TYPE_CHECKING:
@@ -104,8 +104,10 @@ def import_command(
 ) -> None:
     """Import Sudoku-Extreme CSV files, official npy arrays, or JSON tasks, from disk or the hub.
 
-    With --kind miniarc, a JSON file or a folder with one for each task is read, from disk only. A
-    folder with train.csv and test.csv is read as CSV, one with train/all__inputs.npy as arrays.
+    A folder with train.csv and test.csv is read as CSV, of any task that is written one sign a
+    cell; one with train/all__inputs.npy as arrays. With --kind miniarc, a JSON file is read, or a
+    folder with one for each task, in training and evaluation as ARC has them or not; from disk
+    only. Questions with several answers are counted, and refused without --allow-ambiguous.
     On the hub, @REVISION (a branch, tag or commit) and /FOLDER may be left out; hub:sudoku-extreme
     and hub:eqr-data are short for hf:sapientinc/sudoku-extreme and hf:locuslab/EqR-data. Only what
     is read is fetched, at one commit, and checked by hash; the manifest names commit and sha256.
@@ -127,21 +129,12 @@ def import_command(
     from eqr.imports import datasets
 
     data.refuse_existing(out, overwrite)
-    named, pins = datasets.MAZE_UNIQUE, pairs("--sha256", sha256 or ())
-    kind = kind or (named if source == named else "sudoku")
-    task = datasets.named_task(kind, parse_overrides(setting or ()))
-    if kind == named:
-        if pins:
-            raise ConfigError(f"{named} brings its own hashes: leave out --sha256")
-        pins = datasets.UNIQUE_PINS
-        if source == named and not Path(source).exists():
-            source = datasets.UNIQUE_SOURCE
-    folder, origin = datasets.locate(source, pins)
-    sizes = {"train": train or None, "test": test or None, "subsample": subsample, "seed": seed}
-    names = pairs("--columns", columns.split(",") if columns else ())
-    options = {"columns": names, "allow_ambiguous": allow_ambiguous}
-    imported = datasets.read(folder, task, **sizes, **options)
-    imported = replace(imported, origin=imported.origin | origin)
+    imported = datasets.import_set(
+        source, kind, parse_overrides(setting or ()), dict(pairs(sha256 or ())),
+        train=train or None, test=test or None, subsample=subsample, seed=seed,
+        columns=dict(pairs(columns.split(",") if columns else ())),
+        allow_ambiguous=allow_ambiguous,
+    )  # fmt: skip
     data.save(imported, out, overwrite=overwrite)
     report(out, imported, as_json)
 
@@ -179,25 +172,17 @@ def verify_command(
     """
     from eqr import data
 
-    findings: dict[str, Any] = {}
-    faults, lines = [], []
-    for path in map(str, directories):  # one's fault hides no other's
-        try:
-            values = findings[path] = data.verify(Path(path))
-        except UserError as error:
-            findings[path] = {"fault": str(error)}
-            faults.append(str(error))
-            lines.append(f"{path}: NOT SOUND {error}")
-            continue
-        counts = {name: count for name, count in values.items() if "_" in name and count}
-        faults += [f"{path}: {name} {count}" for name, count in counts.items()]
+    results = {str(path): data.faults(path) for path in directories}
+    lines = []
+    for path, (values, faults) in results.items():
         sizes = " + ".join(str(values[split]) for split in data.SPLITS if split in values)
-        verdict = f"NOT SOUND {counts}" if counts else "sound"
-        lines.append(f"{path}: {sizes} problems, {verdict}")
-        lines += [f"  {count} {what}" for what, count in values["remarks"].items() if count]
-    show(findings, lines, as_json)
-    if faults:
-        raise data.DataError("; ".join(faults))
+        lines.append(f"{path}: {sizes} problems, sound" if not faults else f"{path}: NOT SOUND")
+        lines += [f"  {fault}" for fault in faults]
+        lines += [f"  {count} {what}" for what, count in values.get("remarks", {}).items() if count]
+    show({path: values | {"faults": faults} for path, (values, faults) in results.items()},
+         lines, as_json)  # fmt: skip
+    if every := [fault for _, faults in results.values() for fault in faults]:
+        raise data.DataError("; ".join(every))
 
 
 def import_checkpoint(

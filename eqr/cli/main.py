@@ -14,35 +14,30 @@ import typer
 
 from eqr.cli import data as cli_data, runs as cli_runs, study as cli_study
 from eqr.cli.console import (
-    TABLE,
     Device,
     Json,
     ModelFile,
+    Numbers,
     OwnTask,
     Profile,
     Seed,
     Settings,
     StoreDir,
     finite,
-    leave_out,
     one_line,
-    pick_device,
     prepare,
     progress,
     report_table,
+    rules,
     say,
     show,
-    show_solution,
-    whole_numbers,
+    writable,
 )
-from eqr.files import target
 from eqr.settings import ConfigError, ProblemError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from eqr.checkpoint import Checkpoint
-    from eqr.data import Dataset
     from eqr.train import Event
 
 app = typer.Typer(
@@ -92,11 +87,9 @@ def train_command(
     from eqr.experiments import train_run
     from eqr.parallel import joined
     from eqr.recipes import load_recipe, parse_overrides
-    from eqr.store import Store
 
     chosen = load_recipe(recipe, profile, seed=seed, overrides=parse_overrides(setting or ()))
-    where = pick_device(device)
-    with joined(where) as world, progress(f"training {chosen.name}", world.rank == 0) as bar:
+    with joined(device) as world, progress(f"training {chosen.name}", world.rank == 0) as bar:
 
         def report(event: Event) -> None:
             bar(event.step, chosen.train.steps)
@@ -107,14 +100,9 @@ def train_command(
 
         try:
             run = train_run(
-                chosen,
-                Store(store),
-                device=where,
-                on_event=report if world.rank == 0 else None,
-                on_data=bar,
-                stop_after_s=stop_after,
-                world=world,
-            )
+                chosen, store, device=device, on_event=report if world.rank == 0 else None,
+                on_data=bar, stop_after_s=stop_after, world=world,
+            )  # fmt: skip
         except KeyboardInterrupt:
             say("stopped; run the same command again to go on from the last checkpoint")
             raise typer.Exit(130) from None
@@ -127,15 +115,15 @@ def train_command(
     show(values, path or (), as_json)
 
 
-Depths = Annotated[str, typer.Option(help="Outer iterations, as in 1,4,16.")]
-Breadths = Annotated[str, typer.Option(help="Restarts, as in 1,8,32.")]
 Noise = Annotated[
     float, typer.Option(min=0, callback=finite, help="The noise level (beta) of rollouts.")
 ]
 Select = Annotated[
     str,
     typer.Option(
-        help="average, converged, logits, majority, margin, halt, first_to_halt, majority2, oracle."
+        callback=rules,
+        help="Of average, converged, logits, majority, margin, halt, first_to_halt, majority2, "
+        "oracle.",
     ),
 ]
 Window = Annotated[int, typer.Option(min=1, help="Iterations the residual averages.")]
@@ -144,8 +132,7 @@ DataDir = Annotated[
     Path | None, typer.Option("--data", help="A data set (default: the one trained with).")
 ]
 Rows = Annotated[int, typer.Option(min=1, help="Trajectories in flight.")]
-Out = Annotated[Path | None, typer.Option(help="Write the table as CSV.")]
-PICTURES = {".png": b"PNG", ".svg": b"<svg", ".pdf": b"%PDF"}  # with the mark of such files
+Out = Annotated[Path | None, typer.Option(callback=writable, help="Write the table as CSV.")]
 FIXED_BY_PROTOCOL = ("depth", "breadth", "select", "noise", "symmetry", "window")
 ALL_RULES = "average,converged,majority,oracle"
 
@@ -154,8 +141,8 @@ ALL_RULES = "average,converged,majority,oracle"
 def eval_command(
     context: typer.Context,
     model: ModelFile,
-    depth: Depths = "16",
-    breadth: Breadths = "1",
+    depth: Numbers = "16",
+    breadth: Numbers = "1",
     select: Select = ALL_RULES,
     noise: Noise = 0.0,
     protocol: Annotated[
@@ -177,7 +164,8 @@ def eval_command(
     rows: Rows = 256,
     out: Out = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw accuracy against depth, as .png, .svg or .pdf.")
+        Path | None,
+        typer.Option(callback=writable, help="Draw accuracy against depth, as .png, .svg or .pdf."),
     ] = None,
     task: OwnTask = None,
     device: Device = "cpu",
@@ -198,28 +186,23 @@ def eval_command(
     """
     from dataclasses import replace
 
-    from eqr import evaluate
+    from eqr import data, evaluate, experiments
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
-    from eqr.experiments import table as accuracy_table
     from eqr.parallel import joined
     from eqr.protocol import load_protocol, over_seeds, published_beside
-    from eqr.select import check_selections
     from eqr.tasks.shift import perturbed
 
     fixed = load_protocol(protocol) if protocol is not None else None
-    leave_out(context, FIXED_BY_PROTOCOL if fixed else (), f"--protocol {protocol}")
-    depths, breadths = whole_numbers(depth, "--depth"), whole_numbers(breadth, "--breadth")
-    rules = [name.strip() for name in select.split(",")]
-    config = EvalConfig(depths, breadths[-1], noise, window, seed, problems, symmetry)
-    if fixed:
-        breadths, rules = (fixed.breadth,), fixed.select
-    check_selections(rules, "--select")
-    check_places(out=out, plot=plot)
-    where = pick_device(device)
-    with joined(where) as world, progress("evaluating", world.rank == 0) as bar:
-        loaded = load_model(model, where)
-        asked = evaluation_data(loaded, model, dataset, store)
+    for option in FIXED_BY_PROTOCOL if fixed else ():
+        if context.get_parameter_source(option).name == "COMMANDLINE":
+            what = f"--protocol {protocol} says what --{option} is"
+            raise ConfigError(f"{what}: leave one of them out")
+    config = EvalConfig(depth, breadth[-1], noise, window, seed, problems, symmetry)
+    breadths, chosen = ((fixed.breadth,), fixed.select) if fixed else (breadth, select)
+    with joined(device) as world, progress("evaluating", world.rank == 0) as bar:
+        loaded = load_model(model, device)
+        asked = data.for_model(loaded, model, dataset, store.root / "data")
         if fixed:
             config = fixed.config(asked.task.kind, seed, problems)
 
@@ -229,7 +212,7 @@ def eval_command(
                 perturbed(loaded.model, own), asked.test.inputs, asked.test.labels, own,
                 task=asked.task, rows=rows, progress=bar, world=world,
             )  # fmt: skip
-            return accuracy_table(records, own, breadths, rules, loaded.model.config.layers)
+            return experiments.table(records, own, breadths, chosen, loaded.model.config.layers)
 
         table = over_seeds(fixed, seed, evaluated) if fixed else evaluated(seed)
     if world.rank == 0:
@@ -244,9 +227,12 @@ def eval_command(
 @app.command("halt")
 def halt_command(
     model: ModelFile,
-    rules: Annotated[
+    halting: Annotated[
         list[str],
-        typer.Argument(help="residual:1e-3, stable:8, head:0 or fixed (the whole budget)."),
+        typer.Argument(
+            metavar="RULES...",
+            help="residual:1e-3, stable:8, head:0 or fixed (the whole budget).",
+        ),
     ],
     depth: Annotated[int, typer.Option(min=1, help="The most outer iterations.")] = 64,
     breadth: Annotated[int, typer.Option(min=1, help="Restarts.")] = 1,
@@ -273,64 +259,20 @@ def halt_command(
 
     Example: eqr halt -c MODEL residual:1e-3 fixed --depth 1024
     """
+    from eqr import data, experiments
     from eqr.checkpoint import load_model
     from eqr.config import EvalConfig
-    from eqr.experiments import halting_table
     from eqr.halting import halting_records, parse_rule
-    from eqr.select import check_selections
 
-    stops = {str(rule): rule for rule in map(parse_rule, rules)}
-    selections = [name.strip() for name in select.split(",")]
+    stops = {str(rule): rule for rule in map(parse_rule, halting)}
     config = EvalConfig((depth,), breadth, noise, window, seed, problems)
-    check_selections(selections, "--select")
-    check_places(out=out)
-    loaded = load_model(model, pick_device(device))
-    test = evaluation_data(loaded, model, dataset, store).test
+    loaded = load_model(model, device)
+    test = data.for_model(loaded, model, dataset, store.root / "data").test
     given = loaded.model, test.inputs, test.labels, config
     with progress("evaluating") as bar:
-        halted = {
-            text: halting_records(
-                *given, rule, first_settled=first_settled, rows=rows, progress=bar
-            )
-            for text, rule in stops.items()
-        }
-    report_table(halting_table(halted, config, selections), out, as_json)
-
-
-def check_places(**files: Path | None) -> None:
-    """Refuse a file that could not be written, before any work is done."""
-    for option, path in files.items():
-        if path is None or str(path) == "-":
-            continue
-        if not path.parent.is_dir():
-            raise ConfigError(f"--{option} {path}: there is no folder {path.parent}")
-        if option == "plot" and path.suffix not in PICTURES:
-            raise ConfigError(f"--plot {path}: its name must end in {', '.join(PICTURES)}")
-        target(path, PICTURES[path.suffix] if option == "plot" else TABLE)
-
-
-def evaluation_data(
-    loaded: Checkpoint, model: Path, directory: Path | None, store: Path | None
-) -> Dataset:
-    """The data set asked for, or the one the checkpoint was trained with."""
-    from eqr import data
-    from eqr.config import recipe_from_dict
-    from eqr.experiments import dataset as trained_data
-    from eqr.store import Store
-    from eqr.task import task_to_dict
-
-    if directory is None:
-        if "recipe" not in loaded.meta:
-            raise data.DataError(f"{model}: says not what it was trained on; name it with --data")
-        recipe = recipe_from_dict(loaded.meta["recipe"], str(model))
-        return trained_data(recipe, Store(store), digest=loaded.meta.get("data"))
-    asked = data.load(directory)
-    if not loaded.task.same_board(asked.task):
-        raise data.DataError(
-            f"{directory}: its problems are {task_to_dict(asked.task)}, which does not fit "
-            f"{model}, made for {task_to_dict(loaded.task)}"
-        )
-    return asked
+        options = {"first_settled": first_settled, "rows": rows, "progress": bar}
+        halted = {text: halting_records(*given, rule, **options) for text, rule in stops.items()}
+    report_table(experiments.halting_table(halted, config, select), out, as_json)
 
 
 @app.command("solve")
@@ -372,10 +314,12 @@ def solve_command(
     if not problems:
         raise ProblemError("no puzzle given: standard input was empty")
     EvalConfig((depth,), breadth, noise, seed=seed)  # refuses what cannot be
-    given = {"depth": depth, "breadth": breadth, "noise": noise, "tolerance": tolerance}
     for tokens in problems:
-        solution = solve(loaded.model, loaded.task, tokens, seed=seed, **given)
-        show_solution(solution, loaded.task, as_json)
+        solution = solve(
+            loaded.model, loaded.task, tokens, depth=depth, breadth=breadth, noise=noise,
+            tolerance=tolerance, seed=seed,
+        )  # fmt: skip
+        show(solution.to_dict(loaded.task), solution.text(loaded.task), as_json)
 
 
 @app.command("recipes")

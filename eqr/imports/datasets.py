@@ -11,6 +11,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,36 @@ def build_official(task: Task, config: DataConfig) -> Dataset:
     rows = iter(range(len(made)))
     parts = {split: take_rows(made, islice(rows, n)) for split, n in wanted.items()}
     return Dataset(task, origin={"kind": "official", "seed": config.seed, **wanted}, **parts)
+
+
+def import_set(
+    source: str, kind: str | None, settings: Mapping[str, Any], pins: Mapping[str, str], **how: Any
+) -> Dataset:
+    """Read the data set that ``source`` names: a local path, or what :mod:`eqr.imports.hub` reads
+    as a source (then its files are fetched), or ``maze-unique``.
+
+    Args:
+        kind, settings: of the task; None is Sudoku.
+        pins: the sha256 that files must have, by their path below the folder, as in ``train.csv``.
+        how: see :func:`read`.
+
+    Raises:
+        HubError: a file cannot be had, or is not the one it is pinned to.
+        ConfigError, DataError, ProblemError: as :func:`named_task` and :func:`read`.
+    """
+    kind = kind or (MAZE_UNIQUE if source == MAZE_UNIQUE else "sudoku")
+    task = named_task(kind, settings)
+    if kind == MAZE_UNIQUE:
+        if pins:
+            raise ConfigError(f"{MAZE_UNIQUE} brings its own hashes: leave out --sha256")
+        pins = UNIQUE_PINS
+        if source == MAZE_UNIQUE and not Path(source).exists():
+            source = UNIQUE_SOURCE
+    place = hub.locate(source, "dataset", data_folders, "data set")
+    hub.check_pins(pins, files_of(place.path))
+    made = read(place.path, task, **how)
+    more = {"source": source, "hub": place.origin} if place.origin else {}
+    return replace(made, origin=made.origin | more)
 
 
 def read(
@@ -165,21 +196,6 @@ def _subsample(problems: Problems, n: int | None, how: str, seed: int) -> Proble
 
 
 # --- Where the files are --------------------------------------------------------------------------
-
-
-def locate(source: str, pins: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
-    """The folder that ``source`` names, and what to record of where it came from.
-
-    It is a local path, or what :mod:`eqr.imports.hub` reads as a source: then its files are
-    fetched. ``pins`` are the sha256 that files must have, by their path below the folder, as in
-    ``train.csv``.
-
-    Raises:
-        HubError: a file cannot be had, or is not the one it is pinned to.
-    """
-    place = hub.locate(source, "dataset", data_folders, "data set")
-    hub.check_pins(pins, files_of(place.path))
-    return place.path, {"source": source, "hub": place.origin} if place.origin else {}
 
 
 def files_of(source: Path) -> Files:

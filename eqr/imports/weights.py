@@ -191,17 +191,14 @@ def official_config(
     if not isinstance(arch, Mapping):
         raise ConfigError(f"{WHERE}.arch must be a section of settings")
     family, values = family_of(values, tensors), {**values, **arch}
-    used = values.keys() & {field.name for field in fields(Official)}
-    if (unknown := values.keys() - used - set(_HARMLESS.split())) and not released:
-        raise ConfigError(
-            f"{WHERE}.{min(unknown)} is neither used here nor known to be harmless; if it does not "
-            "change what a trained model computes, leave it out"
-        )
-    if family == "TRM" and (own := used & _EQR_ONLY):
+    known = {field.name for field in fields(Official)}
+    harmless = values.keys() - known if released else _HARMLESS.split()
+    used = {str(key): value for key, value in values.items() if key not in harmless}
+    theirs = from_dict(Official, used, WHERE)
+    if family == "TRM" and (own := used.keys() & _EQR_ONLY):
         raise ConfigError(
             f"{WHERE}.{min(own)} is a setting of EqR, and these are the weights of a TRM"
         )
-    theirs = from_dict(Official, {key: values[key] for key in used}, WHERE)
     tokens, vocabulary, prefix = _sizes(theirs, values, tensors)
     side = round(tokens**0.5)
     height, width = theirs.board_height or side, theirs.board_width or side
@@ -291,9 +288,7 @@ def official_tensors(tensors: Mapping[str, Tensor], model: Reasoner) -> dict[str
             size = tuple(value.shape)
             raise CheckpointError(f"tensor {key!r} has size {size}; expected {rows} row(s), {what}")
         if value.is_complex() or not value.float().isfinite().all():
-            raise CheckpointError(
-                f"tensor {key!r} must hold finite real numbers; take another file"
-            )
+            raise CheckpointError(f"tensor {key!r} must hold finite real numbers; get another file")
         if rows:
             value = value[0] if name == "puzzle_emb.weights" else value[:1]
         ours[(f"blocks.{level}." if level else "") + _OFFICIAL_NAMES[name]] = value.float()

@@ -84,11 +84,11 @@ def cells_of(
             f"study {wanted.name!r} is not run in profile {profile!r}; say --profile "
             f"{' or '.join(wanted.profiles)}"
         )
-    names = list(rows) if rows is not None else [row.name for row in wanted.rows]
+    chosen = wanted.rows if rows is None else [wanted.row(name) for name in rows]
     return [
-        Cell(wanted.name, profile, name, seed)
-        for name in names
-        for seed in (seeds if seeds is not None else wanted.row(name).seed_range(profile))
+        Cell(wanted.name, profile, row.name, seed)
+        for row in chosen
+        for seed in (seeds if seeds is not None else row.seed_range(profile))
     ]
 
 

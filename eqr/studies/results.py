@@ -177,6 +177,28 @@ def results_folder(profile: str) -> Path:
     return SHIPPED / "results" / profile
 
 
+def status(wanted: Study, profile: str, folder: Path) -> list[dict[str, Any]]:
+    """How far each row of a study is: its ``seeds``, those ``done``, and ``partial``, those whose
+    files lack an evaluation."""
+    rows = []
+    for row in wanted.rows:
+        cells = cells_of(wanted, profile, [row.name], None)
+        kinds = {kind.name for kind in row.evaluations(profile)}
+        have = {
+            cell.seed: {*CellFile.read(path).about["evaluations"]}
+            for cell in cells
+            if (path := cell.path(folder)).exists()
+        }
+        about = {"row": row.name, "title": row.title, "recipe": row.recipe, "seeds": len(cells)}
+        about["paper"] = {p.table: p.value for p in row.paper}
+        about |= {
+            "done": [*have],
+            "partial": [s for s, names in have.items() if not kinds <= names],
+        }
+        rows.append(about)
+    return rows
+
+
 def shipped(name: str, profile: str = "laptop") -> Results | None:
     """The shipped results of a study, verified; None where none are there: it has not been run.
 
