@@ -16,6 +16,9 @@ from eqr.layers import parameter_count
 from eqr.model import Reasoner
 from eqr.settings import digest
 
+#: The weights as the optimizer left them; those of the model are their running mean (EMA).
+RAW = "raw.safetensors"
+
 
 class RunFolder:
     """The files of a training run: log, resume file, and at the end the model and its timing."""
@@ -61,14 +64,15 @@ class RunFolder:
         seal = {"log_bytes": len(log), "log_sha256": sha256(log)}
         save_tensors(self.resume, state, {**meta, **self.owner, **seal})
 
-    def finish(self, model: Reasoner, fused: bool, seconds: float) -> None:
-        """Write the model that the run was for, and how long it took."""
+    def finish(self, model: Reasoner, raw: Reasoner, fused: bool, seconds: float) -> None:
+        """Write the model that the run was for, the one it is the mean of, and how long it took."""
         meta = {
             "recipe": to_dict(self.recipe, defaults=False),
             "step": self.recipe.train.steps,
             "data": self.owner["data"],
             "parameters": parameter_count(model),
         }
-        save_model(self.directory / "model.safetensors", model, self.recipe.task, meta)
+        for name, one in ((RAW, raw), ("model.safetensors", model)):
+            save_model(self.directory / name, one, self.recipe.task, meta)
         timing = {"seconds": round(seconds, 1), "fused": fused}
         write_json(self.directory / "timing.json", timing)

@@ -24,6 +24,7 @@ from eqr.evaluate import Records
 from eqr.experiments import read_result
 from eqr.files import file_sha256, ours, parse_json, read_json, shipped_file, write_file, write_json
 from eqr.recipes import PROFILES, load_recipe, recipe_names
+from eqr.run_folder import RAW
 from eqr.select import selected
 from eqr.settings import ConfigError, UserError
 from eqr.stats import paired_difference
@@ -224,6 +225,8 @@ def ship(run: Run, folder: Path = experiments.MODELS) -> Path:
     """
     target = folder / run.id
     for name in run.manifest["files"]:
+        if name == RAW:
+            continue
         if name.endswith(".safetensors"):
             ship_weights(run.file(name), target / name)
         else:

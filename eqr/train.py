@@ -416,4 +416,5 @@ def train(
         if stop and not last:
             return
     if writes:
-        writes.finish(trainer.ema, trainer.fused, earlier + time.monotonic() - began)
+        seconds = earlier + time.monotonic() - began
+        writes.finish(trainer.ema, trainer.model, trainer.fused, seconds)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from eqr.analysis.stalled import hidden_directions, memory_ratio, re_roll, turned
+from eqr.analysis.stalled import follow, hidden_directions, memory_ratio, re_roll, turned
 from eqr.config import ModelConfig
 from eqr.model import Reasoner
+from eqr.rollout import NEVER, rollout
 from eqr.streams import stream
 
 
@@ -66,3 +67,24 @@ def test_only_unsolved_puzzles_are_re_rolled(model):
     rolls = re_roll(model, x, labels, depth=3, extra=4, copies=3)
     assert len(rolls.early) == 3 and (rolls.early + rolls.late <= 3).all()
     assert not rolls.stalled.any(), "three iterations are too few to be stalled"
+
+
+def test_what_became_of_a_trajectory_is_what_its_iterations_show(model):
+    """Three hundred problems, which a rollout takes in two chunks."""
+    x = torch.randint(1, 4, (300, 4), generator=stream(0, "problems"))
+    answers, residuals = torch.zeros(12, 300, 4, dtype=torch.long), torch.zeros(12, 300)
+    for it in rollout(model, x, depth=12):
+        answers[it.depth - 1, it.problem], residuals[it.depth - 1, it.problem] = (
+            it.answer,
+            it.recent,
+        )
+    labels = answers[3].clone()
+    labels[::2] = 0
+    seen = follow(model, x, labels, (4, 12))
+    right = (answers == labels).all(-1).numpy()
+    first = np.where(right.any(0), right.argmax(0) + 1, NEVER)
+    assert (seen.first_solved == first).all() and (seen.first_solved[1::2] <= 4).all()
+    changed = (answers[1:] != answers[:-1]).any(-1).numpy()
+    last = np.where(changed.any(0), 12 - changed[::-1].argmax(0), 0)
+    assert (seen.last_changed == last).all() and (seen.solved == right[-1]).all()
+    assert seen.residual == pytest.approx(residuals[[3, 11]].numpy())

@@ -19,6 +19,7 @@ from eqr import checkpoint, experiments, train as training
 from eqr.config import to_dict
 from eqr.data import Dataset
 from eqr.optim import probabilities, token_loss
+from eqr.run_folder import RAW
 from eqr.store import Store
 from eqr.streams import stream
 from eqr.task import Problems
@@ -30,12 +31,12 @@ def equal(one: dict, other: dict) -> bool:
 
 
 def same_result(one: Path, other: Path) -> bool:
-    """Equal logs to the byte, and equal weights to the bit."""
-    logs = [(folder / "log.jsonl").read_bytes() for folder in (one, other)]
-    actual = [checkpoint.load_tensors(folder / "model.safetensors") for folder in (one, other)]
-    return (
-        logs[0] == logs[1] and equal(actual[0][0], actual[1][0]) and actual[0][1:] == actual[1][1:]
-    )
+    """Equal logs to the byte, and equal weights to the bit, averaged and raw."""
+    same = (one / "log.jsonl").read_bytes() == (other / "log.jsonl").read_bytes()
+    for name in ("model.safetensors", RAW):
+        a, b = (checkpoint.load_tensors(folder / name) for folder in (one, other))
+        same &= equal(a[0], b[0]) and a[1:] == b[1:]
+    return same
 
 
 def test_stablemax_loss_is_the_naive_formula():

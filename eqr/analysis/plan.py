@@ -87,6 +87,19 @@ def choices(exact: np.ndarray, cost: np.ndarray) -> list[tuple[int, bool]]:
     return chosen
 
 
+def climbed(exact: np.ndarray) -> int:
+    """Which of rising breadths (K, P) to propose: the last before more stops to help.
+
+    A rule that chooses badly gets worse with every restart, though more of them are right: from
+    one, it goes up only as long as the marginal return is positive.
+
+    >>> climbed(np.array([[0, 0, 1], [0, 1, 1], [0, 0, 1], [1, 1, 1]]))
+    1
+    """
+    rising = np.diff(exact.mean(1)) > 0
+    return len(rising) if rising.all() else int(rising.argmin())
+
+
 def frontier(ways: Sequence[Way], unit: str = "nfe", seed: int = 0) -> list[Plan]:
     """What each budget buys, from the cheapest way to the dearest.
 

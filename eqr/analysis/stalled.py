@@ -7,19 +7,68 @@ succeed in the first half of the extra depth is as likely to in the second; if i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eqr.analysis.landscape import TOLERANCE
 from eqr.model import Reasoner, State
-from eqr.rollout import rollout
+from eqr.rollout import NEVER, rollout
 from eqr.stats import Difference, bootstrap
 from eqr.streams import stream
 
 ANGLE = 0.05  # radians, about, by which a state is turned
 STABLE = 8  # iterations without a change of the answer: stalled
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How single trajectories of P problems went; ``vars`` of it can be stored."""
+
+    first_solved: np.ndarray  # (P,) int: the first iteration with the right answer, or NEVER
+    last_changed: np.ndarray  # (P,) int: the last one that changed the answer
+    solved: np.ndarray  # (P,) bool: at the end
+    residual: np.ndarray  # (K, P) at the depths asked for
+    logit_change: np.ndarray  # (K, P)
+
+    @property
+    def settled(self) -> np.ndarray:
+        """(P,) bool: at rest at the end, by the residual."""
+        return self.residual[-1] < TOLERANCE
+
+
+def follow(
+    model: Reasoner,
+    inputs: Tensor,
+    labels: Tensor,
+    depths: Sequence[int],
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Followed:
+    """Run problems (P, S) to the last of the depths and see what became of them."""
+    count = len(inputs)
+    seen = Followed(
+        np.full(count, NEVER), np.zeros(count, int), np.zeros(count, bool),
+        *np.zeros((2, len(depths), count), np.float32),
+    )  # fmt: skip
+    before = torch.empty(0)
+    for it in rollout(model, inputs, depth=depths[-1], noise=noise, seed=seed):
+        rows, answer = it.problem, it.answer
+        right = (answer == labels[torch.from_numpy(rows)]).all(1).numpy()
+        if it.depth > 1:  # of the same chunk of rows
+            seen.last_changed[rows[(answer != before).any(1).numpy()]] = it.depth
+        before = answer
+        new = right & (seen.first_solved[rows] == NEVER)
+        seen.first_solved[rows[new]] = it.depth
+        seen.solved[rows] = right
+        if it.depth in depths:
+            at = list(depths).index(it.depth), rows
+            seen.residual[at], seen.logit_change[at] = it.recent, it.logit_change
+    return seen
 
 
 @dataclass(frozen=True, slots=True)

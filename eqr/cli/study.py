@@ -153,6 +153,28 @@ def study_plan_command(out: ResultsDir = None, as_json: Json = False) -> None:
     show(values, lines, as_json)
 
 
+@app.command("look")
+def look_command(
+    name: Annotated[str, typer.Argument(help="A study that ships its models.")] = "campaign",
+    out: ResultsDir = None,
+    store: StoreDir = None,
+) -> None:
+    """Look at each model of a study that has weights and no look yet: whether its failures settle
+    or search, how far its numbers hold, what averaging its weights brings.
+
+    Example: eqr study look campaign
+    """
+    from eqr.store import Store
+    from eqr.studies import looks
+    from eqr.studies.results import results_folder
+
+    folder = out or results_folder("laptop")
+    for cell in looks.missing(name, folder):
+        looks.look(cell, folder, Store(store))
+        say(f"{cell}: looked at")
+    print(folder / looks.name_of(name))
+
+
 def plan_command(
     model: Annotated[
         str, typer.Option("--checkpoint", "-c", help="A model.safetensors file, or a recipe.")
