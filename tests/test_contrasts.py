@@ -7,19 +7,24 @@ import pandas as pd
 import pytest
 
 from eqr.studies import contrasts
-from eqr.studies.campaign import LEARNING_RATE, PATH, PILOTS, RATES, TUNING
+from eqr.studies.campaign import LEARNING_RATE, PATH, PILOTS, PREFIX, RATES, TUNING
 from eqr.studies.cells import StudyError
 from eqr.studies.results import Pick, shipped
+
+ROWS = (*PATH, PREFIX)
 
 
 class Known:
     """Results whose accuracies are given: ``values`` by row, one a seed."""
 
     def __init__(self, values: dict[str, list[float]]) -> None:
-        self.values, self.study, self.missing = values, TUNING, []
+        self.values, self.study, self.missing, self.id = values, TUNING, [], "known"
 
     def seeds(self, row: str, evaluation: str = "depth") -> list[int]:
         return list(range(len(self.values[row])))
+
+    def problems(self, evaluation: str) -> int:
+        return 10
 
     def outcomes(self, pick: Pick, seed: int) -> np.ndarray:
         return np.full(10, self.values[pick.row][seed])
@@ -68,12 +73,12 @@ def curves(values: dict[str, list[float]]) -> Known:
 
 def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for():
     luck = [0.0, 0.03, -0.02, 0.01]  # of a seed, shared by all rows: pairing removes it
-    own = {one.name: np.array([0.01, -0.01, 0.02, -0.02]) * k for k, one in enumerate(PATH)}
+    own = {one.name: np.array([0.01, -0.01, 0.02, -0.02]) * k for k, one in enumerate(ROWS)}
     values = {name: list(0.5 + np.array(luck) + own[name]) for name in own}
     plan = contrasts.planned(curves(values)).set_index("step")
     spread = np.std([0.01, -0.01, 0.02, -0.02], ddof=1)
     # EqR is two rows behind RI in the path, the others one behind the row they are compared with.
-    assert plan.sd.tolist() == pytest.approx([spread] * 5 + [2 * spread])
+    assert plan.sd.tolist() == pytest.approx([spread] * 5 + [2 * spread, spread])
     assert plan.pilot["halting"] == pytest.approx(0.0)
     assert plan.effect["halting"] == pytest.approx(0.083) and plan.effect["random start"] == 0.05
     assert (plan.seeds == contrasts.LEAST).all(), "never fewer, however small the spread"
@@ -84,9 +89,9 @@ def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for():
 
 
 def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
-    rows = {one.name: [0.1 * k + 0.01 * s for s in range(6)] for k, one in enumerate(PATH)}
+    rows = {one.name: [0.1 * k + 0.01 * s for s in range(6)] for k, one in enumerate(ROWS)}
     rows["ri-ni"] = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3]  # against RI: no knowing
-
+    rows["ri-ni-prefix"] = [value + 0.05 + 0.01 * value for value in rows["ri-ni"]]
     # Breadth and depth change nothing there.
     table = contrasts.decided_table(Known(rows)).set_index("step")
     assert table.verdict["segments"] == "reproduced" and table.seeds["segments"] == 6
@@ -94,7 +99,8 @@ def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
     assert table.verdict["damping and noise"] == "undecided"
     assert table["seeds that would decide"]["damping and noise"] > 6
     assert table.ours["breadth"] == "ri-ni, D = 16, B = 32, converged"
-    assert set(table.verdict) <= {"reproduced", "not reproduced", "undecided"}
+    assert set(table.verdict) - {"reproduced", "not reproduced", "undecided"} == {"holds"}
+    assert table.verdict["prefix"] == "holds", "what the paper does not claim, it cannot reproduce"
 
 
 def test_the_rates_are_those_that_the_shipped_tuning_chose():
@@ -103,7 +109,7 @@ def test_the_rates_are_those_that_the_shipped_tuning_chose():
 
 
 def test_a_campaign_that_has_begun_is_shown_without_a_verdict():
-    rows = {one.name: [] for one in PATH} | {"feedforward": [0.1], "weight-tied": [0.3]}
+    rows = {one.name: [] for one in ROWS} | {"feedforward": [0.1], "weight-tied": [0.3]}
     table = contrasts.decided_table(Known(rows)).set_index("step")
     assert set(table.verdict) == {"not run"} and set(table.p) == {"–"}
     assert table["points [95 %]"]["weight tying"] == "+20.0 [one seed]"

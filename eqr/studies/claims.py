@@ -134,8 +134,10 @@ class Claim:
         >>> Claim("x", 0.3, 0.2, 0.4, 100, at_least=0.5, kind="ours").verdict
         'fails'
         """
+        yes, no = self.words
         if self.judged:
-            return self.judged.verdict
+            said = self.judged.verdict
+            return {"reproduced": yes, "not reproduced": no}.get(said, said)
         if self.value is None or self.low is None or self.high is None:
             return "not run"
         if self.low == self.high and self.low in (self.at_least, self.at_most):
@@ -144,7 +146,6 @@ class Claim:
         most = math.inf if self.at_most is None else self.at_most
         holds = self.low >= least and self.high <= most
         fails = self.high < least or self.low > most
-        yes, no = self.words
         return yes if holds else no if fails else "undecided"
 
     @property
