@@ -57,10 +57,9 @@ def find(store: Store, text: str, *, complete: bool = False) -> Path:
     """
     # A run that is being made again after a fault is in both places: the complete one counts.
     runs = {path.name: path for path in [*store.partial(), *store.paths()]}
-    begins = [
-        n for n in runs if text and (n.startswith(text) or n.partition("-")[2].startswith(text))
-    ]
-    hits = [text] if text in runs else begins
+    parts = {name: (name, name.partition("-")[2]) for name in runs if text}
+    begun = [name for name, own in parts.items() if any(part.startswith(text) for part in own)]
+    hits = [text] if text in runs else begun
     if len(hits) == 1:
         if complete and runs[hits[0]].parent != store.root:
             raise StoreError(f"{hits[0]}: not complete; train to the end first")

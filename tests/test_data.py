@@ -13,6 +13,7 @@ import pytest
 from eqr import data
 from eqr.config import DataConfig
 from eqr.data import DataError
+from eqr.imports import datasets
 from eqr.settings import ProblemError, digest
 from eqr.task import Problems
 from eqr.tasks.maze import Maze
@@ -184,3 +185,30 @@ def test_a_recipe_takes_its_problems_from_cache_or_source_and_says_what_does_not
         data.for_recipe(make_recipe(data={"source": str(folder), "test": 99}), tmp_path)
     with pytest.raises(DataError, match="the recipe's task is"):
         data.for_recipe(make_recipe(data={"source": str(folder)}, task={"clues_max": 10}), tmp_path)
+
+
+def test_the_papers_mazes_come_from_an_archive_and_have_their_hashes(eqr, tmp_path, monkeypatch):
+    """A small stand-in for them, imported and built: one and the same data set."""
+    small = {"kind": "maze", "height": 9, "width": 9, "path_min": 6, "path_max": 12}
+    monkeypatch.setattr(datasets, "UNIQUE_TASK", small)
+    sizes = ("--train", 6, "--test", 4, "--validation", 2, "--seed", 1)
+    assert eqr("data", "build", tmp_path / "built", "--kind", "maze-unique", *sizes).code == 0
+    made, arrays, pins = data.load(tmp_path / "built"), {}, {}
+    assert len(made.validation) == 2 and data.verify(tmp_path / "built")["test_wrong_labels"] == 0
+    for split, problems in (("train", made.train), ("test", made.test)):
+        for name in ("inputs", "labels"):
+            arrays[f"{split}_{name}"] = getattr(problems, name)
+            file = tmp_path / "built" / f"{split}_{name}.npy"
+            pins[f"{split}/all__{name}.npy"] = data.file_sha256(file)
+    (tmp_path / "paper").mkdir()
+    np.savez(tmp_path / "paper/mazes.npz", **arrays)
+    words = ("data", "import", tmp_path / "paper", tmp_path / "out", "--kind", "maze-unique")
+    assert "train/all__inputs.npy: field sha256 is" in eqr(*words).err
+    monkeypatch.setattr(datasets, "UNIQUE_PINS", pins)
+    assert eqr(*words).code == 0
+    assert replace(made, validation=None).digest == data.load(tmp_path / "out").digest
+    words = (*words, "--overwrite")
+    assert "leave out --sha256" in eqr(*words, "--sha256", f"train.csv={'0' * 64}").err
+    assert "use --kind maze with --set" in eqr(*words, "-s", "loops=1").err
+    (tmp_path / "paper/mazes.npz").write_bytes(b"PK")
+    assert "mazes.npz: not a readable archive" in eqr(*words).err

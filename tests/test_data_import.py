@@ -12,8 +12,7 @@ import torch
 
 from eqr.checkpoint import CheckpointError, load_model
 from eqr.config import ModelConfig
-from eqr.data import DataError, file_sha256, load, save, verify
-from eqr.imports import datasets
+from eqr.data import DataError, load, save
 from eqr.imports.datasets import read
 from eqr.imports.weights import convert
 from eqr.model import Reasoner
@@ -151,33 +150,6 @@ def test_official_arrays_keep_the_first_of_each_group(tmp_path, pool):
         np.save(labels, tokens, allow_pickle=True)
         with pytest.raises(DataError, match=said):
             read(tmp_path / "npy", Sudoku())
-
-
-def test_the_papers_mazes_come_from_an_archive_and_have_their_hashes(eqr, tmp_path, monkeypatch):
-    """A small stand-in for them, imported and built: one and the same data set."""
-    small = {"kind": "maze", "height": 9, "width": 9, "path_min": 6, "path_max": 12}
-    monkeypatch.setattr(datasets, "UNIQUE_TASK", small)
-    sizes = ("--train", 6, "--test", 4, "--validation", 2, "--seed", 1)
-    assert eqr("data", "build", tmp_path / "built", "--kind", "maze-unique", *sizes).code == 0
-    made, arrays, pins = load(tmp_path / "built"), {}, {}
-    assert len(made.validation) == 2 and verify(tmp_path / "built")["test_wrong_labels"] == 0
-    for split, problems in (("train", made.train), ("test", made.test)):
-        for name in ("inputs", "labels"):
-            arrays[f"{split}_{name}"] = getattr(problems, name)
-            file = tmp_path / "built" / f"{split}_{name}.npy"
-            pins[f"{split}/all__{name}.npy"] = file_sha256(file)
-    (tmp_path / "paper").mkdir()
-    np.savez(tmp_path / "paper/mazes.npz", **arrays)
-    words = ("data", "import", tmp_path / "paper", tmp_path / "out", "--kind", "maze-unique")
-    assert "train/all__inputs.npy: field sha256 is" in eqr(*words).err
-    monkeypatch.setattr(datasets, "UNIQUE_PINS", pins)
-    assert eqr(*words).code == 0
-    assert replace(made, validation=None).digest == load(tmp_path / "out").digest
-    words = (*words, "--overwrite")
-    assert "leave out --sha256" in eqr(*words, "--sha256", f"train.csv={'0' * 64}").err
-    assert "use --kind maze with --set" in eqr(*words, "-s", "loops=1").err
-    (tmp_path / "paper/mazes.npz").write_bytes(b"PK")
-    assert "mazes.npz: not a readable archive" in eqr(*words).err
 
 
 # ---------------------------------------------------------------------------------------- weights
