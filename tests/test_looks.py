@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eqr.analysis.plan import climbed
+from eqr.analysis.plan import proposed
 from eqr.store import Store
 from eqr.studies import looks, run as study_run
 from eqr.studies.cells import Cell, CellFile, StudyError
@@ -41,10 +41,10 @@ def test_a_look_is_made_from_the_weights_once_and_is_sealed(tmp_path, monkeypatc
 def test_the_planner_stops_where_more_restarts_cost_accuracy():
     rng = np.random.default_rng(0)
     rising, falling = (0.3, 0.5, 0.6, 0.65), (0.5, 0.3, 0.2, 0.1)
-    peak = (0.3, 0.6, 0.4, 0.3)
-    for shares, wanted in ((rising, 3), (falling, 0), (peak, 1)):
+    peak, vote = (0.3, 0.6, 0.4, 0.3), (0.5, 0.4, 0.6, 0.7)
+    for shares, wanted in ((rising, 3), (falling, 0), (peak, 1), (vote, 3)):
         exact = rng.random((4, 2000)) < np.array(shares)[:, None]
-        assert climbed(exact) == wanted
+        assert proposed(exact) == wanted
 
 
 def test_the_campaign_shows_where_a_rule_falls_while_coverage_rises():

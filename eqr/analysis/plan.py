@@ -87,17 +87,17 @@ def choices(exact: np.ndarray, cost: np.ndarray) -> list[tuple[int, bool]]:
     return chosen
 
 
-def climbed(exact: np.ndarray) -> int:
-    """Which of rising breadths (K, P) to propose: the last before more stops to help.
+def proposed(exact: np.ndarray) -> int:
+    """Which of rising breadths (K, P) to propose: the smallest that does best.
 
-    A rule that chooses badly gets worse with every restart, though more of them are right: from
-    one, it goes up only as long as the marginal return is positive.
+    A rule that chooses badly gets worse with every restart, though more of them are right. It is no
+    use to stop at the first loss: two restarts have no majority, so that a vote is lost there to
+    its tie-break and rises from three on.
 
-    >>> climbed(np.array([[0, 0, 1], [0, 1, 1], [0, 0, 1], [1, 1, 1]]))
+    >>> proposed(np.array([[0, 0, 1], [0, 1, 1], [0, 0, 1], [0, 1, 1]]))
     1
     """
-    rising = np.diff(exact.mean(1)) > 0
-    return len(rising) if rising.all() else int(rising.argmin())
+    return int(exact.mean(1).argmax())
 
 
 def frontier(ways: Sequence[Way], unit: str = "nfe", seed: int = 0) -> list[Plan]:

@@ -19,7 +19,7 @@ import torch
 
 from eqr import checkpoint
 from eqr.analysis.dynamics import Dynamics, lyapunov
-from eqr.analysis.plan import climbed
+from eqr.analysis.plan import proposed
 from eqr.analysis.stalled import STABLE, follow, memory_ratio, re_roll
 from eqr.compiled import compiled_copy
 from eqr.config import SEMANTICS, EvalConfig
@@ -281,12 +281,12 @@ def selector_law(results: Results) -> pd.DataFrame:
 
 
 def planned_breadths(results: Results) -> pd.DataFrame:
-    """What breadth :func:`eqr.analysis.plan.climbed` proposes for each way to choose, judged on
-    models and problems that it has not seen: planned on one half of the problems and on the other
-    seeds (its own where there is only one), obtained on the other half.
+    """What breadth :func:`eqr.analysis.plan.proposed` gives for each way to choose, judged where
+    it was not planned: on half of the problems, planned on the other half with the model's own
+    outcomes (``from`` itself) or with those of the row's other seeds.
 
-    Columns: ``proposed`` breadth, ``regret`` against the best of the recorded ones, and whether the
-    last doubling is shown to have cost accuracy there (``negative``).
+    Columns: ``proposed`` breadth; ``regret`` against the best of the recorded ones; ``negative``,
+    whether it is shown to do worse there than a smaller one.
     """
     lines = []
     for row, kind, depth, rule, seeds, breadths in sorted(_wide(results)):
@@ -295,13 +295,17 @@ def planned_breadths(results: Results) -> pd.DataFrame:
              for b in breadths] for seed in seeds
         ])  # fmt: skip
         for at, seed in enumerate(seeds):
-            others = np.delete(exact, at, 0) if len(seeds) > 1 else exact
-            k = climbed(others.mean(0)[:, ::2])
             held = exact[at][:, 1::2]
             means = held.mean(1)
-            negative = k > 0 and paired_difference(held[k], held[k - 1]).high < 0
-            lines.append({
-                "row": row, "evaluation": kind, "depth": depth, "rule": rule, "seed": seed,
-                "proposed": breadths[k], "regret": means.max() - means[k], "negative": negative,
-            })  # fmt: skip
+            sources = {"itself": exact[at]}
+            if len(seeds) > 1:
+                sources["other seeds"] = np.delete(exact, at, 0).mean(0)
+            for source, own in sources.items():
+                k = proposed(own[:, ::2])
+                worse = [paired_difference(held[k], held[j]).high < 0 for j in range(k)]
+                lines.append({
+                    "row": row, "evaluation": kind, "depth": depth, "rule": rule, "seed": seed,
+                    "from": source, "proposed": breadths[k], "regret": means.max() - means[k],
+                    "negative": any(worse),
+                })  # fmt: skip
     return pd.DataFrame(lines)
