@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +342,7 @@ def conclude(chapter: str, claims: Sequence[Claim], profile: str) -> ClaimsTable
     facts = ("verdict", "needed", "measured", "answer")
     end.attrs["claims"] = [
         {"chapter": chapter, "profile": profile}
-        | asdict(claim)
+        | asdict(replace(claim, judged=None))  # what was judged is in the facts
         | {fact: getattr(claim, fact) for fact in facts}
         for claim in claims
     ]
