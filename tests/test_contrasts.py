@@ -21,6 +21,15 @@ class Known:
     def seeds(self, row: str, evaluation: str = "depth") -> list[int]:
         return list(range(len(self.values[row])))
 
+    id = "known"
+
+    @property
+    def meta(self):
+        return {"evaluations": {kind: {"noise": 0.1} for kind in ("depth", "breadth")}}
+
+    def problems(self, evaluation: str) -> int:
+        return 10
+
     def outcomes(self, pick: Pick, seed: int) -> np.ndarray:
         return np.full(10, self.values[pick.row][seed])
 
@@ -83,18 +92,16 @@ def test_the_plan_has_the_seeds_that_the_paired_spread_asks_for():
     assert (plan.pilots == PILOTS).all(), "a fifth seed does not count"
 
 
-def test_decisions_are_shown_with_interval_seeds_and_what_would_decide():
+def test_steps_become_claims_that_are_judged_by_table():
     rows = {one.name: [0.1 * k + 0.01 * s for s in range(6)] for k, one in enumerate(PATH)}
     rows["ri-ni"] = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3]  # against RI: no knowing
-
+    lines = {one.id: one for one in contrasts.claims(Known(rows), "Table 2", "Table 3", "Table 4")}
+    one = lines["table-2-segments"]
+    assert (one.verdict, one.seeds) == ("reproduced", 6) and one.value == pytest.approx(0.1)
+    unclear = lines["table-3-damping-and-noise"]
+    assert unclear.verdict == "undecided" and unclear.needed > 6
     # Breadth and depth change nothing there.
-    table = contrasts.decided_table(Known(rows)).set_index("step")
-    assert table.verdict["segments"] == "reproduced" and table.seeds["segments"] == 6
-    assert table["points [95 %]"]["segments"].startswith("+10.0 [")
-    assert table.verdict["damping and noise"] == "undecided"
-    assert table["seeds that would decide"]["damping and noise"] > 6
-    assert table.ours["breadth"] == "ri-ni, D = 16, B = 32, converged"
-    assert set(table.verdict) <= {"reproduced", "not reproduced", "undecided"}
+    assert "ri-ni, D = 16, B = 32, converged" in lines["table-4-breadth"].name
 
 
 def test_the_rates_are_those_that_the_shipped_tuning_chose():
@@ -104,7 +111,7 @@ def test_the_rates_are_those_that_the_shipped_tuning_chose():
 
 def test_a_campaign_that_has_begun_is_shown_without_a_verdict():
     rows = {one.name: [] for one in PATH} | {"feedforward": [0.1], "weight-tied": [0.3]}
-    table = contrasts.decided_table(Known(rows)).set_index("step")
-    assert set(table.verdict) == {"not run"} and set(table.p) == {"–"}
-    assert table["points [95 %]"]["weight tying"] == "+20.0 [one seed]"
-    assert table["points [95 %]"]["depth"] == "–"
+    lines = {one.id: one for one in contrasts.claims(Known(rows), *contrasts.TABLES)}
+    assert {one.verdict for one in lines.values()} == {"not run"}
+    one = lines["table-2-weight-tying"]
+    assert one.value is None and one.judged.gap.mean == pytest.approx(0.2)

@@ -1,7 +1,7 @@
 """The steps that the campaign decides: which row, depth, breadth and rule against which other.
 
 Each step of a construction path is compared with the row before it, in the table it stands in.
-:func:`planned` fixes the number of seeds from the first few, :func:`decided` gives the verdicts.
+:func:`planned` fixes the number of seeds from the first few, :func:`claims` gives the verdicts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 from eqr.stats import seeds_for_difference
 from eqr.studies.campaign import PATH, PILOTS
 from eqr.studies.cells import StudyError
-from eqr.studies.claims import LARGE, Claim, Decision, Paired, decide
+from eqr.studies.claims import LARGE, Claim, Paired, decide
 from eqr.studies.results import Pick, Results
 
 LEAST, MOST = 8, 40  # seeds of a row
@@ -84,51 +84,36 @@ def paired(results: Results, contrast: Contrast) -> Paired:
     return Paired(*both, contrast.side, abs(contrast.paper))
 
 
-def decided(results: Results, table: str) -> dict[str, Decision]:
-    """The verdicts of a table by step; they are tested together."""
-    return decide({name: paired(results, one) for name, one in TABLES[table].items()})
-
-
-def decided_table(results: Results) -> pd.DataFrame:
-    """The verdicts as a page shows them: differences in points with their 95 % intervals."""
-    lines = []
-    for table, steps in TABLES.items():
-        for name, one in decided(results, table).items():
-            asked = steps[name]
-            side = "above" if asked.side > 0 else "below"
-            line = {"table": table, "step": name}
-            line |= {"paper": f"{100 * asked.paper:+.1f}" if asked.paper else side}
-            line |= {"ours": shown(asked.ours), "against": shown(asked.other)}
-            line |= {"points [95 %]": one.gap.scaled(100).text("+.1f"), "seeds": one.gap.n}
-            line |= {"p": "–" if math.isnan(one.p) else f"{one.p:.2g}", "verdict": one.verdict}
-            lines.append(line | {"seeds that would decide": one.needed or "–"})
-    return pd.DataFrame(lines)
-
-
 def claims(results: Results, *tables: str) -> list[Claim]:
     """The steps of the tables as a chapter's claims; those of one table are judged together.
 
     Their ids are ``table-2-halting`` and so on.
     """
-    lines = []
-    for table in tables:
-        for name, one in decided(results, table).items():
-            asked, gap = TABLES[table][name], one.gap
-            bounds = (gap.mean, gap.low, gap.high) if gap.n > 2 else (None, None, None)
-            lines.append(
-                Claim(
-                    f"{table}, {name}: {shown(asked.ours)} − {shown(asked.other)}",
-                    *bounds,
-                    results.problems(asked.ours.evaluation),
-                    **{"at_least" if asked.side > 0 else "at_most": 0.0},
-                    paper=f"{100 * asked.paper:+.1f} points" if asked.paper else "no number",
-                    seeds=gap.n,
-                    run=results.id,
-                    id=re.sub(r"\W+", "-", f"{table} {name}".lower()),
-                    unit="points",
-                    judged=one,
-                )
-            )
+    return [one for t in tables for one in judged(results, t, TABLES[t]).values()]
+
+
+def judged(results: Results | None, table: str, steps: Mapping[str, Contrast]) -> dict[str, Claim]:
+    """The steps as claims, by their names; *not run* without results, or three seeds of both."""
+    lines = {}
+    nothing = Paired(np.array([]), np.array([]), 1)
+    pairs = {name: paired(results, one) if results else nothing for name, one in steps.items()}
+    for name, one in decide(pairs).items():
+        asked, gap = steps[name], one.gap
+        bounds = (gap.mean, gap.low, gap.high) if gap.n > 2 else (None, None, None)
+        kind = asked.ours.evaluation
+        lines[name] = Claim(
+            f"{table}, {name}: {shown(asked.ours)} − {shown(asked.other)}",
+            *bounds,
+            results.problems(kind) if gap.n else 0,
+            **{"at_least" if asked.side > 0 else "at_most": 0.0},
+            paper=f"{100 * asked.paper:+.1f} points" if asked.paper else "no number",
+            seeds=gap.n,
+            noise=results.meta["evaluations"][kind]["noise"] if gap.n else 0.0,
+            run=results.id if results else "–",
+            id=re.sub(r"\W+", "-", f"{table} {name}".lower()),
+            unit="points",
+            judged=one,
+        )
     return lines
 
 

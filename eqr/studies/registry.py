@@ -13,7 +13,8 @@ import pandas as pd
 from eqr import SHIPPED
 from eqr.files import shipped_file
 from eqr.studies.cells import StudyError
-from eqr.studies.paper import available, entries, profile_of
+from eqr.studies.contrasts import Contrast
+from eqr.studies.paper import PARTS, available, profile_of
 from eqr.studies.results import Pick
 from eqr.studies.rows import STUDIES
 
@@ -33,8 +34,8 @@ SELECTED = {
 }
 #: Our runs with restarts, beside those that stand for a figure of the paper.
 WIDE = [
-    ("depth-breadth", Pick(row, 16, 32, select, evaluation))
-    for row, evaluation in (("eqr", "restarts"), *((r, "restarts-noisy") for r in ("eqr", "trm")))
+    ("campaign", Pick(row, 16, 32, select, "breadth"))
+    for row in ("ri-ni", "halting")
     for select in SELECTED
 ]
 #: Settings in which two numbers on the same model and task may differ.
@@ -64,8 +65,10 @@ def measured(profile: str = "laptop") -> pd.DataFrame:
     is the id of the stored results.
     """
     studies, rows = available(profile), []
-    picks = [*((entry.study, entry.pick) for entry in entries()), *WIDE]
-    for name, pick in dict.fromkeys(pick for pick in picks if pick[0] in studies):
+    steps = ((part.study, one) for part in PARTS for one in part.steps.values())
+    picks = [(name, pick) for name, one in steps if isinstance(one, Contrast)
+             for pick in (one.ours, one.other)]  # fmt: skip
+    for name, pick in dict.fromkeys(one for one in [*picks, *WIDE] if one[0] in studies):
         study, row = studies[name], STUDIES[name].row(pick.row)
         seeds = len(study.seeds(pick.row, pick.evaluation))
         if not seeds:
