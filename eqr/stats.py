@@ -42,6 +42,11 @@ class Difference:
         """In another unit, as in points of a hundred."""
         return Difference(factor * self.mean, factor * self.low, factor * self.high, self.n)
 
+    def as_share(self) -> Difference:
+        """A share over seeds, to be shown: within 0 and 1, no bounds with fewer than three."""
+        low, high = (max(0.0, self.low), min(1.0, self.high)) if self.n > 2 else (math.nan,) * 2
+        return Difference(self.mean, low, high, self.n)
+
     def text(self, spec: str = ".2f") -> str:
         """For a table, the numbers written as ``spec`` says; a dash where there are no values.
 
@@ -50,8 +55,8 @@ class Difference:
         """
         if not self.n:
             return "–"
-        if self.n == 1:
-            return f"{self.mean:{spec}} [one seed]"
+        if self.n < 3:
+            return f"{self.mean:{spec}} [{'one seed' if self.n == 1 else 'two seeds'}]"
         return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 

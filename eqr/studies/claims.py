@@ -96,9 +96,9 @@ class Claim:
 
     @classmethod
     def of_seeds(cls, name: str, interval: Difference, n: int, **rest) -> Claim:
-        """A claim about a mean over seeds, each on n problems; fewer than two seeds: not run."""
+        """A claim about a mean over seeds, each on n problems; fewer than three: not run."""
         bounds = (
-            (interval.mean, interval.low, interval.high) if interval.n > 1 else (None, None, None)
+            (interval.mean, interval.low, interval.high) if interval.n > 2 else (None, None, None)
         )
         return cls(name, *bounds, n, seeds=interval.n, **rest)
 
@@ -116,16 +116,27 @@ class Claim:
     def of_study(cls, name: str, study: Results, ours: Pick, other: Pick, **rest) -> Claim:
         """A claim about ``ours − other`` in a many-seed study: paired by seed, t interval.
 
-        Not run, where a row has fewer than two seeds in common with the other.
+        Not run, where a row has fewer than three seeds in common with the other.
         """
         shared = set(study.seeds(ours.row, ours.evaluation))
         shared &= set(study.seeds(other.row, other.evaluation))
-        if len(shared) < 2:
+        if len(shared) < 3:
             return cls(name, None, None, None, 0, seeds=len(shared), **rest)
         both = study.compare(ours, other)
         rest = {"seeds": both.seeds.n, "run": study.id, **rest}
         gap = both.seeds
         return cls(name, gap.mean, gap.low, gap.high, both.problems.n, **rest)
+
+    def saying(self, yes: str, no: str, whether: str) -> Claim:
+        """With the sentences that pages quote: for its two verdicts, and of what is open.
+
+        >>> one = Claim("x", 0.3, 0.2, 0.4, 9, at_least=0)
+        >>> one.saying("It pays", "It costs", "whether it pays").answer
+        'It pays (0.3 [0.2, 0.4], 9 cases).'
+        """
+        yes_no = dict(zip(self.words, (yes, no), strict=True))
+        unknown = {"undecided": f"Undecided: {whether}", "not run": f"Not run yet: {whether}"}
+        return replace(self, answers=yes_no | unknown)
 
     @property
     def verdict(self) -> str:
