@@ -1,5 +1,5 @@
 """Adaptive compute: when a trajectory has settled, and a queue that settled rows leave (paper §4,
-Table 5 and Fig. 7; chapter *Adaptive compute*).
+Table 5 and Fig. 7; chapter *Depth*).
 
 :func:`eqr.rollout.rollout` gives every (problem, restart) the same depth. :func:`adaptive` runs the
 same trajectories, each for as long as a rule asks: a row that has settled makes room for the next

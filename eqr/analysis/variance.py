@@ -1,4 +1,4 @@
-"""Repeated trajectories as nested Monte Carlo (chapter *Variance per unit of compute*).
+"""Repeated trajectories as nested Monte Carlo (chapter *A budget*).
 
 A number of a trajectory, as whether its answer is exact, depends on the puzzle, on the *start* (the
 first state and the noise up to depth d) and on the *path* (the noise after d). Paths that share a

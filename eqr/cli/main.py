@@ -351,7 +351,7 @@ def notebook_command(
 ) -> None:
     """Execute a chapter with other parameters; unknown names are refused before it starts.
 
-    Example: eqr notebook notebooks/depth_breadth.ipynb out.ipynb -p profile=smoke -p noise=0.5
+    Example: eqr notebook notebooks/depth.ipynb out.ipynb -p profile=smoke -p limit=32
     """
     from eqr.notebook import execute
     from eqr.recipes import pairs

@@ -1,9 +1,8 @@
-"""Results of the many-seed studies: read, verified, and compared (chapters *From
-feedforward to iterative*, *Shaping the landscape*).
+"""Results of the many-seed studies: read, verified, and compared.
 
-    results = load("construction", "laptop")
+    results = load("campaign", "laptop")
     results.summary()
-    results.compare(Pick("act"), Pick("head"))
+    results.compare(Pick("halting"), Pick("hierarchy"))
 
 A study is the files of its cells (:mod:`eqr.studies.cells`); :mod:`eqr.studies.rows` says what the
 rows are.
