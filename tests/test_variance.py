@@ -52,24 +52,13 @@ def test_components_of_zeros_and_ones_are_those_of_their_probabilities():
     assert abs(found.puzzle) < 0.005
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    hits = []
-    for values in draw(TRUE, (60, 3, 3), 4, 200):
-        low, high = map(each, variance.bootstrap(values, draws=300))
-        hits.append([a <= t <= b for a, t, b in zip(low, each(TRUE), high, strict=True)])
-    assert (np.mean(hits, 0) > 0.85).all()
-
-
 @pytest.mark.parametrize(("starts", "paths"), [(1, 1), (1, 4), (3, 2)])
 def test_predicted_variance_of_groups_is_that_of_many_groups(starts, paths):
     within = Components(0.0, TRUE.start, TRUE.path)
     means = draw(within, (1, starts, paths), 5, 20_000).mean((1, 2, 3))
     group = variance.group(TRUE, starts, paths, part_at=3, depth=9)
     assert means.var() == pytest.approx(group.variance, rel=0.05)
-    fresh = draw(TRUE, (4, starts, paths), 6, 20_000).mean((1, 2, 3))
-    whole = variance.group(TRUE, starts, paths, part_at=3, depth=9, fresh=4)
-    assert fresh.var() == pytest.approx(whole.variance, rel=0.05)
-    assert whole.nfe == 4 * group.nfe
+    assert group.nfe == starts * (3 + paths * 6)
 
 
 def test_nfe_is_that_of_an_evaluation():
@@ -124,18 +113,6 @@ def test_limits_of_the_allocation():
     assert variance.allocation(only_start, part_at=8, depth=16).paths == 1
 
 
-def test_a_benchmark_takes_fresh_puzzles_until_there_are_no_more():
-    where = {"part_at": 4, "depth": 16}
-    rich = variance.benchmark_plan(TRUE, 16 * 50, 1000, **where)
-    assert (rich.problems, rich.starts, rich.paths) == (50, 1, 1)
-    scarce = variance.benchmark_plan(TRUE, 16 * 50, 10, **where)
-    assert scarce.problems == 10
-    assert scarce.starts * scarce.paths > 1
-    assert scarce.nfe <= 16 * 50
-    noisy = Components(0.01, 0.01, 1.0)
-    assert variance.benchmark_plan(noisy, 16 * 50, 1000, part_at=12, depth=16).paths > 1
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -147,9 +124,8 @@ def test_a_benchmark_takes_fresh_puzzles_until_there_are_no_more():
     ],
 )
 def test_values_that_have_no_components(values, message):
-    for function in (variance.components, variance.bootstrap):
-        with pytest.raises(ValueError, match=message):
-            function(values)
+    with pytest.raises(ValueError, match=message):
+        variance.components(values)
 
 
 def test_groups_that_cannot_be():
@@ -165,7 +141,3 @@ def test_groups_that_cannot_be():
         variance.allocation(TRUE, part_at=16, depth=16)
     with pytest.raises(ValueError, match="no variance"):
         variance.allocation(Components(0.1, 0.0, 0.0), part_at=8, depth=16)
-    with pytest.raises(ValueError, match="one puzzle"):
-        variance.group(TRUE, 1, 1, part_at=8, depth=16, fresh=0)
-    with pytest.raises(ValueError, match="do not pay"):
-        variance.benchmark_plan(TRUE, 15, 10, part_at=8, depth=16)

@@ -174,33 +174,6 @@ def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
-def heat_map(ax: Axes, grid: pd.DataFrame) -> None:
-    """Accuracy over depth (columns) and breadth (rows), with lines of equal NFE = D · B.
-
-    Below and left of a line the NFE is at most what it says.
-
-    Args:
-        grid: accuracies in [0, 1]; index and columns are powers of two.
-    """
-    grid = grid.sort_index()
-    depths, breadths = np.log2(grid.columns.to_numpy(float)), np.log2(grid.index.to_numpy(float))
-    edges = (depths[0] - 0.5, depths[-1] + 0.5, breadths[0] - 0.5, breadths[-1] + 0.5)
-    shown = {"cmap": "cividis", "vmin": 0, "vmax": 1, "origin": "lower", "aspect": "auto"}
-    ax.imshow(grid, extent=edges, **shown)
-    for b, row in zip(breadths, grid.to_numpy(), strict=True):
-        for d, value in zip(depths, row, strict=True):
-            colour = "black" if value > 0.5 else "white"
-            ax.text(d, b, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    for cost in range(int(breadths[-1]), int(depths[-1] + breadths[-1]), 2):
-        ax.axline((cost + 0.5, 0), slope=-1, color="white", linestyle=":", linewidth=1)
-        ax.annotate(f"≤ {2**cost}", (cost + 0.5 - edges[3], edges[3]), xytext=(0, 2), fontsize=7,
-                    textcoords="offset points", color="0.3", ha="center")  # fmt: skip
-    ax.grid(False)
-    ax.set_xticks(depths, grid.columns)
-    ax.set_yticks(breadths, grid.index)
-    ax.set(xlim=edges[:2], ylim=edges[2:], xlabel="depth D", ylabel="breadth B")
-
-
 def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
     """Accuracy against depth, a line for each breadth and selection, as a picture."""
     set_style()

@@ -1,5 +1,4 @@
-"""Compute planner: which (D, B, halting, selection) for a target or a budget (chapter *Spending
-inference compute*).
+"""Compute planner: (D, B, halting, selection) for a target or a budget (chapter *A budget*).
 
     ways, notes = read_ways(stored_runs(model.sha256, store), model.model.config.layers)
     print(plan(ways, budget=200))

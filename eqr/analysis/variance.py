@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eqr import stats
-
 
 @dataclass(frozen=True, slots=True)
 class Components:
@@ -43,10 +41,9 @@ class Components:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An estimate from several trajectories: of a puzzle's mean, or of a benchmark's."""
+    """An estimate of a puzzle's mean from several trajectories."""
 
-    problems: int
-    starts: int  # of each puzzle
+    starts: int
     paths: int  # of each start
     variance: float
     nfe: float  # outer iterations that it costs
@@ -94,30 +91,6 @@ def components(values: np.ndarray) -> Components:
     return Components(float(puzzle), float(start), float(path.mean()))
 
 
-def bootstrap(
-    values: np.ndarray, draws: int = 2000, seed: int = 0
-) -> tuple[Components, Components]:
-    """Ends of the components' 95 % intervals: percentiles over resamples of the puzzles.
-
-    It is about other puzzles for these weights; for other weights take a t interval over seeds.
-
-    Args:
-        values: (P, I, J) as for :func:`components`.
-
-    Raises:
-        ValueError: as :func:`components`.
-    """
-    problems, starts, paths = _nested(values).shape
-    mean, between, path = _by_puzzle(values)
-
-    def resampled(rows: np.ndarray) -> list[np.ndarray]:
-        noise, level = path[rows].mean(1), between[rows].mean(1)
-        return [mean[rows].var(1, ddof=1) - level / starts, level - noise / paths, noise]
-
-    low, high = stats.bootstrap(resampled, problems, draws, seed)
-    return Components(*map(float, low)), Components(*map(float, high))
-
-
 def _by_puzzle(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each puzzle (P,): mean, variance of its starts' means, mean variance within a start."""
     values = np.asarray(values, float)
@@ -153,31 +126,17 @@ def nfe(starts: float, paths: float, part_at: float, depth: float) -> float:
     return starts * (part_at + paths * (depth - part_at))
 
 
-def group(
-    parts: Components,
-    starts: int,
-    paths: int,
-    *,
-    part_at: float,
-    depth: float,
-    fresh: int | None = None,
-) -> Group:
+def group(parts: Components, starts: int, paths: int, *, part_at: float, depth: float) -> Group:
     """A mean over I starts × J paths of a puzzle at its NFE: ``σ²_S / I + σ²_N / (IJ)``.
 
-    With P ``fresh`` puzzles it estimates a benchmark's mean, ``(σ²_P + σ²_S / I + σ²_N / (IJ)) /
-    P``; without, the puzzle is given.
-
     Raises:
-        ValueError: as :func:`nfe`, or fewer than one puzzle.
+        ValueError: as :func:`nfe`.
 
     >>> group(Components(0.0, 0.125, 0.25), 1, 2, part_at=8, depth=16)
-    Group(problems=1, starts=1, paths=2, variance=0.25, nfe=24)
+    Group(starts=1, paths=2, variance=0.25, nfe=24)
     """
-    problems, puzzle = (1, 0.0) if fresh is None else (fresh, parts.puzzle)
-    if problems < 1:
-        raise ValueError(f"a benchmark has at least one puzzle, not {problems}")
-    variance = (puzzle + (parts.start + parts.path / paths) / starts) / problems
-    return Group(problems, starts, paths, variance, problems * nfe(starts, paths, part_at, depth))
+    spread = (parts.start + parts.path / paths) / starts
+    return Group(starts, paths, spread, nfe(starts, paths, part_at, depth))
 
 
 def held_out(values: np.ndarray, paths: int) -> tuple[float, float]:
@@ -227,24 +186,3 @@ def allocation(parts: Components, *, part_at: float, depth: float, most: int = 6
     if math.isnan(ideal):
         ideal = 1.0  # d = 0 and all is due to the path: every number is as good
     return Allocation(best + 1, ideal, options[best], 1 - options[best] / options[0])
-
-
-def benchmark_plan(
-    parts: Components, budget: int, supply: int, *, part_at: float, depth: float, most: int = 16
-) -> Group:
-    """The least variance of a benchmark's mean that a budget buys with at most ``supply`` puzzles.
-
-    By trying all numbers of starts and up to ``most`` paths, with as many puzzles as can be paid.
-
-    Raises:
-        ValueError: the budget does not pay for one trajectory.
-    """
-    parts, options = parts.clipped, []
-    for paths in range(1, most + 1):
-        for starts in range(1, 1 + int(budget // nfe(1, paths, part_at, depth))):
-            count = min(supply, int(budget // nfe(starts, paths, part_at, depth)))
-            one = group(parts, starts, paths, part_at=part_at, depth=depth, fresh=count)
-            options.append(one)
-    if not options:
-        raise ValueError(f"{budget} iterations do not pay for one trajectory of {depth}")
-    return min(options, key=lambda one: one.variance)

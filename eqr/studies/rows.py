@@ -13,7 +13,7 @@ from typing import Any
 from eqr.config import EvalConfig
 from eqr.settings import ConfigError, nearest
 from eqr.studies.campaign import CAMPAIGN, TUNING
-from eqr.studies.rows_shift import AMBIGUITY, MINIARC, SHIFT, SOURCES_STUDY, VARIANCE, VERIFIER
+from eqr.studies.rows_shift import AMBIGUITY, MINIARC, SHIFT, SOURCES_STUDY, VARIANCE
 from eqr.studies.shift_again import SHIFT_AGAIN
 from eqr.studies.study import (
     DEPTHS,
@@ -199,44 +199,6 @@ SHAPING = Study(
     ),
 )  # fmt: skip
 
-# ---------------------------------------------------------------------------------- depth-breadth
-
-
-def _grid(noise: float, suffix: str) -> tuple[Evaluation, Evaluation]:
-    deep = EvalConfig((*DEPTHS, 128, 256, 512, 1024), noise=noise, problems=256)
-    wide = EvalConfig(DEPTHS, breadth=64, noise=noise, problems=128)
-    return (
-        Evaluation(f"depth{suffix}", deep),
-        Evaluation(f"grid{suffix}", wide, (1, 2, 4, 8, 16, 32, 64), RULES),
-    )
-
-
-GRIDS = (*_grid(0.0, ""), *_grid(0.1, "-noisy"))
-
-
-def _restarts(name: str, **settings: Any) -> Evaluation:
-    """One kind of restart on all test problems, to be compared at equal NFE."""
-    config, rules = EvalConfig((16,), breadth=32, **settings), (*RULES, "halt")
-    return Evaluation(name, config, (1, 2, 4, 8, 16, 32), rules)
-
-
-SYMMETRY = (_restarts("symmetry", symmetry=True), _restarts("restarts-noisy", noise=0.1))
-
-DEPTH_BREADTH = Study(
-    "depth-breadth",
-    "Depth and breadth of the main models, without and with noise in the rollouts",
-    "Table 4; Figures 1, 3, 8",
-    "The problems of each evaluation; compute is NFE = depth × breadth. Restarts differ by their "
-    "start, by their noise, or by the symmetry under which they see the problem; the baseline has "
-    "one start.",
-    (
-        Row("eqr", "EqR: RI and NI", "headroom", (*GRIDS, *SYMMETRY, _restarts("restarts")),
-            paper=(Published("Table 4", 86.4),), seeds=5),
-        Row("trm", "TRM-style baseline", "headroom-trm", (*GRIDS, *SYMMETRY),
-            paper=(Published("Table 4", 84.8),), seeds=5),
-    ),
-)  # fmt: skip
-
 # ------------------------------------------------------------------------------------------- fast
 
 # What others report to train such models faster, each alone and then together. Rates are the best
@@ -376,8 +338,8 @@ STUDIES = {
     one.name: one
     for one in (
         *(CAMPAIGN, TUNING),
-        *(CONSTRUCTION, SHAPING, DEPTH_BREADTH, FAST),
-        *(SHIFT, SHIFT_AGAIN, AMBIGUITY, VERIFIER, VARIANCE),
+        *(CONSTRUCTION, SHAPING, FAST),
+        *(SHIFT, SHIFT_AGAIN, AMBIGUITY, VARIANCE),
         MINIARC,
         *(PAPER_SCALE, NIGHT, SOURCES_STUDY),
     )

@@ -1,5 +1,5 @@
-"""Studies away from training as data: the preregistered ones (shift, ambiguity, verifier, variance:
-page *Preregistration*), other sources of 9×9 Sudoku, and Mini-ARC.
+"""Studies away from training as data: the preregistered ones (shift, ambiguity, variance: page
+*Preregistration*), other sources of 9×9 Sudoku, and Mini-ARC.
 
 Trajectories have β = 0.1 in all of them unless a level is about β or the study says otherwise.
 """
@@ -234,31 +234,6 @@ AMBIGUITY = Study(
         Row("ambiguous", "Several shortest paths, one label", "maze9-small", AMBIGUOUS, LOOPS),
     ),
 )  # fmt: skip
-
-# ---------------------------------------------------------------------------------------- verifier
-
-
-def _verified(name: str, level: str | None) -> Evaluation:
-    config = EvalConfig((16,), breadth=16, noise=BETA, problems=256)
-    rules = ("average", "converged", "majority", "margin", "halt", "oracle")
-    return Evaluation(name, config, (1, 2, 4, 8, 16), rules, level=LEVELS[level] if level else None)
-
-
-VERIFIED = (
-    _verified("depth", None),
-    *(_verified(name, name) for name in ("clues-18", "rating-3", "clustered")),
-)
-
-VERIFIER = Study(
-    "verifier",
-    "What a verifier would add to each rule of selection",
-    "Figure 8",
-    "Problems, depth 16, β = 0.1 and the restarts that all rules choose from.",
-    (
-        Row("eqr", "EqR", "headroom", VERIFIED),
-        Row("trm", "TRM-style", "headroom-trm", VERIFIED),
-    ),
-)
 
 # ---------------------------------------------------------------------------------------- variance
 
