@@ -402,7 +402,7 @@ def test_a_comparison_is_paired_over_seeds_and_over_problems(results, monkeypatc
 def test_the_command_lists_refuses_and_reports(eqr, written, store, in_this_process, tmp_path):
     done = eqr("study", "list", "--profile", "smoke", "--out", written)
     assert done.code == 0 and "  act                      2/2 seeds" in done.out
-    assert "shaping: " in done.out and "depth-breadth: " in done.out
+    assert "shaping: " in done.out and "variance: " in done.out
     listed = json.loads(eqr("study", "list", "shaping", "--profile", "smoke", "--json").out)
     first = listed[0]["rows"][0]
     assert first["row"] == "trm" and first["seeds"] == 2 and first["done"] == []
