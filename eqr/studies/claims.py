@@ -96,10 +96,12 @@ class Claim:
 
     @classmethod
     def of_seeds(cls, name: str, interval: Difference, n: int, **rest) -> Claim:
-        """A claim about a mean over seeds, each on n problems; fewer than two seeds: not run."""
-        bounds = (
-            (interval.mean, interval.low, interval.high) if interval.n > 1 else (None, None, None)
-        )
+        """A claim about a mean over seeds, each on n problems; fewer than three: not run."""
+        bounds = (None, None, None)
+        if interval.n > 2:
+            bounds = (interval.mean, interval.low, interval.high)
+        if interval.n > 2 and rest.get("unit") == "share":  # a t interval knows no bounds
+            bounds = tuple(min(1.0, max(0.0, bound)) for bound in bounds)
         return cls(name, *bounds, n, seeds=interval.n, **rest)
 
     @classmethod
@@ -116,11 +118,11 @@ class Claim:
     def of_study(cls, name: str, study: Results, ours: Pick, other: Pick, **rest) -> Claim:
         """A claim about ``ours − other`` in a many-seed study: paired by seed, t interval.
 
-        Not run, where a row has fewer than two seeds in common with the other.
+        Not run, where a row has fewer than three seeds in common with the other.
         """
         shared = set(study.seeds(ours.row, ours.evaluation))
         shared &= set(study.seeds(other.row, other.evaluation))
-        if len(shared) < 2:
+        if len(shared) < 3:
             return cls(name, None, None, None, 0, seeds=len(shared), **rest)
         both = study.compare(ours, other)
         rest = {"seeds": both.seeds.n, "run": study.id, **rest}
