@@ -11,8 +11,7 @@ from book.tools import BOOK, NOTEBOOKS
 
 #: Chapters and pages that are held to it.
 RETOLD: tuple[str, ...] = (
-    *("breadth", "budget", "depth", "shaping", "variance_proofs"),
-    *("paper_vs_ours",),
+    *("breadth", "budget", "depth", "landscape", "paper_vs_ours", "shaping", "variance_proofs"),
 )
 
 #: Code, formulas, links' targets, comments, and blocks whose numbers are worked out by hand.
