@@ -121,12 +121,12 @@ def boards(task: Task, solution: Solution, depths: Sequence[int], label=None) ->
             label=label,
             settled=solution.confidence[depth - 1],
         )
-        ax.set_title(f"D = {depth}\nresidual {solution.residuals[depth - 1]:.3f}", fontsize=9)
+        ax.set_title(f"D = {depth}\nrms {solution.residuals[depth - 1]:.3f}", fontsize=9)
     return fig
 
 
 def residual_traces(ax: Axes, residuals: np.ndarray, right: np.ndarray | None = None) -> None:
-    """Residual of each restart, (D, B), by iteration; ``right`` (B,) splits the colours."""
+    """Rms of each restart, (D, B), by iteration; ``right`` (B,) splits the colours."""
     right = np.ones(residuals.shape[1], bool) if right is None else right
     colors = sns.color_palette(PALETTE)
     names = {True: "ends in the right answer", False: "ends in a wrong answer"}
@@ -143,7 +143,7 @@ def residual_traces(ax: Axes, residuals: np.ndarray, right: np.ndarray | None = 
             )
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles.keys(), fontsize="small")
-    ax.set(xlabel="outer iteration", ylabel="residual (RMS change of a latent)", yscale="log")
+    ax.set(xlabel="outer iteration", ylabel="rms change of the latents", yscale="log")
 
 
 def latent_paths(ax: Axes, plane: np.ndarray, right: np.ndarray) -> None:

@@ -96,9 +96,9 @@ class Claim:
 
     @classmethod
     def of_seeds(cls, name: str, interval: Difference, n: int, **rest) -> Claim:
-        """A claim about a mean over seeds, each on n problems; fewer than two seeds: not run."""
+        """A claim about a mean over seeds, each on n problems; fewer than three seeds: not run."""
         bounds = (
-            (interval.mean, interval.low, interval.high) if interval.n > 1 else (None, None, None)
+            (interval.mean, interval.low, interval.high) if interval.n > 2 else (None, None, None)
         )
         return cls(name, *bounds, n, seeds=interval.n, **rest)
 

@@ -46,8 +46,8 @@ HOME = Path("_generated/home_board.html")
 #: Recipes that the page can run, and what it calls them.
 LIVE = {
     "sudoku6": "EqR, 6×6 Sudoku",
-    "headroom": "EqR, minimal 6×6 Sudoku",
-    "headroom-trm": "TRM-style baseline, minimal 6×6 Sudoku",
+    "minimal6": "EqR, minimal 6×6 Sudoku",
+    "minimal6-trm": "TRM-style baseline, minimal 6×6 Sudoku",
     "maze9": "EqR, 9×9 mazes",
 }
 
