@@ -201,9 +201,9 @@ def test_assemble_makes_a_fresh_tree_and_names_a_missing_chapter(tmp_path, monke
     out.mkdir(parents=True)
     (out / "stale.md").write_text("old")
     chapter = notebook(tmp_path / "a.ipynb")
-    assert build.assemble({"attractor": chapter}, out, place, "Notice.", pdf=True) == out
+    assert build.assemble({"settling": chapter}, out, place, "Notice.", pdf=True) == out
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    ours = {"_config.yml", "_extra/.nojekyll", "index.md", "chapters/attractor.ipynb"}
+    ours = {"_config.yml", "_extra/.nojekyll", "index.md", "chapters/settling.ipynb"}
     assert files == ours | {"claims.json", "_extra/claims.json"}
     config = yaml.safe_load((out / "_config.yml").read_text())
     assert config["html"] == {"announcement": "Notice.", "baseurl": place.address}

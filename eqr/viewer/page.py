@@ -1,10 +1,11 @@
 """Boards that move in a page: recorded trajectories, and models that the browser runs itself.
 
-Serves the chapter *Play with the attractor* and the home page. Three layers, each usable alone: a
-static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: the viewer's script and its
-JSON, both in the page), and a solver (:func:`solver`: a kernel of our own and a model's weights in
-a Web Worker, from scripts that :func:`install` puts beside the pages). All of them work from a file
-as well as from a web server. The scripts are in the folder ``static`` beside this module.
+Serves the chapter *When does settled mean solved?* and the home page. Three layers, each usable
+alone: a static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: the viewer's script
+and its JSON, both in the page), and a solver (:func:`solver`: a kernel of our own and a model's
+weights in a Web Worker, from scripts that :func:`install` puts beside the pages). All of them work
+from a file as well as from a web server. The scripts are in the folder ``static`` beside this
+module.
 """
 
 from __future__ import annotations
