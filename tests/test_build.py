@@ -208,8 +208,8 @@ def test_assemble_makes_a_fresh_tree_and_names_a_missing_chapter(tmp_path, monke
     config = yaml.safe_load((out / "_config.yml").read_text())
     assert config["html"] == {"announcement": "Notice.", "baseurl": place.address}
     assert config["sphinx"]["config"]["eqr_pdf"] and config["sphinx"]["config"]["language"] == "en"
-    with pytest.raises(check.BookError, match="tasks: no file"):
-        build.assemble({"tasks": tmp_path / "gone.ipynb"}, out, place)
+    with pytest.raises(check.BookError, match="theory: no file"):
+        build.assemble({"theory": tmp_path / "gone.ipynb"}, out, place)
 
 
 # ------------------------------------------------------------------------------ a cluster

@@ -57,14 +57,14 @@ DEPTH = {"outcomes": 3, "claims": 2, "verdicts": 2, "plans": 2, "ids": 2}
 
 #: Chapters that compute claims without a trained model, and the list that collects them. The first
 #: claims of *Depth and breadth* are those of its trained models, and are not here.
-CLAIMS = "ambiguity construction fast miniarc paper_scale paper_vs_ours shaping tasks under_shift"
+CLAIMS = "ambiguity construction fast miniarc paper_scale paper_vs_ours shaping under_shift"
 CHAPTERS = {
     **dict.fromkeys([*CLAIMS.split(), "variance", "verifier"], "claims"),
     "depth_breadth": "over_seeds",
 }
 TRAINS = "its claims measure a model that is trained when the book is made"
 NOT_FROZEN = {
-    **dict.fromkeys(["adaptive", "settling", "landscape", "plan", "theory", "training"], TRAINS),
+    **dict.fromkeys(["adaptive", "settling", "machine", "landscape", "plan", "theory"], TRAINS),
     "depth_breadth": f"the list claims only: {TRAINS}; over_seeds is frozen",
     "explore": "it makes no claims",
     "speed": "its claims are times of this machine",
