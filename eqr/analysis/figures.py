@@ -225,9 +225,9 @@ def draw_accuracy(table: pd.DataFrame, path: Path) -> None:
 WARM = "var(--eqr-warm, #b4511d)"
 
 
-def _text(x: float, y: float, line: str, color: str = "currentColor", size: int = 13) -> str:
+def _text(x: float, y: float, line: str, color: str = "currentColor", size: int = 14) -> str:
     """A centred line; ``_L`` in it is a subscript."""
-    low = '<tspan dy="4" font-size="10">\\1</tspan><tspan dy="-4">\u200b</tspan>'
+    low = '<tspan dy="4" font-size="11">\\1</tspan><tspan dy="-4">\u200b</tspan>'
     line = re.sub(r"_(\w)", low, escape(line))
     return f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" stroke="none">{line}</text>'
 
@@ -247,11 +247,11 @@ def _panel(title: str, parts: Sequence[str], height: int = 400) -> str:
     return (
         f'<svg viewBox="0 0 300 {height}" role="img" aria-label="{escape(title)}" fill="none" '
         'stroke="currentColor" stroke-width="1.3" text-anchor="middle" '
-        'style="flex: 1 1 16rem; max-width: 22rem">'
+        'style="flex: 1 1 14.5rem; max-width: 22rem">'
         '<defs><marker id="eqr-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8Z" fill="currentColor" '
         'stroke="none"/></marker></defs>'
-        f'<g font-weight="600">{_text(150, 16, title, size=14)}</g>{"".join(parts)}</svg>'
+        f'<g font-weight="600">{_text(150, 16, title, size=15)}</g>{"".join(parts)}</svg>'
     )
 
 
@@ -266,21 +266,21 @@ def architecture(recipe: Recipe) -> Any:
     config, train, tokens = recipe.model, recipe.train, recipe.task.seq_len + recipe.model.prefix
     mixer = ("token mixer: SwiGLU", f"over {tokens} cells, width {swiglu_width(tokens, config)}")
     if config.mixer == "attention":
-        turned = {"none": "no positions", "1d": "RoPE", "2d": "RoPE by row and column"}
+        turned = {"none": "no positions", "1d": "RoPE", "2d": "RoPE in 2-D"}
         mixer = ("token mixer: attention", f"{config.heads} heads, {turned[config.rope]}")
     channels = f"over {config.hidden} channels, width {swiglu_width(config.hidden, config)}"
-    blend = [f"λ z + (1 − λ) h + β ε, λ = {config.damping:g}, β = {config.noise:g}"]
+    blend = ["λ z + (1 − λ) h + β ε", f"λ = {config.damping:g}, β = {config.noise:g}"]
     if not (config.damping or config.noise):
         blend = ["h: no damping, no noise"]
     skip = '<path d="M150 79H24V{0}H38" marker-end="url(#eqr-tip)"/>'
     update = [
         _box(34, "h = z + u"),
         '<rect x="12" y="70" width="276" height="243" rx="8" stroke-dasharray="4 4"/>',
-        _text(252, 87, f"{config.blocks} block{'s' * (config.blocks > 1)}", WARM, 12),
+        _text(252, 87, f"{config.blocks} block{'s' * (config.blocks > 1)}", WARM, 13),
         *(_arrow(f"M150 {a}V{b}") for a, b in ((63, 96), (145, 163), (193, 218), (267, 281))),
         _box(98, *mixer), skip.format(179), _box(165, "+, then RMSNorm"),
         _box(220, "SwiGLU", channels), '<path d="M150 204H24V297H38" marker-end="url(#eqr-tip)"/>',
-        _box(283, "+, then RMSNorm"), _arrow("M150 312V338"), _box(340, *blend, x=8, width=284),
+        _box(283, "+, then RMSNorm"), _arrow("M150 312V338"), _box(340, *blend),
     ]  # fmt: skip
     inner = [f"{config.low_cycles} times", "z_L ← F(z_L, z_H + e)"]
     if not config.hierarchical:
@@ -292,10 +292,10 @@ def architecture(recipe: Recipe) -> Any:
     iteration = [
         _box(34, "e = √d · embedding of x"), _arrow("M150 63V106"),
         '<rect x="12" y="78" width="276" height="150" rx="8" stroke-dasharray="4 4"/>',
-        _text(252, 95, cycles, WARM, 12), _box(108, *inner),
+        _text(252, 95, cycles, WARM, 13), _box(108, *inner),
         *([_arrow("M150 155V178"), _box(180, "z_H ← F(z_H, z_L)")] if config.hierarchical else []),
         '<path d="M260 195H278V131H264" marker-end="url(#eqr-tip)"/>',
-        _text(150, 246, gradient, WARM, 12),
+        _text(150, 246, gradient, WARM, 13),
         _arrow("M150 252V280"), _arrow("M150 264H52V280"), _arrow("M150 264H248V280"),
         _box(282, "answer", f"W {state}", x=104, width=92),
         _box(282, "residual", "z − f(z)", x=4, width=92),
@@ -310,15 +310,15 @@ def architecture(recipe: Recipe) -> Any:
         _box(54, "loss", x=82, width=60), _box(54, "step", x=176, width=56),
         _arrow("M48 68H80"), _arrow("M142 68H174"),
         '<path d="M204 83V104H28V86" marker-end="url(#eqr-tip)"/>',
-        _text(116, 120, "state detached: the next iteration", size=12),
-        _text(150, 142, stop, size=12),
+        _text(116, 120, "state detached: the next iteration", size=13),
+        _text(150, 142, stop, size=13),
         '<path d="M8 160H292" stroke-dasharray="2 4"/>', _text(36, 184, "test", WARM),
-        _text(168, 184, "breadth B: other starts →", size=12),
+        _text(168, 184, "breadth B: other starts →", size=13),
         *(f'<circle cx="{70 + 50 * b}" cy="{206 + 38 * d}" r="6"/>'
           for b in range(5) for d in range(4)),
         *(_arrow(f"M{70 + 50 * b} {212 + 38 * d}V{237 + 38 * d}")
           for b in range(5) for d in range(3)),
-        '<g transform="rotate(-90 30 262)">', _text(30, 266, "← depth D", size=12), "</g>",
+        '<g transform="rotate(-90 30 262)">', _text(30, 266, "← depth D", size=13), "</g>",
         *(f'<path d="M{70 + 50 * b} 326L170 346" opacity="0.5"/>' for b in range(5)),
         _box(348, "select: the smallest residual", x=50, width=240),
     ]  # fmt: skip
