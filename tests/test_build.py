@@ -201,15 +201,15 @@ def test_assemble_makes_a_fresh_tree_and_names_a_missing_chapter(tmp_path, monke
     out.mkdir(parents=True)
     (out / "stale.md").write_text("old")
     chapter = notebook(tmp_path / "a.ipynb")
-    assert build.assemble({"attractor": chapter}, out, place, "Notice.", pdf=True) == out
+    assert build.assemble({"settling": chapter}, out, place, "Notice.", pdf=True) == out
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    ours = {"_config.yml", "_extra/.nojekyll", "index.md", "chapters/attractor.ipynb"}
+    ours = {"_config.yml", "_extra/.nojekyll", "index.md", "chapters/settling.ipynb"}
     assert files == ours | {"claims.json", "_extra/claims.json"}
     config = yaml.safe_load((out / "_config.yml").read_text())
     assert config["html"] == {"announcement": "Notice.", "baseurl": place.address}
     assert config["sphinx"]["config"]["eqr_pdf"] and config["sphinx"]["config"]["language"] == "en"
-    with pytest.raises(check.BookError, match="tasks: no file"):
-        build.assemble({"tasks": tmp_path / "gone.ipynb"}, out, place)
+    with pytest.raises(check.BookError, match="theory: no file"):
+        build.assemble({"theory": tmp_path / "gone.ipynb"}, out, place)
 
 
 # ------------------------------------------------------------------------------ a cluster

@@ -109,7 +109,7 @@ def places(learned, make_recipe, tmp_path_factory) -> dict[str, str]:
         "HEADER": str(header),
         "SIX": str(six),
         "TURNED": str(folder / "turned"),
-        "NOTEBOOK": str(Path(__file__).parents[1] / "notebooks" / "training.ipynb"),
+        "NOTEBOOK": str(Path(__file__).parents[1] / "notebooks" / "machine.ipynb"),
     }
 
 

@@ -80,7 +80,7 @@ def site(tmp_path_factory, solved, problems, learned) -> Path:
     models = [play.PageModel.of(title, one, "smoke") for title, one in trained.items()]
     (root / "chapters").mkdir()
     text = replay.text + play.solver(models, puzzles).text
-    (root / "chapters/play.html").write_text(PAGE.format(text), encoding="utf-8")
+    (root / "chapters/settling.html").write_text(PAGE.format(text), encoding="utf-8")
     (root / "index.html").write_text(PAGE.format(home.read_text("utf-8")), encoding="utf-8")
     return root
 
@@ -96,7 +96,7 @@ def origin(site):
 def tab(chromium, origin):
     """The page with replay and solver, fresh, its scripts run."""
     with opened(chromium, origin) as one:
-        one.page.goto(f"{origin}/chapters/play.html")
+        one.page.goto(f"{origin}/chapters/settling.html")
         one.page.wait_for_function("document.querySelector('.eqr-solver').explorer")
         yield one
 
@@ -453,7 +453,7 @@ def test_replay_and_solver_work_from_a_file(chromium, site, solved):
     model, _, solution = solved
     with opened(chromium, "file://", viewport={"width": 380, "height": 800}) as tab:
         page = tab.page
-        page.goto((site / "chapters/play.html").as_uri())
+        page.goto((site / "chapters/settling.html").as_uri())
         part = page.locator(".eqr-replay")
         assert "".join(board(part)) == model.task.format(solution.answer)
         slider = part.get_by_role("slider", name="Iteration")

@@ -11,7 +11,8 @@ from book.tools import BOOK, NOTEBOOKS
 
 #: Chapters and pages that are held to it.
 RETOLD: tuple[str, ...] = (
-    *("breadth", "budget", "depth", "landscape", "paper_vs_ours", "shaping", "variance_proofs"),
+    *("settling", "machine", "depth", "breadth", "shaping", "landscape", "budget"),
+    *("paper_vs_ours", "speed", "fast", "variance_proofs"),
 )
 
 #: Code, formulas, links' targets, comments, and blocks whose numbers are worked out by hand.

@@ -20,7 +20,7 @@ from eqr.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / ".github/workflows/book.yml"
-NOTEBOOK = ROOT / "notebooks/attractor.ipynb"
+NOTEBOOK = ROOT / "notebooks/settling.ipynb"
 SITE = pages.Site("https://github.com/owner/name", "https://book.example/", "1" * 40, "1" * 10)
 
 
@@ -157,8 +157,8 @@ def test_the_install_cell_fetches_the_revision_of_the_page(tmp_path, monkeypatch
     where = pages.Site(f"file://{tmp_path}/origin", "", revision)
     (tmp_path / "pip.py").write_text("import sys; open('pip.txt', 'w').write(repr(sys.argv[1:]))")
     monkeypatch.setattr(pages.Site, "slug", "owner/name")
-    pages.write_notebooks({"attractor": NOTEBOOK}, tmp_path, where)
-    copy = json.loads((tmp_path / "colab/attractor.ipynb").read_text())
+    pages.write_notebooks({"settling": NOTEBOOK}, tmp_path, where)
+    copy = json.loads((tmp_path / "colab/settling.ipynb").read_text())
     code = "".join(copy["cells"][0]["source"])
     code += "\nimport eqr_stub\nassert eqr_stub.mark == 'old'"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

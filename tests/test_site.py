@@ -238,7 +238,7 @@ def test_the_registry_sorts_and_filters_by_keyboard(chromium, tmp_path):
 def test_a_chapter_can_be_taken_along_and_says_how_it_was_made(chromium, origin, built_book):
     """The notebook's link leads to a notebook; the footer opens by keyboard and names its runs."""
     with opened(chromium, origin) as tab:
-        page = visit(tab, f"{origin}/chapters/attractor.html")
+        page = visit(tab, f"{origin}/chapters/settling.html")
         href = page.get_by_role("link", name="Download this notebook").get_attribute("href")
         notebook = nbformat.read((built_book / "chapters" / href).resolve(), as_version=4)
         nbformat.validate(notebook)
@@ -248,7 +248,7 @@ def test_a_chapter_can_be_taken_along_and_says_how_it_was_made(chromium, origin,
         origin_of.locator("summary").focus()
         page.keyboard.press("Enter")
         text = origin_of.inner_text()
-        assert "eqr notebook notebooks/attractor.ipynb build/attractor.ipynb -p profile=" in text
+        assert "eqr notebook notebooks/settling.ipynb build/settling.ipynb -p profile=" in text
         assert re.search(r"train-[0-9a-f]{16}", text) and re.search(r"Commit\s+[0-9a-f]{10}", text)
         assert "torch" in text and "numpy" in text and "seed" in text
         assert "eqr-book 0." in page.locator(".eqr-stamp").inner_text()
@@ -261,7 +261,7 @@ def test_the_home_board_plays_and_the_live_solver_runs(chromium, origin):
         page = visit(tab, f"{origin}/index.html")
         page.wait_for_function("document.querySelector('.eqr-count').textContent === '16 / 16'")
         if REAL:
-            page = visit(tab, f"{origin}/chapters/play.html")
+            page = visit(tab, f"{origin}/chapters/settling.html")
             solver = page.locator(".eqr-solver")
             solver.get_by_role("button", name="Play").click()
             deep = "document.querySelector('.eqr-solver').explorer.player.depth > 3"
@@ -316,11 +316,11 @@ def test_a_link_to_a_page_has_a_preview(stand_in):
     """Title, description and picture; the picture is there, of the right shape and light."""
     from PIL import Image
 
-    page = (stand_in / "chapters/attractor.html").read_text(encoding="utf-8")
+    page = (stand_in / "chapters/settling.html").read_text(encoding="utf-8")
     tags = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', page))
-    assert tags["og:title"].endswith("Chapter attractor")
+    assert tags["og:title"].endswith("Chapter settling")
     assert tags["description"].startswith("A chapter’s first paragraph")
-    assert tags["og:url"] == f"{ELSEWHERE.address}chapters/attractor.html"
+    assert tags["og:url"] == f"{ELSEWHERE.address}chapters/settling.html"
     card = stand_in / tags["og:image"].removeprefix(ELSEWHERE.address)
     assert card.stat().st_size <= 100_000
     with Image.open(card) as picture:

@@ -197,7 +197,7 @@ def assemble(
     """Make a fresh source tree: the pages of the book and executed notebooks.
 
     Args:
-        notebooks: name as in `_toc.yml` (``"attractor"``) -> executed notebook.
+        notebooks: name as in `_toc.yml` (``"settling"``) -> executed notebook.
         out: the tree to make; an old one there is removed.
         site: where the book is published.
         notice: a line above every page, or nothing.

@@ -198,20 +198,21 @@ def power_iteration(apply: Callable[[Tensor], Tensor], like: Tensor, iterations:
 
 
 def jacobian_norm(dynamics: Dynamics, z: Tensor, *, power: int = 1, iterations: int = 40) -> Tensor:
-    """Largest singular value of ``J(z)^power``, (B,).
+    """Largest singular value of the derivative of ``f^power`` at ``z``, (B,).
 
-    With ``power=1`` the Lipschitz constant of the linearised map; at a fixed point with
-    ``power=m`` that of its m-fold iterate. Power iteration with jvp and vjp; converges from below.
+    At a fixed point that of ``J^power``; elsewhere the derivative follows the orbit. Power
+    iteration with jvp and vjp; converges from below.
     """
+    orbit = [z, *dynamics.iterate(z, power - 1)]
     size = z.new_zeros(len(z))
 
     def there_and_back(v: Tensor) -> Tensor:
         nonlocal size
-        for _ in range(power):
-            _, v = dynamics.jvp(z, v)
+        for here in orbit:
+            _, v = dynamics.jvp(here, v)
         size = norm(v)  # the square root of what both ways make of v would lose half the digits
-        for _ in range(power):
-            v = dynamics.vjp(z, v)
+        for here in reversed(orbit):
+            v = dynamics.vjp(here, v)
         return v
 
     power_iteration(there_and_back, z, iterations)
@@ -252,14 +253,17 @@ def lyapunov(
     return total / depth
 
 
-def gap_lipschitz(weight: Tensor) -> float:
-    """G: Lipschitz constant of any token's logit gap as a function of the state (paper A.1).
+def answer_radius(logits: Tensor, weight: Tensor) -> Tensor:
+    """δ: how far a state may at least move before its answer changes, (B,) (chapter *theory*).
 
-    For a linear head ``weight`` (V, H) the gap of two tokens changes with the state by at most the
-    distance of their rows, so G is the largest such distance: exact, not an estimate.
+    Of a linear head ``weight`` (V, H) and its ``logits`` (B, S, V): the smallest gap between a
+    token's best logit and another one, over the distance of their rows.
     """
     weight = weight.detach()
-    return float(torch.cdist(weight, weight).max())
+    best = logits.max(-1, keepdim=True)
+    apart = torch.cdist(weight, weight)[best.indices[..., 0]]  # (B, S, V), 0 at the best itself
+    far = ((best.values - logits) / apart).masked_fill(apart == 0, math.inf)
+    return far.amin((1, 2))
 
 
 def adjoint_solve(

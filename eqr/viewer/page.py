@@ -1,10 +1,11 @@
 """Boards that move in a page: recorded trajectories, and models that the browser runs itself.
 
-Serves the chapter *Play with the attractor* and the home page. Three layers, each usable alone: a
-static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: the viewer's script and its
-JSON, both in the page), and a solver (:func:`solver`: a kernel of our own and a model's weights in
-a Web Worker, from scripts that :func:`install` puts beside the pages). All of them work from a file
-as well as from a web server. The scripts are in the folder ``static`` beside this module.
+Serves the chapter *When does settled mean solved?* and the home page. Three layers, each usable
+alone: a static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: the viewer's script
+and its JSON, both in the page), and a solver (:func:`solver`: a kernel of our own and a model's
+weights in a Web Worker, from scripts that :func:`install` puts beside the pages). All of them work
+from a file as well as from a web server. The scripts are in the folder ``static`` beside this
+module.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ HOME = Path("_generated/home_board.html")
 #: Recipes that the page can run, and what it calls them.
 LIVE = {
     "sudoku6": "EqR, 6×6 Sudoku",
-    "headroom": "EqR, minimal 6×6 Sudoku",
-    "headroom-trm": "TRM-style baseline, minimal 6×6 Sudoku",
+    "minimal6": "EqR, minimal 6×6 Sudoku",
+    "minimal6-trm": "TRM-style baseline, minimal 6×6 Sudoku",
     "maze9": "EqR, 9×9 mazes",
 }
 
