@@ -29,7 +29,7 @@ COMMANDS = {
     "": "train eval halt export solve bench recipes notebook import-checkpoint plan",
     "data": "build import verify",
     "results": "list show ship verify diff",
-    "study": "run list plan",
+    "study": "run list look plan",
 }
 WORDS = [f"{group} {name}".strip() for group, names in COMMANDS.items() for name in names.split()]
 

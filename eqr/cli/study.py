@@ -164,13 +164,12 @@ def look_command(
 
     Example: eqr study look campaign
     """
-    from eqr.store import Store
     from eqr.studies import looks
     from eqr.studies.results import results_folder
 
     folder = out or results_folder("laptop")
     for cell in looks.missing(name, folder):
-        looks.look(cell, folder, Store(store))
+        looks.look(cell, folder, store)
         say(f"{cell}: looked at")
     print(folder / looks.name_of(name))
 
