@@ -254,7 +254,7 @@ def lyapunov(
 
 
 def answer_radius(logits: Tensor, weight: Tensor) -> Tensor:
-    """δ: how far a state may at least move before its answer changes, (B,) (chapter *theory*).
+    """δ: how far a state may at least move before its answer changes, (B,) (chapter *Theory*).
 
     Of a linear head ``weight`` (V, H) and its ``logits`` (B, S, V): the smallest gap between a
     token's best logit and another one, over the distance of their rows.

@@ -1,6 +1,6 @@
 """Boards that move in a page: recorded trajectories, and models that the browser runs itself.
 
-Serves the chapter *When does settled mean solved?* and the home page. Three layers, each usable
+Serves the chapter *Settling* and the home page. Three layers, each usable
 alone: a static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: the viewer's script
 and its JSON, both in the page), and a solver (:func:`solver`: a kernel of our own and a model's
 weights in a Web Worker, from scripts that :func:`install` puts beside the pages). All of them work
