@@ -279,9 +279,9 @@ def home_board(model: PageModel, inputs: np.ndarray, label: np.ndarray) -> Html:
     """The board that solves itself on the first page, with what it is underneath."""
     made = replay([("", [record(model, inputs, label, depth=16, breadth=8)])], small=True)
     facts = (
-        f"A model of {parameter_count(model.model):,} weights, trained when this book was built, "
-        "at work on a test puzzle: what it decodes after each outer iteration, from the one of 8 "
-        f"restarts that settles best. Amber: not sure yet. Profile {model.profile}, β 0, seed 0, "
+        f"A model of {parameter_count(model.model):,} weights at work on a test puzzle: what it "
+        "decodes after each outer iteration, from the one of 8 restarts that settles best. "
+        f"Amber: not sure yet. Profile {model.profile}, β 0, seed 0, "
         f"{model.run}."
     )
     return Html(f'{made.text}<p class="eqr-home-note eqr-live">{html.escape(facts)}</p>')
