@@ -1,4 +1,4 @@
-"""Data sets on disk: build, verify by hash, load (chapter *machine*).
+"""Data sets on disk: build, verify by hash, load (chapter *The machine*).
 
 A data set is a directory: ``train_inputs.npy``, ``train_labels.npy``, ``train_rating.npy``, the
 same for ``test`` and, where there is one, ``validation``, and ``manifest.json`` with the task, how

@@ -1,4 +1,4 @@
-"""Segmented online training as a generator of events (paper §2, §3; chapter *machine*).
+"""Segmented online training as a generator of events (paper §2, §3; chapter *The machine*).
 
     for event in train(recipe, data, directory):
         print(event.kind, event.step, event.metrics)

@@ -12,7 +12,7 @@ from book.tools import BOOK, NOTEBOOKS
 #: Chapters and pages that are held to it.
 RETOLD: tuple[str, ...] = (
     *("settling", "machine", "depth", "breadth", "shaping", "landscape", "budget"),
-    *("paper_vs_ours", "speed", "fast", "variance_proofs"),
+    *("theory", "index", "proofs", "glossary", "paper_vs_ours", "speed", "fast", "variance_proofs"),
 )
 
 #: Code, formulas, links' targets, comments, and blocks whose numbers are worked out by hand.

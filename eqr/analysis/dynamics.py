@@ -1,6 +1,6 @@
 """One outer iteration as a map on flat states: derivatives, norms, exponents, constants.
 
-The local half of the landscape (chapters *The theory, derived and tested* and *Settle or
+The local half of the landscape (chapters *Theory* and *Settle or
 wander?*); the global half, attractors and basins, is :mod:`eqr.analysis.landscape`. Everything
 works on any model that has ``step``, a trained reasoner or a :class:`MapModel` made of a function
 one can check by hand, and in float64, since tangents would drown in float32's rounding.
@@ -254,7 +254,7 @@ def lyapunov(
 
 
 def answer_radius(logits: Tensor, weight: Tensor) -> Tensor:
-    """δ: how far a state may at least move before its answer changes, (B,) (chapter *theory*).
+    """δ: how far a state may at least move before its answer changes, (B,) (chapter *Theory*).
 
     Of a linear head ``weight`` (V, H) and its ``logits`` (B, S, V): the smallest gap between a
     token's best logit and another one, over the distance of their rows.
@@ -266,10 +266,8 @@ def answer_radius(logits: Tensor, weight: Tensor) -> Tensor:
     return far.amin((1, 2))
 
 
-def adjoint_solve(
-    dynamics: Dynamics, z: Tensor, g: Tensor, *, transpose: bool = True, tolerance: float = 1e-10
-) -> Tensor:
-    """``w`` (B, N) with ``(I − J(z)ᵀ) w = g``, or with J where ``transpose`` is False.
+def adjoint_solve(dynamics: Dynamics, z: Tensor, g: Tensor) -> Tensor:
+    """``w`` (B, N) with ``(I − J(z)ᵀ) w = g``.
 
     GMRES, one row at a time, needs products with the Jacobian only.
 
@@ -284,13 +282,12 @@ def adjoint_solve(
 
         def apply(vector: np.ndarray, own: Dynamics = own, here: Tensor = here) -> np.ndarray:
             v = torch.from_numpy(np.asarray(vector, np.float64).reshape(1, -1))
-            image = own.vjp(here, v) if transpose else own.jvp(here, v)[1]
-            return (v - image).numpy()[0]
+            return (v - own.vjp(here, v)).numpy()[0]
 
         size = z.shape[1]
         operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)
         answer, failed = gmres(
-            operator, g[row].numpy(), rtol=tolerance, restart=min(size, 100), maxiter=20
+            operator, g[row].numpy(), rtol=1e-10, restart=min(size, 100), maxiter=20
         )
         if failed:
             raise ArithmeticError(f"row {row}: (I − J) is too close to singular for GMRES")

@@ -1,7 +1,7 @@
-"""The two sides of the theory chapter: closed forms, and what a trained model does (paper A.1).
+"""The two sides of the chapter *Theory*: closed forms, and what a trained model does (paper A.1).
 
-Every proposition of *The theory, derived and tested* has its formula or its measurement here. The
-constants that they need (norms, margins, fixed points) come from :mod:`eqr.analysis.dynamics`.
+The constants that its propositions need (norms, margins, fixed points) come from
+:mod:`eqr.analysis.dynamics`.
 """
 
 from __future__ import annotations
@@ -98,16 +98,9 @@ class Tracking:
     """Segmented online training followed step by step; S steps of B rows."""
 
     error: np.ndarray  # (S + 1, B) e_s = ‖z_s − z*_s‖
-    moved: np.ndarray  # (S, B) ‖z*_{s+1} − z*_s‖, measured
-    response: np.ndarray  # (S, B) ‖(I − J)^{-1} J_θ Δθ‖, its first-order prediction
+    moved: np.ndarray  # (S, B) ‖z*_{s+1} − z*_s‖
     rho: np.ndarray  # (S, B) ‖f(z_s) − z*_s‖ / e_s: the contraction that this step had
-    frozen: np.ndarray  # (S + 1, B) distance to the first fixed point with the weights left alone
     settled: np.ndarray  # (S + 1, B) bool: there was a fixed point to compare with
-
-    @property
-    def bound(self) -> np.ndarray:
-        """(S, B): ρ e_s plus the predicted move, which should not be below ``error[1:]``."""
-        return self.rho * self.error[:-1] + self.response
 
 
 def track(
@@ -131,9 +124,7 @@ def track(
     optimizer, short = torch.optim.Adam(parameters, lr=lr), truncated(dynamics)
     reach = {"tolerance": 1e-6, "limit": 200}
     rest = fixed_point(dynamics, z, **reach)
-    still = [z, *dynamics.iterate(z, steps)]
-    frozen = [norm(state - rest.z) for state in still]
-    error, moved, response, rho, settled = [norm(z - rest.z)], [], [], [], [rest.settled]
+    error, moved, rho, settled = [norm(z - rest.z)], [], [], [rest.settled]
     for _ in range(steps):
         with torch.enable_grad():
             z = short(z.detach())
@@ -141,18 +132,13 @@ def track(
             loss(z).backward()
         z = z.detach()
         rho.append(norm(z - rest.z) / error[-1].clamp_min(1e-300))
-        before = replace(dynamics, model=copy.deepcopy(dynamics.model))
         optimizer.step()
-        with torch.no_grad():
-            push = dynamics(rest.z) - before(rest.z)  # J_θ Δθ to first order
-        response.append(norm(adjoint_solve(before, rest.z, push, transpose=False, tolerance=1e-4)))
         after = fixed_point(dynamics, rest.z, **reach)
         moved.append(norm(after.z - rest.z))
         rest = after
         error.append(norm(z - rest.z))
         settled.append(rest.settled)
-    parts = (error, moved, response, rho, frozen, settled)
-    return Tracking(*(torch.stack(part).numpy() for part in parts))
+    return Tracking(*(torch.stack(part).numpy() for part in (error, moved, rho, settled)))
 
 
 # --- noise -------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Trajectories recorded as they are computed, and as the JSON that the viewer's script reads.
 
-Serves the chapters *When does settled mean solved?* and *Explore in Jupyter*. A
+Serves the chapters *Settling* and *Explore in Jupyter*. A
 :class:`Trajectory` turns a puzzle and :class:`Settings` into :class:`Frame` after :class:`Frame`,
 those of :func:`eqr.rollout.rollout` with the same seed, since they come from it. The script
 (``static/viewer.mjs``) documents the JSON.

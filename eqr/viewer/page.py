@@ -1,6 +1,6 @@
 """Boards that move in a page: recorded trajectories, and models that the browser runs itself.
 
-Serves the chapter *When does settled mean solved?* and the home page. Three layers, each usable
+Serves the chapter *Settling* and the home page. Three layers, each usable
 alone: a static figure (:mod:`eqr.analysis.figures`), a replay (:func:`replay`: the viewer's script
 and its JSON, both in the page), and a solver (:func:`solver`: a kernel of our own and a model's
 weights in a Web Worker, from scripts that :func:`install` puts beside the pages). All of them work
@@ -279,9 +279,9 @@ def home_board(model: PageModel, inputs: np.ndarray, label: np.ndarray) -> Html:
     """The board that solves itself on the first page, with what it is underneath."""
     made = replay([("", [record(model, inputs, label, depth=16, breadth=8)])], small=True)
     facts = (
-        f"A model of {parameter_count(model.model):,} weights, trained when this book was built, "
-        "at work on a test puzzle: what it decodes after each outer iteration, from the one of 8 "
-        f"restarts that settles best. Amber: not sure yet. Profile {model.profile}, β 0, seed 0, "
+        f"A model of {parameter_count(model.model):,} weights at work on a test puzzle: what it "
+        "decodes after each outer iteration, from the one of 8 restarts that settles best. "
+        f"Amber: not sure yet. Profile {model.profile}, β 0, seed 0, "
         f"{model.run}."
     )
     return Html(f'{made.text}<p class="eqr-home-note eqr-live">{html.escape(facts)}</p>')
