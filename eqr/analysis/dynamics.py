@@ -1,7 +1,7 @@
 """One outer iteration as a map on flat states: derivatives, norms, exponents, constants.
 
-The local half of the landscape (chapters *The theory, derived and tested* and *Reading the
-landscape*); the global half, attractors and basins, is :mod:`eqr.analysis.landscape`. Everything
+The local half of the landscape (chapters *The theory, derived and tested* and *Settle or
+wander?*); the global half, attractors and basins, is :mod:`eqr.analysis.landscape`. Everything
 works on any model that has ``step``, a trained reasoner or a :class:`MapModel` made of a function
 one can check by hand, and in float64, since tangents would drown in float32's rounding.
 

@@ -156,6 +156,16 @@ def latent_paths(ax: Axes, plane: np.ndarray, right: np.ndarray) -> None:
     ax.set(xlabel="first main axis (thousandths)", ylabel="second main axis", aspect="equal")
 
 
+def answer_colours(answer: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """An RGB colour (n, 3) for each of the answers (n,): blue where right, wrong ones brown and the
+    darker the more frequent."""
+    wrong, counts = np.unique(answer[~right], return_counts=True)
+    rank = {number: k for k, number in enumerate(wrong[np.argsort(-counts, kind="stable")])}
+    blue, browns = sns.color_palette(PALETTE)[0], sns.color_palette("YlOrBr", 8)[::-1]
+    pairs = zip(answer, right, strict=True)
+    return np.array([blue if ok else browns[min(rank[one], 7)] for one, ok in pairs])
+
+
 def study_dots(ax: Axes, study: Results, rows: Sequence[str]) -> None:
     """Accuracy of rows of a study, one line a row: seeds, mean with t interval, paper's value."""
     for place, name in enumerate(rows):

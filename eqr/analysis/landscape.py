@@ -1,6 +1,6 @@
 """The attractors of a problem and their basins: how many, how broad, right or wrong (paper §2).
 
-Two ways to look at a landscape (chapter *Reading the landscape*): what many trajectories of many
+Two ways to look at a landscape (chapter *Settle or wander?*): what many trajectories of many
 problems do, sorted into attractors and modes; and slices of the latent space of one
 problem, which show what start ends where and how tangled the border is. Derivatives at a state are
 in :mod:`eqr.analysis.dynamics`.
@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.stats import entropy
 from torch import Tensor
 
 from eqr.analysis.dynamics import Dynamics
@@ -193,8 +192,8 @@ def attractors(trajectories: Ends) -> pd.DataFrame:
 #: The four landscapes of the paper (§1), as this classifier decides them.
 MODES: Mapping[str, str] = {
     "a": "no correct attractor: no restart ends right",
-    "b": "correct and spurious: some end right, and others settle at a wrong answer",
-    "c": "correct but narrow or weak: few end right, or none settles at a wrong answer",
+    "b": "correct and spurious: some settle at the right answer, others at a wrong one",
+    "c": "correct but narrow or weak: some end right, though not as in b or d",
     "d": "broad and stable: nearly all end right, and settled",
 }
 
@@ -202,17 +201,14 @@ MODES: Mapping[str, str] = {
 def modes(exact: np.ndarray, settled: np.ndarray, *, broad: float = 0.9) -> np.ndarray:
     """The mode of each problem, (P,) of ``"a"`` to ``"d"``, from restarts of it.
 
-    A basin counts as narrow, ``"c"``, where less than a quarter of the restarts end right.
-
     Args:
         exact, settled: (P, B) bool at the last iteration.
         broad: share of restarts that must end right and settled for ``"d"``.
     """
     exact, settled = np.asarray(exact, bool), np.asarray(settled, bool)
-    spurious = (settled & ~exact).any(1)
+    coexist = (settled & exact).any(1) & (settled & ~exact).any(1)
     stable = (exact & settled).mean(1) >= broad
-    few = exact.mean(1) < 0.25
-    return np.select([~exact.any(1), stable, few | ~spurious], ["a", "d", "c"], "b")
+    return np.select([~exact.any(1), stable, coexist], ["a", "d", "b"], "c")
 
 
 # --- slices of the latent space ----------------------------------------------------------
@@ -276,39 +272,6 @@ def latent_slice(
     }
     points = {name: each.reshape(size, size) for name, each in points.items()}
     return {"u": axis_u, "v": axis_v} | points
-
-
-@dataclass(frozen=True, slots=True)
-class Basins:
-    """Basin entropy of a slice (Daza et al. 2016)."""
-
-    entropy: float  # mean Gibbs entropy of a box, nats
-    boundary: float  # the same over mixed boxes; above ln 2, as boxes shrink: fractal
-    mixed: float  # share of boxes that hold two basins or more
-    boxes: int
-
-
-def basin_entropy(labels: np.ndarray, box: int = 5) -> Basins:
-    """Unpredictability of the basin that a start near a point falls into.
-
-    Args:
-        labels: (m, n) basin of every point.
-        box: points a side of the boxes that the slice is cut into.
-
-    Raises:
-        ValueError: the slice is smaller than one box.
-    """
-    labels = np.asarray(labels)
-    m, n = (side // box * box for side in labels.shape)
-    if not m or not n:
-        raise ValueError(f"a slice of {labels.shape} points has no box of {box} × {box}")
-    boxes = labels[:m, :n].reshape(m // box, box, n // box, box).swapaxes(1, 2)
-    each = np.array(
-        [entropy(np.unique(cell, return_counts=True)[1]) for cell in boxes.reshape(-1, box * box)]
-    )
-    mixed = each > 0
-    inside = float(each[mixed].mean()) if mixed.any() else 0.0
-    return Basins(float(each.mean()), inside, float(mixed.mean()), len(each))
 
 
 @dataclass(frozen=True, slots=True)
