@@ -12,7 +12,7 @@ from book.tools import BOOK, NOTEBOOKS
 #: Chapters and pages that are held to it.
 RETOLD: tuple[str, ...] = (
     *("breadth", "budget", "depth", "shaping", "variance_proofs"),
-    *("landscape", "paper_vs_ours"),
+    *("landscape", "paper_vs_ours", "under_shift"),
 )
 
 #: Code, formulas, links' targets, comments, and blocks whose numbers are worked out by hand.
