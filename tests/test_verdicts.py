@@ -183,13 +183,6 @@ def test_the_threshold_is_fixed_at_home_and_judged_elsewhere():
     assert given.mean < 0.2 and word == "few" and wrong.mean < 0.1
 
 
-def test_risk_rises_to_the_error_of_answering_everything():
-    one = verdicts.asked(made({"minimal": HOME}), ROW, 0, "minimal")
-    share, risk = verdicts.risk_coverage(one)
-    assert share[-1] == 1 and risk[-1] == pytest.approx(1 - one.chosen.mean())
-    assert (np.diff(share) > 0).all() and risk[0] == 0
-
-
 def test_a_curve_begins_with_the_training_problems():
     found = verdicts.curve(made({"minimal": HOME, "easier": HOME}), ROW, FAMILY)
     assert found.level.tolist() == ["minimal", "easier"] and found.title[0] == "trained"

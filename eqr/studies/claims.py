@@ -97,11 +97,11 @@ class Claim:
     @classmethod
     def of_seeds(cls, name: str, interval: Difference, n: int, **rest) -> Claim:
         """A claim about a mean over seeds, each on n problems; fewer than three: not run."""
-        bounds = (None, None, None)
-        if interval.n > 2:
-            bounds = (interval.mean, interval.low, interval.high)
-        if interval.n > 2 and rest.get("unit") == "share":  # a t interval knows no bounds
-            bounds = tuple(min(1.0, max(0.0, bound)) for bound in bounds)
+        if rest.get("unit") == "share":  # a t interval knows no bounds
+            interval = interval.as_share()
+        bounds = (
+            (interval.mean, interval.low, interval.high) if interval.n > 2 else (None, None, None)
+        )
         return cls(name, *bounds, n, seeds=interval.n, **rest)
 
     @classmethod

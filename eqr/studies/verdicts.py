@@ -1,5 +1,5 @@
 """The rules of the preregistration, as code: what depth and breadth are worth under a shift,
-and the verdicts (page *Preregistration*, chapter *Under shift*).
+and the verdicts (page *Preregistration*, chapter *Which axis holds?*).
 
 Everything is computed for each seed by itself; intervals are t intervals over the seeds.
 """
@@ -129,29 +129,19 @@ def by_seed(
 def curve(results: Results, row: str, family: Family) -> pd.DataFrame:
     """One line for each level of a family, the training problems first.
 
-    Columns: ``level, title``, and for each measure its mean with ``_low, _high``: accuracy of the
-    base ``base`` (16, 1), ``deep`` (128, 1), ``wide`` (16, 8), ``coverage``, ``selector`` (wide ÷
-    coverage), ``signal``, and the rates of repair ``depth`` and ``breadth``.
+    Columns: ``level, title``, and mean accuracy with ``_low, _high`` of the base (16, 1), ``base``,
+    of eight times its depth, ``deep``, and of eight times its breadth, ``wide``.
     """
     lines, base = [], BASES[-1]
+    picks = {"base": (base, 1), "deep": (FACTOR * base, 1), "wide": (base, FACTOR)}
     for level in (family.trained, *family.levels):
         cells = by_seed(results, row, level).values()
-        measures = {
-            "base": [one.accuracy[base, 1] for one in cells],
-            "deep": [one.accuracy[FACTOR * base, 1] for one in cells],
-            "wide": [one.accuracy[base, FACTOR] for one in cells],
-            "coverage": [one.coverage for one in cells],
-            "selector": [one.accuracy[base, FACTOR] / max(one.coverage, 1e-9) for one in cells],
-            "signal": [one.signal for one in cells],
-            "depth": [one.repair("depth") for one in cells],
-            "breadth": [one.repair("breadth") for one in cells],
-        }
         title = LEVELS[level].title if level in LEVELS else level.rpartition("-")[2]
         line = {"level": level, "title": "trained" if level == family.trained else title}
-        for name, values in measures.items():
-            mean = over_seeds(values)
+        for name, pick in picks.items():
+            mean = mean_interval([one.accuracy[pick] for one in cells]).as_share()
             line |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
-        lines.append(line | {"seeds": len(measures["base"])})
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
@@ -338,15 +328,6 @@ def retention(results: Results, row: str, other: str, level: str) -> tuple[Diffe
     seeds = sorted(set(shares[0]) & set(shares[1]))
     interval = mean_interval([shares[0][s] - shares[1][s] for s in seeds])
     return interval, "above" if interval.low > 0 else "below" if interval.high < 0 else "undecided"
-
-
-def risk_coverage(one: Asked, points: int = 41) -> tuple[np.ndarray, np.ndarray]:
-    """Share of problems answered (points,) and share of wrong ones among them, as the threshold of
-    the residual rises (El-Yaniv and Wiener 2010)."""
-    order = np.argsort(one.answer_residual)
-    wrong = np.cumsum(~one.valid[order]) / np.arange(1, len(order) + 1)
-    places = np.unique(np.linspace(0.05, 1, points) * len(order)).astype(int) - 1
-    return (places + 1) / len(order), wrong[places]
 
 
 def verdict_table(results: Results, row: str) -> pd.DataFrame:
