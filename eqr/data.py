@@ -219,7 +219,8 @@ def load(directory: Path) -> Dataset:
             raise ValueError(f"format {manifest['format']!r}, wanted {FORMAT!r}")
         if digest(manifest) != seal:
             raise ValueError("altered, it does not match its seal")
-        listed, sizes, origin = manifest["files"], manifest["sizes"], manifest["origin"]
+        listed = {name: about["sha256"] for name, about in manifest["files"].items()}
+        sizes, origin = dict(manifest["sizes"]), dict(manifest["origin"])
         task = task_from_dict(manifest["task"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); build or import the data set anew") from error
@@ -230,7 +231,7 @@ def load(directory: Path) -> Dataset:
             file = directory / f"{split}_{name}.npy"
             if not file.is_file():
                 raise DataError(f"{file}: missing; build or import the data set anew")
-            if file_sha256(file) != listed.get(file.name, {}).get("sha256"):
+            if file_sha256(file) != listed.get(file.name):
                 raise DataError(f"{file}: altered or truncated, its sha256 differs; restore it")
             array = arrays[name] = files.parse_array(file.read_bytes())
             board = () if name == "rating" else (task.seq_len,)

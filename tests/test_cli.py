@@ -84,7 +84,7 @@ BAD = {
     "a store that is a file": ("train sudoku6 --profile smoke --store file", "file"),
     "an unknown rule": ("eval -c MODEL --select majorty", "did you mean 'majority'"),
     "a depth of zero": ("eval -c MODEL --depth 0,4", "--depth '0,4' must be whole numbers from 1"),
-    "a table that is a folder": ("eval -c MODEL --depth 1 --out .", ".: is a folder; name a file in it"),
+    "a table that is a folder": ("eval -c MODEL --depth 1 --out .", "is a folder; name a file in"),
     "a plot of no kind": ("eval -c MODEL --depth 1 --plot p.xyz", "must end in .png, .svg, .pdf"),
     "an empty protocol": ("eval -c MODEL --protocol=", "protocol '' is not known"),
     "a table without a folder": ("eval -c MODEL --depth 1 --out no/such/t.csv", "no/such"),
