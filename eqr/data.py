@@ -233,7 +233,7 @@ def load(directory: Path) -> Dataset:
                 raise DataError(f"{file}: missing; build or import the data set anew")
             if file_sha256(file) != listed.get(file.name):
                 raise DataError(f"{file}: altered or truncated, its sha256 differs; restore it")
-            array = arrays[name] = files.parse_array(file.read_bytes())
+            array = arrays[name] = files.read_array(file)
             board = () if name == "rating" else (task.seq_len,)
             if array.shape[:1] != (sizes.get(split),) or not len(array):
                 raise DataError(f"{path}: sizes.{split} does not match {file.name}; restore it")
