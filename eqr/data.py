@@ -222,7 +222,8 @@ def load(directory: Path) -> Dataset:
             raise ValueError(f"format {manifest['format']!r}, wanted {FORMAT!r}")
         if digest(manifest) != seal:
             raise ValueError("altered, it does not match its seal")
-        listed, sizes, origin = manifest["files"], manifest["sizes"], manifest["origin"]
+        listed = {name: about["sha256"] for name, about in manifest["files"].items()}
+        sizes, origin = dict(manifest["sizes"]), dict(manifest["origin"])
         task = task_from_dict(manifest["task"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({error}); build or import the data set anew") from error
@@ -233,9 +234,9 @@ def load(directory: Path) -> Dataset:
             file = directory / f"{split}_{name}.npy"
             if not file.is_file():
                 raise DataError(f"{file}: missing; build or import the data set anew")
-            if file_sha256(file) != listed.get(file.name, {}).get("sha256"):
+            if file_sha256(file) != listed.get(file.name):
                 raise DataError(f"{file}: altered or truncated, its sha256 differs; restore it")
-            array = arrays[name] = files.parse_array(file.read_bytes())
+            array = arrays[name] = files.read_array(file)
             board = () if name == "rating" else (task.seq_len,)
             if array.shape[:1] != (sizes.get(split),) or not len(array):
                 raise DataError(f"{path}: sizes.{split} does not match {file.name}; restore it")

@@ -26,6 +26,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError  # from the header of an array
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ LEFT_BEHIND = re.compile(r"\..*|.*~|#.*#|Thumbs\.db|desktop\.ini|__pycache__", r
 #: What the readers of NumPy and zipfile raise for damaged files.
 DAMAGE = (
     ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError, MemoryError, SyntaxError,
-    OverflowError, AttributeError, zipfile.BadZipFile, zlib.error, struct.error,
+    OverflowError, AttributeError, zipfile.BadZipFile, zlib.error, struct.error, TokenError,
 )  # fmt: skip
 
 
@@ -166,6 +167,31 @@ def parse_array(content: bytes) -> np.ndarray:
         raise ValueError(f"its header says {size:,} bytes of {shape}, and {there:,} are there")
     stream.seek(0)
     return np.load(stream, allow_pickle=False)
+
+
+def read_array(path: Path, remedy: str = "restore it") -> np.ndarray:
+    """The array of an npy file; FileError where it has none."""
+    try:
+        return parse_array(path.read_bytes())
+    except ValueError as error:
+        raise FileError(f"{path}: not a readable array ({error}); {remedy}") from error
+
+
+def read_whole(path: Path, remedy: str = "restore it") -> np.ndarray:
+    """An npy file's whole numbers as int64, in whatever order of bytes; whole floats are taken.
+
+    Raises:
+        FileError: it has no array, or one of anything else.
+    """
+    array = read_array(path, remedy)
+    if array.dtype.kind not in "iuf" or not array.ndim:
+        what = f"an array of {array.dtype} and shape {array.shape}"
+        raise FileError(f"{path}: holds {what}, not whole numbers; {remedy}")
+    with np.errstate(invalid="ignore"):
+        whole = array.astype(np.int64)
+    if (whole != array).any():  # what is cut, NaN, and what int64 cannot hold
+        raise FileError(f"{path}: holds {array[whole != array].flat[0]}; {remedy}")
+    return whole
 
 
 def read_arrays(path: Path, remedy: str = "restore it") -> dict[str, np.ndarray]:
@@ -315,7 +341,8 @@ def replace_folder(new: Path, path: Path) -> None:
 
 def set_aside(path: Path) -> Path:
     """Where the old folder is while a new one takes its place."""
-    return path.with_name(f".{path.name}.old")
+    real = Path(os.path.realpath(path))  # "." has no name
+    return real.parent / f".{real.name}.old"
 
 
 def _exchange(one: Path, other: Path) -> bool:

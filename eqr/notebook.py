@@ -124,8 +124,8 @@ def own_parameters(notebook: Path) -> dict[str, Any]:
         lines = [line for line in ast.parse(code).body if isinstance(line, ast.Assign)]
         return {line.targets[0].id: literal(line.value) for line in lines}
     except (nbformat.ValidationError, ValueError, LookupError, TypeError, AttributeError,
-            SyntaxError) as error:  # fmt: skip
-        why = str(error).strip().splitlines()[:1]
+            SyntaxError, AssertionError) as error:  # fmt: skip
+        why = f"{str(error).strip():.100}".partition("\n")[0]
         raise ConfigError(f"{notebook}: is no notebook ({why}); restore it") from error
 
 

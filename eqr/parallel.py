@@ -117,7 +117,10 @@ def joined(device: str = "cpu") -> Iterator[World]:
     Raises:
         ConfigError: the device cannot be shared between processes, or there are too few.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    # Clusters set some of these for purposes of their own: torchrun sets all.
+    given = [os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")]
+    together = all(word.isdecimal() for word in given) and "MASTER_ADDR" in os.environ
+    size = int(given[0]) if together else 1
     if size == 1:
         yield ALONE
         return

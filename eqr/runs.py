@@ -122,24 +122,28 @@ def listing(store: Store, kind: str | None = None) -> list[dict[str, Any]]:
 def _row(
     path: Path, manifest: Mapping[str, Any], state: str, weights: Mapping[str, Path]
 ) -> dict[str, Any]:
-    config, done = manifest.get("config") or {}, manifest.get("provenance") or {}
-    kind, files = manifest.get("kind") or path.name.partition("-")[0], files_of(path)
+    config, done = section(manifest, "config"), section(manifest, "provenance")
+    kind, own = str(manifest.get("kind") or path.name.partition("-")[0]), files_of(path)
     row = {"id": path.name, "kind": kind, "name": None, "profile": None, "seed": None}
-    recipe = config.get("recipe") if kind == "train" else None
+    recipe = section(config, "recipe") if kind == "train" else {}
     if kind == "eval" and "weights" in config:
-        row["seed"] = config.get("eval", {}).get("seed", 0)
-        if trained := weights.get(config["weights"]):
-            recipe = inspect(trained, contents=False).manifest.get("config", {}).get("recipe")
+        row["seed"] = section(config, "eval").get("seed", 0)
+        if trained := weights.get(str(config["weights"])):
+            recipe = section(section(inspect(trained, False).manifest, "config"), "recipe")
             row["model"] = trained.name
     elif "parameters" in config:  # a chapter
-        row["name"] = next((Path(name).stem for name in files if name.endswith(".ipynb")), None)
-        row |= {k: config["parameters"].get(k) for k in ("profile", "seed")}
-    if recipe is not None:
+        row["name"] = next((Path(name).stem for name in own if name.endswith(".ipynb")), None)
+        row |= {k: section(config, "parameters").get(k) for k in ("profile", "seed")}
+    if recipe:
         row |= {"name": recipe.get("name"), "profile": profile_of(recipe)}
         row["seed"] = recipe.get("seed", 0) if kind == "train" else row["seed"]
-    times = {"finished": done.get("finished"), "seconds": done.get("seconds")}
-    size = sum(file.stat().st_size for file in files.values())
-    return row | times | {"bytes": size, "state": state}
+    row |= {"finished": done.get("finished"), "seconds": done.get("seconds"), "state": state}
+    return row | {"bytes": sum(file.stat().st_size for file in own.values())}
+
+
+def section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a manifest that may be damaged; empty where it is none."""
+    return part if isinstance(part := values.get(name), Mapping) else {}
 
 
 def _pending(path: Path) -> dict[str, Any]:
@@ -230,8 +234,8 @@ def ship(run: Run, folder: Path = experiments.MODELS) -> Path:
             ship_weights(run.file(name), target / name)
         else:
             write_file(target / name, run.file(name).read_bytes())
-    files = {name: file_sha256(path) for name, path in files_of(target).items()}
-    write_json(target / MANIFEST, sealed(run.manifest | {"files": files}))
+    hashes = {name: file_sha256(path) for name, path in files_of(target).items()}
+    write_json(target / MANIFEST, sealed(run.manifest | {"files": hashes}))
     return target
 
 

@@ -68,8 +68,10 @@ class Result:
 
 def read_arrays(run: Run) -> Result:
     """The arrays of a run that has some, in its one npz file."""
-    (name,) = (name for name in run.manifest["files"] if name.endswith(".npz"))
-    return Result(run, files.read_arrays(run.file(name)))
+    names = [name for name in run.manifest["files"] if name.endswith(".npz")]
+    if len(names) != 1:
+        raise StoreError(f"{run.path / MANIFEST}: names {len(names)} files of arrays, not one")
+    return Result(run, files.read_arrays(run.file(names[0])))
 
 
 #: The runs (and studies) that this process has read, with the digest of the data behind each; the
@@ -120,7 +122,9 @@ def inspect(path: Path, contents: bool = True) -> Inspection:
     anew, where = f"delete {path} to make it anew", path / MANIFEST
     try:
         manifest = read_json(where)
-        named, listed = manifest["id"], dict(manifest["files"].items())
+        named, listed = str(manifest["id"]), dict(manifest["files"].items())
+        for part in ("config", "provenance"):
+            dict(manifest[part].items())
         computed = run_id(manifest["kind"], manifest["config"], manifest["semantics"])
         unsealed = manifest["seal"] != sealed(manifest)["seal"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -128,12 +132,14 @@ def inspect(path: Path, contents: bool = True) -> Inspection:
         return Inspection({}, (f"{where}: damaged ({reason}); {anew}",))
     faults = []
     if computed != named:
-        what = f"altered: kind, config and semantics hash to {computed}, and its id is {named}"
+        what = (
+            f"altered: kind, config and semantics hash to {computed:.60}, and its id is {named:.60}"
+        )
         faults.append(f"{where}: {what}; {anew}")
     elif unsealed:
         faults.append(f"{where}: altered, field seal does not match the rest; {anew}")
     elif named != path.name:
-        faults.append(f"{where}: field id says that it belongs to {named}; rename {path} back")
+        faults.append(f"{where}: field id says that it belongs to {named:.60}; rename {path} back")
     there = files_of(path) if contents else {}
     for name, sha256 in listed.items() if contents else ():
         if name not in there:

@@ -214,9 +214,9 @@ def task_from_dict(values: Mapping[str, Any], where: str = "task") -> Task:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} = {values!r:.60} must be a section of settings")
     kind = values.get("kind")
-    if kind not in _tasks:
+    if not isinstance(kind, str) or kind not in _tasks:
         raise ConfigError(
-            f"{where}.kind = {kind!r} is not a known task; {nearest(kind, _tasks)} (or a task of "
+            f"{where}.kind = {kind!r:.60} is not known; {nearest(kind, _tasks)} (or a task of "
             "your own: name its file, as in --task my_task.py:MyTask)"
         )
     module, name = _tasks[kind].split(":")

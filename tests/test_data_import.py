@@ -16,7 +16,7 @@ from eqr.data import DataError, load, save
 from eqr.imports.datasets import read
 from eqr.imports.weights import convert
 from eqr.model import Reasoner
-from eqr.settings import ConfigError
+from eqr.settings import ConfigError, UserError
 from eqr.streams import stream
 from eqr.tasks.maze import Maze
 from eqr.tasks.sudoku import Sudoku
@@ -148,7 +148,7 @@ def test_official_arrays_keep_the_first_of_each_group(tmp_path, pool):
         (np.array([{"a": 1}], dtype=object), r"all__labels\.npy: not a readable array"),
     ):
         np.save(labels, tokens, allow_pickle=True)
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(UserError, match=said):
             read(tmp_path / "npy", Sudoku())
 
 

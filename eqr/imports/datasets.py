@@ -7,7 +7,6 @@ test solution is a symmetric image of a training solution; what is left out for 
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ import pandas as pd
 
 from eqr.config import DataConfig
 from eqr.data import DataError, Dataset, take_rows
+from eqr.files import read_whole
 from eqr.imports import hub
 from eqr.settings import ConfigError
 from eqr.streams import stream_seed
@@ -296,10 +296,7 @@ def _npy(files: Files, split: str, task: Task) -> Read:
     for name, path in paths.items():
         if name == "group_indices" and not path.is_file():
             continue
-        try:
-            arrays[name] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path}: not a readable array ({error}); get it anew") from error
+        arrays[name] = read_whole(path, "get it anew")
     count = len(arrays["inputs"])
     for name in ("inputs", "labels"):
         shape = arrays[name].shape

@@ -78,8 +78,8 @@ def read_recipe(
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file")
     else:
-        *other, name = name.split("/")
-        profile, names = other[0] if other else profile, recipe_names(*(other or [profile]))
+        other, _, name = name.rpartition("/")
+        profile, names = other or profile, recipe_names(other or profile)
         if name not in names:
             raise ConfigError(
                 f"recipe {name!r} is not known in profile {profile!r}; {nearest(name, names)}"
@@ -157,7 +157,7 @@ def load_task(reference: str, folder: Path) -> type[Task]:
                 raise
     try:
         task = getattr(importlib.import_module(place), name, None)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, ValueError, TypeError) as error:
         raise ConfigError(f"task.kind = {reference!r}: {error}; install it") from error
     if not (isinstance(task, type) and issubclass(task, Task) and task.kind):
         raise ConfigError(f"task.kind = {reference!r}: no task {name!r} there; correct the name")

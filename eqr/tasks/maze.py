@@ -20,13 +20,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from numba import njit
 
 from eqr.settings import ProblemError, settings
 from eqr.streams import Generators, draw_rows
 from eqr.task import Problems, Task, check_rows
 from eqr.tasks.drawing import BLUE, INK, VERMILLION, paint_cells
-from eqr.tasks.kernel_random import random_below, random_stream, random_unit
+from eqr.tasks.kernel_random import kernel, random_below, random_stream, random_unit
 from eqr.tasks.maze_carving import CARVINGS, OPEN, WALL, carve, carve_numpy, flip_cells, open_walls
 from eqr.tasks.symmetry import Symmetry
 
@@ -39,7 +38,7 @@ PATIENCE = 50  # mazes carved for one path length before another length is drawn
 # --- Paths ----------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def _neighbour(cell, side, height, width):
     """The cell above, left, right or below (side 0 .. 3), -1 beyond the edge."""
     row, column = cell // width, cell % width
@@ -52,7 +51,7 @@ def _neighbour(cell, side, height, width):
     return cell + width if row < height - 1 else -1
 
 
-@njit(cache=True)
+@kernel
 def _flood(passable, height, width, source, steps, paths):
     """Breadth first from ``source`` over ``passable`` (S,) bool: fills steps (S,), -1 where out of
     reach, and paths (S,), the number of shortest paths (float: exact up to 2**53)."""
@@ -74,7 +73,7 @@ def _flood(passable, height, width, source, steps, paths):
                 paths[other] += paths[cell]
 
 
-@njit(cache=True)
+@kernel
 def _trace(height, width, goal, steps, paths, stream, label):
     """Write PATH into ``label`` (S,) from ``goal`` back along a shortest path, each equally likely.
 
@@ -95,7 +94,7 @@ def _trace(height, width, goal, steps, paths, stream, label):
 # --- Generator ------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def _generate(
     seed, index, height, width, low, high, even, carving, loops, flips, several, tokens, label
 ):
@@ -138,7 +137,7 @@ def _generate(
     return 0, shortest, longest
 
 
-@njit(cache=True)
+@kernel
 def _check(inputs, answers, height, width):
     """(n,) bool, see ``Maze.check``."""
     valid = np.zeros(len(inputs), np.bool_)

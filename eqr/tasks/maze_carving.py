@@ -9,15 +9,14 @@ these: delete __pycache__ after editing.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from eqr.tasks.kernel_random import random_below
+from eqr.tasks.kernel_random import kernel, random_below
 
 WALL, OPEN = 1, 2
 CARVINGS = ("depth-first", "kruskal", "wilson", "prim", "division")  # in the order of ``carve``
 
 
-@njit(cache=True)
+@kernel
 def _beside(cell, side, height, width):
     """The maze cell above, left, right or below (side 0 .. 3), -1 beyond the border wall.
 
@@ -29,14 +28,14 @@ def _beside(cell, side, height, width):
     return cell + 2 * step if inside else -1
 
 
-@njit(cache=True)
+@kernel
 def _random_cell(height, width, stream):
     row = random_below(stream, (height - 1) // 2)
     column = random_below(stream, (width - 1) // 2)
     return (2 * row + 1) * width + 2 * column + 1
 
 
-@njit(cache=True)
+@kernel
 def _walls_between(height, width, tokens):
     """The walls of ``tokens`` that part two cells, row by row."""
     walls, found = np.empty(tokens.size, np.int64), 0
@@ -49,7 +48,7 @@ def _walls_between(height, width, tokens):
     return walls[:found]
 
 
-@njit(cache=True)
+@kernel
 def depth_first(height, width, stream, tokens):
     """Depth first from a random cell, in random order: long winding ways, few dead ends."""
     tokens[:] = WALL
@@ -72,7 +71,7 @@ def depth_first(height, width, stream, tokens):
         top += 1
 
 
-@njit(cache=True)
+@kernel
 def kruskal(height, width, stream, tokens):
     """Walls in random order; each is opened where its two cells are not yet connected."""
     tokens[:] = WALL
@@ -94,7 +93,7 @@ def kruskal(height, width, stream, tokens):
             tokens[walls[i]] = OPEN
 
 
-@njit(cache=True)
+@kernel
 def wilson(height, width, stream, tokens):
     """Loop-erased random walks (Wilson 1996): every perfect maze is equally likely."""
     tokens[:] = WALL
@@ -115,7 +114,7 @@ def wilson(height, width, stream, tokens):
                 cell = following[cell]
 
 
-@njit(cache=True)
+@kernel
 def prim(height, width, stream, tokens):
     """From a random cell, always through a random wall between maze and rest: many dead ends."""
     tokens[:] = WALL
@@ -140,7 +139,7 @@ def prim(height, width, stream, tokens):
             return
 
 
-@njit(cache=True)
+@kernel
 def division(height, width, stream, tokens):
     """Recursive division: an empty hall is split across its longer side by a wall with one gap,
     and so are its parts, down to corridors one cell wide: long straight walls."""
@@ -193,7 +192,7 @@ def carve_numpy(height, width, rng):
     return tokens
 
 
-@njit(cache=True)
+@kernel
 def carve(which, height, width, stream, tokens):
     """A perfect maze into ``tokens`` (S,) by the carving of number ``which`` in ``CARVINGS``."""
     if which == 0:
@@ -208,7 +207,7 @@ def carve(which, height, width, stream, tokens):
         division(height, width, stream, tokens)
 
 
-@njit(cache=True)
+@kernel
 def open_walls(height, width, count, stream, tokens):
     """Open ``count`` random walls between two cells; there must be as many."""
     walls = _walls_between(height, width, tokens)
@@ -218,7 +217,7 @@ def open_walls(height, width, count, stream, tokens):
         tokens[walls[i]] = OPEN
 
 
-@njit(cache=True)
+@kernel
 def flip_cells(height, width, count, stream, tokens):
     """Turn ``count`` cells within the border from wall to open or back; returns which, (S,) bool.
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 
-from eqr.tasks.kernel_random import mix64, random_below, random_stream, random_unit
+from eqr.tasks.kernel_random import kernel, mix64, random_below, random_stream, random_unit
 
 LAYOUTS = ("any", "symmetric", "clustered")
 SYMMETRIC, CLUSTERED = 1, 2
@@ -30,19 +29,19 @@ def geometry(box_height: int, box_width: int) -> tuple[np.ndarray, np.ndarray]:
     return units, unit_of
 
 
-@njit(cache=True)
+@kernel
 def _candidates(cell, missing, unit_of):
     return missing[unit_of[cell, 0]] & missing[unit_of[cell, 1]] & missing[unit_of[cell, 2]]
 
 
-@njit(cache=True)
+@kernel
 def _place(cell, bit, cells, missing, unit_of):
     cells[cell] = bit
     for k in range(3):
         missing[unit_of[cell, k]] ^= bit
 
 
-@njit(cache=True)
+@kernel
 def _fill_singles(cells, missing, units, unit_of, trail, placed):
     """Place naked and hidden singles until none is left; cells placed go on the trail.
 
@@ -89,7 +88,7 @@ def _fill_singles(cells, missing, units, unit_of, trail, placed):
     return placed, True
 
 
-@njit(cache=True)
+@kernel
 def _fewest_candidates(cells, missing, unit_of, stream, shuffle):
     """The blank cell with the fewest candidates (the first or any such), -1 if none is blank."""
     best, fewest, ties = -1, 99, 0
@@ -108,7 +107,7 @@ def _fewest_candidates(cells, missing, unit_of, stream, shuffle):
     return best
 
 
-@njit(cache=True)
+@kernel
 def search(cells, units, unit_of, first, allowed, limit, budget, stream, shuffle, solution):
     """Depth-first search for up to ``limit`` solutions of ``cells`` (S,) bits, which it restores.
 
@@ -172,7 +171,7 @@ def search(cells, units, unit_of, first, allowed, limit, budget, stream, shuffle
         guesses += 1
 
 
-@njit(cache=True)
+@kernel
 def ratings(puzzles, units, unit_of, budget):
     """Guesses spent on each puzzle (n, S) of bits until its solutions are exhausted."""
     ratings, scratch = np.empty(len(puzzles), np.int32), np.empty(puzzles.shape[1], np.int64)
@@ -185,7 +184,7 @@ def ratings(puzzles, units, unit_of, budget):
 # --- Generator: a random full grid, then clues dug out while the solution stays unique ------------
 
 
-@njit(cache=True)
+@kernel
 def _near_first(order, side, stream):
     """Sort ``order`` (S,) by falling distance from a random cell, with jitter: dug in this order,
     the clues that stay lie near that cell."""
@@ -197,7 +196,7 @@ def _near_first(order, side, stream):
     order[:] = order[np.argsort(distance)]
 
 
-@njit(cache=True)
+@kernel
 def _dig(cell, puzzle, solution, units, unit_of, budget, stream, scratch):
     """Take the clue in ``cell`` away unless a second solution would appear: (taken, proven)."""
     puzzle[cell] = 0
@@ -211,7 +210,7 @@ def _dig(cell, puzzle, solution, units, unit_of, budget, stream, scratch):
     return found == 0, found >= 0
 
 
-@njit(cache=True)
+@kernel
 def generate(
     seed, index, units, unit_of, low, high, minimal, layout, attempts, budget, puzzle, solution
 ):
@@ -265,7 +264,7 @@ def generate(
 # --- Symmetry invariant ---------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@kernel
 def _cycle_type(top, bottom):
     """A hash of the cycle type of the permutation that takes row ``top`` (side,) to ``bottom``."""
     side = top.size
@@ -283,7 +282,7 @@ def _cycle_type(top, bottom):
     return mix64(total)
 
 
-@njit(cache=True)
+@kernel
 def _invariant(grid, given, box_height, box_width):
     """A uint64 that relabelling and the row and column symmetries of ``grid`` (side, side) keep.
 
@@ -328,7 +327,7 @@ def _invariant(grid, given, box_height, box_width):
     return mix64(key)
 
 
-@njit(cache=True)
+@kernel
 def invariants(grids, given, box_height, box_width):
     """Invariants (n,) uint64 of grids (n, side, side) with digits from 0."""
     keys = np.empty(len(grids), np.uint64)
