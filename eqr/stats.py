@@ -286,13 +286,18 @@ def bootstrap(
     """Percentile interval of one or several statistics of n problems.
 
     Args:
-        statistic: of indices (draws, n) into the problems, which repeat; gives (..., draws).
+        statistic: of indices (draws, n) into the problems, which repeat; gives (..., draws). Draws
+            without a value, NaN, are left out; with fewer than half of them left there is none.
 
     Returns:
         (low, high), each (...).
     """
     rows = np.random.default_rng(seed).integers(n, size=(draws, n))
-    low, high = np.quantile(np.asarray(statistic(rows)), (0.025, 0.975), axis=-1)
+    values = np.asarray(statistic(rows))
+    lacking = np.isnan(values)
+    values = np.where(lacking.mean(-1, keepdims=True) > 0.5, 0.0, values)
+    bounds = np.nanquantile(values, (0.025, 0.975), axis=-1)
+    low, high = np.where(lacking.mean(-1) > 0.5, np.nan, bounds)
     return low, high
 
 

@@ -88,3 +88,12 @@ def test_what_became_of_a_trajectory_is_what_its_iterations_show(model):
     last = np.where(changed.any(0), 12 - changed[::-1].argmax(0), 0)
     assert (seen.last_changed == last).all() and (seen.solved == right[-1]).all()
     assert seen.residual == pytest.approx(residuals[[3, 11]].numpy())
+
+
+def test_resamples_without_an_early_success_have_no_ratio():
+    early, late = np.zeros(80, int), np.zeros(80, int)
+    early[:3], late[1:4] = 2, 1
+    ratio = memory_ratio(early, late, 8)
+    assert ratio.mean == pytest.approx(3 / (3 * 6 * 2 / 7)) and ratio.low < ratio.mean < ratio.high
+    early[1:3] = late[1:3] = 0
+    assert np.isfinite(memory_ratio(early, late, 8).low), "63 of 100 resamples have the one"

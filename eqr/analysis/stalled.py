@@ -89,7 +89,8 @@ def memory_ratio(early: np.ndarray, late: np.ndarray, copies: int) -> Difference
     """R: late successes over those that a memoryless process would have, with a 95 % interval.
 
     ``R = Σ late / Σ (K − early) early / (K − 1)``: 1 is memoryless and below 1 ages, however much
-    the puzzles differ, since the denominator is unbiased for each. The interval resamples puzzles.
+    the puzzles differ, since the denominator is unbiased for each. The interval resamples puzzles;
+    without an early success there is no R.
 
     Args:
         early, late: (N,) how many of a puzzle's copies succeeded first in either half.
@@ -103,7 +104,8 @@ def memory_ratio(early: np.ndarray, late: np.ndarray, copies: int) -> Difference
 
     def of(rows: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return late[rows].sum(-1) / expected[rows].sum(-1)
+            below = expected[rows].sum(-1)
+            return np.where(below > 0, late[rows].sum(-1) / below, np.nan)
 
     if not expected.sum():
         return Difference(np.nan, np.nan, np.nan, len(early))

@@ -35,11 +35,11 @@ from eqr.tasks.shift import perturbed
 
 DEPTH, EXTRA = 32, 32  # iterations before a re-roll, and after
 DEPTHS = 16, 32, 64  # at which a trajectory's residual is stored
-PROBLEMS = 512  # the first of the test set
+PROBLEMS = 1024  # the first of the test set
 EXPONENTS = 32  # directions in which a trajectory is followed,
 FOLLOWED = 32  # of so many problems
 FLOORS = 16, 64  # depths at which answers are compared
-BETA = 0.1
+NOISES = 0.0, 0.01  # the second is what models with noise are trained with
 
 Line = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -60,7 +60,7 @@ def settle(model: Shipped, store: Store) -> tuple[list[Line], Arrays]:
     """R of the stalled puzzles; how failures end; the largest Lyapunov exponent."""
     test, lines, arrays = model.data.test, [], {}
     x, y = (torch.as_tensor(each[:PROBLEMS]).long() for each in (test.inputs, test.labels))
-    for noise in (0.0, BETA):
+    for noise in NOISES:
         rolls = re_roll(model.model, x, y, depth=DEPTH, extra=EXTRA, noise=noise)
         went = follow(model.model, x, y, DEPTHS, noise=noise)
         lost, still = ~went.solved, went.last_changed <= DEPTHS[-1] - STABLE
@@ -68,6 +68,9 @@ def settle(model: Shipped, store: Store) -> tuple[list[Line], Arrays]:
             _line("R", rolls.ratio(), noise),
             _line("R of all unsolved", memory_ratio(rolls.early, rolls.late, rolls.copies), noise),
             _share("stalled of unsolved", rolls.stalled, noise),
+            _share(
+                "stalled, solved by a re-roll", (rolls.early + rolls.late)[rolls.stalled] > 0, noise
+            ),
             _share("unsolved", lost, noise),
             _share("failures that settle", went.settled[lost], noise),
             _share("failures whose answer stands", still[lost], noise),
@@ -99,7 +102,7 @@ def exponents(model: Reasoner, x: torch.Tensor) -> np.ndarray:
 def floors(model: Shipped, store: Store) -> tuple[list[Line], Arrays]:
     """The share of puzzles that another arithmetic solves and the first does not, or the reverse;
     and of those with another answer. The first is float32, one thread, operation by operation."""
-    test, config = model.data.test, EvalConfig(FLOORS, problems=2 * PROBLEMS)
+    test, config = model.data.test, EvalConfig(FLOORS, problems=PROBLEMS)
 
     def run(runner: Reasoner, threads: int = 1) -> Records:
         before = torch.get_num_threads()
@@ -133,7 +136,7 @@ def averaging(model: Shipped, store: Store) -> tuple[list[Line], Arrays]:
     run = store.get(model.run.id)
     if run is None or RAW not in run.manifest["files"]:
         return [], {}
-    test, config = model.data.test, EvalConfig(FLOORS, problems=4 * PROBLEMS)
+    test, config = model.data.test, EvalConfig(FLOORS, problems=2 * PROBLEMS)
     raw = checkpoint.load_model(run.file(RAW)).model
     mean = checkpoint.load_model(run.file("model.safetensors")).model
     ours, other = (records(m, test.inputs, test.labels, config).exact[:, :, 0]
@@ -239,7 +242,7 @@ def searching(results: Results, files: Sequence[CellFile]) -> pd.DataFrame:
         deep = results.outcomes(Pick(row, 64), seed)[: len(wide)]
         own = file.table.set_index(["measure", "noise"]).value
         line = {"row": row, "seed": seed, "gain": wide.mean() - deep.mean()}
-        line |= {"R": own["R", BETA], "R, β = 0": own["R", 0.0]}
+        line |= {f"R, β = {noise:g}": own["R", noise] for noise in NOISES}
         lines.append(line | {"failures that settle": own["failures that settle", 0.0]})
     return pd.DataFrame(lines)
 
