@@ -55,7 +55,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 DEPTH = {"outcomes": 3, "claims": 2, "verdicts": 2, "plans": 2, "ids": 2}
 
 #: Chapters that compute claims without a trained model, and the list that collects them.
-CHAPTERS = dict.fromkeys(["ambiguity", "fast", "miniarc", "under_shift"], "claims")
+CHAPTERS = dict.fromkeys(["ambiguity", "fast", "under_shift"], "claims")
 TRAINS = "its claims measure a model that is trained when the book is made"
 GROWS = "its claims grow with the campaign"
 NOT_FROZEN = {

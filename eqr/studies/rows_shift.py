@@ -311,7 +311,7 @@ SOURCES_STUDY = Study(
 # ---------------------------------------------------------------------------------------- Mini-ARC
 
 # Two ways to tell the model the rule, two ways to hold out, each for EqR and the TRM-style baseline
-# (chapter *Beyond one rule*; paper, A.5).
+# (chapter *Several answers, unknown rule?*; paper, A.5).
 ARC = "Mini-ARC"
 VOTES = ("average", "converged", "majority", "majority2", "oracle")
 BREADTHS = (1, 2, 4, 8)

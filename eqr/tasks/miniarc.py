@@ -1,8 +1,8 @@
 """Mini-ARC as a task: 149 unwritten rules on 5×5 grids, each known by a few pairs of grids only.
 
-Serves the chapter *Beyond one rule* (paper, A.5). Tokens are those of the official ARC encoding: 0
-padding, 1 unused, 2 .. 11 the colours 0 to 9. The grid to be changed stands on the board, and the
-answer takes its cells. Which rule it is, the board tells in one of two ways:
+Serves the chapter *Several answers, unknown rule?* (paper, A.5). Tokens are those of the official
+ARC encoding: 0 padding, 1 unused, 2 .. 11 the colours 0 to 9. The grid to be changed stands on the
+board, and the answer takes its cells. Which rule it is, the board tells in one of two ways:
 
 ==============  ================================================================================
 ``in_context``  (input, output) of ``demonstrations`` solved examples stand above the grid: the
