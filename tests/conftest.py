@@ -55,6 +55,9 @@ TINY = {
     },
 }
 
+# Two files of that name cannot both be searched for doctests.
+collect_ignore = ["conftest.py", "attack/conftest.py"]
+
 
 def tiny(seed: int = 0, **sections: dict) -> Recipe:
     """The tiny recipe with some settings replaced: ``tiny(train={"steps": 3})``."""

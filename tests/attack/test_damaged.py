@@ -60,7 +60,7 @@ def kinds(folder: Path, make_recipe, problems, learned) -> dict[str, Kind]:
     kept = folder / cell.parent.name / cell.name
     kept.parent.mkdir()
     shutil.copy(cell, kept)
-    notebook = Path(shutil.copy(PROJECT / "notebooks/tasks.ipynb", folder))
+    notebook = Path(shutil.copy(PROJECT / "notebooks/machine.ipynb", folder))
     recipe = folder / "own.toml"
     recipe.write_text('base = "sudoku6"\nseed = 3\n[train]\nsteps = 10\nlr = 1e-3\n')
     tasks = Path(shutil.copy(miniarc_source.SHIPPED, folder / "tasks.json"))

@@ -67,7 +67,7 @@ def there(tmp_path, monkeypatch, make_recipe, learned, problems) -> Path:
     store = Store(own / "store")
     run = experiments.train_run(make_recipe(train={"steps": 2}), store)
     evaluate_or_load(load_trained(run, store), EvalConfig((1,), problems=4), store)
-    shutil.copy(PROJECT / "notebooks/tasks.ipynb", own)
+    shutil.copy(PROJECT / "notebooks/machine.ipynb", own)
     (own / "results").mkdir()
     (own / "thesis.csv").write_text("years,of,work\n")
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def there(tmp_path, monkeypatch, make_recipe, learned, problems) -> Path:
 
 
 PLACES = (
-    "own/model.safetensors", "own/set", "own/store", "own/tasks.ipynb", "own/thesis.csv", "own",
+    "own/model.safetensors", "own/set", "own/store", "own/machine.ipynb", "own/thesis.csv", "own",
     "new.csv", "new.png", "out", "o ut/x y.csv", "a{b}.csv", "none/x.csv", "", ".", "/dev/null",
     "-", "s3://bucket/x", "~/x", "new.ipynb", "n" * 300, "é.csv", "/proc/x",
     "own/set/manifest.json", "own/results",
