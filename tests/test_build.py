@@ -150,7 +150,7 @@ def test_models_come_before_chapters_and_chapters_before_pages(rehearsal, tmp_pa
     shutil.copy(ROOT / "book/_config.yml", tmp_path / "book")
     build.build("smoke", 0, tmp_path, 2, False)
     models, chapters = build.models("smoke"), [path.stem for path in build.chapters()]
-    assert {"headroom", "sudoku9"} <= set(models) < set(recipe_names("smoke"))
+    assert {"minimal6", "sudoku9"} <= set(models) < set(recipe_names("smoke"))
     assert "maze9-small" not in models, "what only studies build on is left to them"
     assert set(build.viewer.LIVE) <= set(models), "the pages' models are trained"
     wanted = [{f"train {n}" for n in models}, {f"chapter {n}" for n in chapters}]
@@ -159,15 +159,15 @@ def test_models_come_before_chapters_and_chapters_before_pages(rehearsal, tmp_pa
     notebooks = {p.stem for p in (tmp_path / "smoke/source/chapters").iterdir()}
     assert notebooks == set(chapters)
     # A model that is shipped is not trained, unless that is asked for.
-    monkeypatch.setattr(build, "shipped_run", lambda recipe, _: recipe.name == "headroom")
-    for own, trained in ((False, wanted[0] - {"train headroom"}), (True, wanted[0])):
+    monkeypatch.setattr(build, "shipped_run", lambda recipe, _: recipe.name == "minimal6")
+    for own, trained in ((False, wanted[0] - {"train minimal6"}), (True, wanted[0])):
         rehearsal.clear()
         build.build("smoke", 0, tmp_path, 2, False, own)
         assert {turn for turn in rehearsal if turn.startswith("train")} == trained
 
 
 def test_a_chapter_needs_the_models_it_names():
-    assert build.recipes_named(ROOT / "notebooks/theory.ipynb", "smoke") == ["headroom"]
+    assert build.recipes_named(ROOT / "notebooks/theory.ipynb", "smoke") == ["minimal6"]
 
 
 def test_what_cannot_be_built_is_refused_in_one_line(tmp_path):
