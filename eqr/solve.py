@@ -1,4 +1,4 @@
-"""Solve one problem and say how it went: what ``eqr solve`` prints (chapter *What is …*)."""
+"""Solve one problem and say how it went: what ``eqr solve`` prints (chapter *Settling*)."""
 
 from __future__ import annotations
 
