@@ -13,7 +13,7 @@ from book.tools import BOOK, NOTEBOOKS
 RETOLD: tuple[str, ...] = (
     *("settling", "machine", "depth", "breadth", "shaping", "landscape", "budget"),
     *("theory", "index", "proofs", "glossary", "paper_vs_ours", "speed", "fast", "variance_proofs"),
-    *("ambiguity", "under_shift"),
+    *("ambiguity", "under_shift", "findings"),
 )
 
 #: Code, formulas, links' targets, comments, and blocks whose numbers are worked out by hand.
