@@ -10,6 +10,7 @@ import torch
 
 from eqr import checkpoint, compiled
 from eqr.config import EvalConfig
+from eqr.cost import forward_flops
 from eqr.recipes import load_recipe
 from eqr.settings import ConfigError
 from eqr.train import Trainer, TrainingError, train
@@ -43,6 +44,7 @@ def test_compiled_training_is_eager_training_up_to_rounding(make_recipe, problem
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(fused.model.state_dict()[name], value, rtol=0, atol=2e-4)
     assert fused.evaluate()["residual"] == pytest.approx(plain.evaluate()["residual"], rel=1e-3)
+    assert forward_flops(fused.model) == forward_flops(plain.model)
     assert copy.deepcopy(fused.model).state_dict().keys() == plain.model.state_dict().keys()
 
 
