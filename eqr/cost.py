@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from eqr.config import ModelConfig, Recipe
 from eqr.data import SPLITS, Dataset
 from eqr.layers import (
-    layer_operations,
     parameter_count,
     require_time,
     swiglu_width,
@@ -155,18 +154,17 @@ def require_fits(recipe: Recipe, device: str = "cpu") -> None:
     board, problems = recipe.task.seq_len, sum(getattr(recipe.data, split) for split in SPLITS)
     rows = train.batch * train.starts
     weights = weight_count(config, tokens, recipe.task.vocab_size)
+    activations = activation_bytes(recipe) // (2 if train.dtype == "bfloat16" else 1)
     parts = {
         # Weights, their average, gradients, two moments; and the objects of a block.
         "model.hidden, model.blocks or the board": 20 * weights + 10_000 * config.blocks,
-        "train.batch": activation_bytes(recipe)
-        + rows * 4 * (2 * board + 2 * tokens * config.hidden),
+        "train.batch": activations + rows * 4 * (2 * board + 2 * tokens * config.hidden),
         "data.train": problems * (2 * board + 4),
     }
     remedy = f"lower {max(parts, key=parts.get)}"
     there = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
     require_memory(sum(parts.values()), f"training {recipe.name}", remedy, there)
-    operations = 3 * rows * train.unroll * config.layers * layer_operations(config, tokens)
-    require_time(operations, f"one step of training {recipe.name}")
+    require_time(config, tokens, 3 * rows * train.unroll, f"one step of training {recipe.name}")
 
 
 def cost(recipe: Recipe, data: Dataset) -> Cost:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 RMS_EPS = 1e-5  # as in the official code; a row of zeros stays one
 ROPE_BASE = 10_000.0
 
-MOST_OPERATIONS = 1e18  # of one step: more than any machine does in a day
+MOST_OPERATIONS = 1e17  # of one step; the paper's largest has 1e14
+MOST_LAYERS = 100_000  # of one outer iteration; the paper's has 42
 
 #: Layers whose weight holds several linear maps, one below the other, and how many.
 STACKED = {"gate_up": 2, "qkv": 3}
@@ -255,11 +256,14 @@ def require_rows(model: Reasoner, rows: int, pairs: int) -> None:
     each = 4 * tokens * (6 * config.hidden + 3 * inner)  # states, an update, and within a block
     remedy = "lower the rows, the breadth or the problems"
     require_memory(each * min(rows, pairs) + 48 * pairs, f"{pairs:,} trajectories", remedy)
-    require_time(config.layers * layer_operations(config, tokens), "one iteration of the model")
+    require_time(config, tokens, 1, "one iteration of the model")
 
 
-def require_time(operations: float, what: str) -> None:
-    """SizeError where so many operations would take years here."""
-    if operations > MOST_OPERATIONS:
-        rule = "make the model, the board or the batch smaller, or its cycles fewer"
-        raise SizeError(f"{what} takes about {operations:.0e} operations, years here: {rule}")
+def require_time(config: ModelConfig, tokens: int, rows: int, what: str) -> None:
+    """SizeError where so many applications of the operator would take years here."""
+    operations = rows * config.layers * layer_operations(config, tokens)
+    if operations > MOST_OPERATIONS or config.layers > MOST_LAYERS:
+        size = f"{config.layers:,} layers and {operations:.0e} operations"
+        raise SizeError(
+            f"{what} takes {size}, years here: lower the cycles, the width or the batch"
+        )

@@ -31,9 +31,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
     total: Counter[str] = Counter()
     for line in harness.COUNTS.read_text().splitlines():
         total.update({k: v for k, v in json.loads(line).items() if k != "name"})
-    good = {name: total.pop(name, 0) for name in ("same", "refused", "killed")}
+    kills = total.pop("killed", 0)
+    faults = sum(count for name, count in total.items() if name not in ("same", "refused"))
     terminalreporter.write_line(
-        f"attack: {sum(good.values()) + sum(total.values())} cases, "
-        + ", ".join(f"{count} {name}" for name, count in (good | total).items())
-        + ("" if total else "; no traceback, no hang, no silent difference, nothing lost")
+        f"attack: {sum(total.values())} cases and {kills} kills: "
+        + ", ".join(f"{count} {name}" for name, count in total.items())
+        + ("" if faults else "; no traceback, no hang, no silent difference, nothing lost")
     )
