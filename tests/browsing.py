@@ -90,7 +90,7 @@ A note with `code` and a [link](../rerun.md).
 """
 
 
-def chapter(path: Path, name: str) -> Path:
+def chapter(path: Path, name: str, more: str = "") -> Path:
     """A notebook that stands in for an executed chapter, with each kind of output."""
     v4 = nbformat.v4
     table = pd.DataFrame(0.123456, ["a row"], [f"a column {k}" for k in range(12)]).to_html()
@@ -109,7 +109,7 @@ def chapter(path: Path, name: str) -> Path:
     hidden.outputs.insert(0, v4.new_output("stream", name="stdout", text="a text 14.0 None\n"))
     picture = {"image/png": PIXEL, "text/plain": "Figure"}
     cells = [
-        v4.new_markdown_cell(TEXT.format(name=name)),
+        v4.new_markdown_cell(TEXT.format(name=name) + more),
         hidden,
         code(2, "figure", picture, mystnb={"figure": figure, "image": {"alt": "A dot"}}),
         v4.new_markdown_cell("## What we learned\n\n1. Little.\n\n### A part of it\n\nText."),
@@ -149,10 +149,15 @@ def stand_in_book(work: Path) -> Path:
     toc = yaml.safe_load((BOOK / "_toc.yml").read_text())
     files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
     names = [file.removeprefix("chapters/") for file in files if file.startswith("chapters/")]
-    chapters = {name: chapter(work / f"{name}.ipynb", name) for name in names}
-    source = build.assemble(chapters, work / "source", ELSEWHERE, "Only a rehearsal.")
-    # The pages quote claims that only real chapters have.
+    # The pages quote claims, and refer to propositions, that only real chapters have.
     text = TEXT + "".join(path.read_text(encoding="utf-8") for path in BOOK.glob("*.md"))
+    proved = set(re.findall(r"\{prf:ref\}`([^`]+)`", text)) - set(
+        re.findall(r":label: (\S+)", text)
+    )
+    block = "\n```{{prf:proposition}}\n:label: {}\n\nIt holds.\n```\n"
+    more = {"theory": "".join(map(block.format, sorted(proved)))}
+    chapters = {n: chapter(work / f"{n}.ipynb", n, more.get(n, "")) for n in names}
+    source = build.assemble(chapters, work / "source", ELSEWHERE, "Only a rehearsal.")
     ids = set(re.findall(r"\{(?:claim|answer)\}+`([^`]+)`", text))
     claims = [{"id": one, "measured": "0.5 [0.4, 0.6]", "answer": "It holds."} for one in ids]
     (source / pages.CLAIMS).write_text(json.dumps(claims), encoding="utf-8")
