@@ -15,7 +15,7 @@ import pandas as pd
 
 from eqr.studies import contrasts
 from eqr.studies.claims import Claim
-from eqr.studies.contrasts import EQR, TABLES, WIDE, Contrast
+from eqr.studies.contrasts import EQR, OURS, TABLES, WIDE, Contrast
 from eqr.studies.results import Pick, Results, shipped
 from eqr.studies.rows import STUDIES
 
@@ -64,7 +64,7 @@ _FAR, _EARLY = Pick("ri-ni", 1024, evaluation="far"), replace(WIDE, depth=4)
 
 #: All steps, in the order of the page.
 PARTS = (
-    *(Part(table, SMALL, "campaign", steps) for table, steps in TABLES.items()),
+    *(Part(table, SMALL, "campaign", steps) for table, steps in TABLES.items() if table != OURS),
     _rows("Figure 3", SMALL, "campaign", {
         "breadth at D = 4": Contrast(_EARLY, replace(_EARLY, breadth=1, select="average"))}),
     _rows("Table 5", SMALL, "campaign", {
