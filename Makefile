@@ -17,7 +17,7 @@ KERNEL := eqr/viewer/static/kernel
 PAGES  := $(if $(filter file,$(origin PROFILE)),$(shell ls -td build/*/html 2>/dev/null | head -1),build/$(PROFILE)/html)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vendor kernel book pdf serve lab test lint size clean chromium
+.PHONY: help venv vendor kernel book pdf serve lab test attack lint size clean chromium
 
 help:  ## list the targets
 	@echo "make book [PROFILE=smoke|laptop] [SEED=0]         evaluate the shipped models and build the book"
@@ -27,6 +27,7 @@ help:  ## list the targets
 	@echo "make serve [PROFILE=...] [PORT=8000]              look at the built book"
 	@echo "make test [PYTEST_ARGS=...]                       lint, doctests and tests"
 	@echo "                                                  (as root on Debian, test and pdf install Chromium)"
+	@echo "make attack                                       damaged files, random commands, kills, in full"
 	@echo "make lint                                         ruff only"
 	@echo "make kernel                                       compile the live solver's kernel.ts anew"
 	@echo "make size                                         lines of each part, against their limits"
@@ -98,6 +99,10 @@ lint: $(STAMP)
 
 test: lint chromium $(VENDOR)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+attack: $(STAMP)  ## all of what `make test` samples of tests/attack; about 15 minutes
+	@mkdir -p build && rm -f build/attack.jsonl
+	ATTACK=full ATTACK_COUNTS=build/attack.jsonl $(BIN)/python -m pytest -q -n 2 tests/attack $(PYTEST_ARGS)
 
 # Tests that open a page skip themselves where there is no Chromium, so failing to
 # install one is not an error.
