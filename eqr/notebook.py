@@ -92,6 +92,7 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, Any]) -> Path:
                 progress_bar=False,
                 log_output=False,
                 kernel_name="python3",
+                language="python",  # of a notebook that does not say it
                 kernel_manager_class=ChapterKernel,
                 store_widget_state=False,  # a page has no kernel: its widgets would not answer
                 extra_arguments=["--IPKernelApp.log_level=40"],  # it warns that TCP reaches it

@@ -233,6 +233,18 @@ def test_names_of_temporary_files_end_like_their_own(tmp_path):
         target(tmp_path)
 
 
+def test_a_store_of_someone_else_can_be_read(tmp_path, monkeypatch):
+    run = Store(tmp_path).obtain("test", {}, lambda d: write_file(d / "a", b"1"))
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "locks"))
+
+    monkeypatch.setattr("eqr.files.lock", refused)
+    assert Store(tmp_path).obtain("test", {}, lambda d: pytest.fail("made again")) == run
+    with pytest.raises(PermissionError, match="locks"):
+        Store(tmp_path).obtain("test", {"x": 1}, lambda d: None)
+
+
 # --- Sizes ----------------------------------------------------------------------------------------
 
 LARGE = (

@@ -125,6 +125,11 @@ def executed(source: Path, out: Path) -> subprocess.Popen:
     """``eqr notebook`` in a group of processes of its own, so that its kernel can be killed too."""
     words = ["-m", "eqr", "notebook", str(source), str(out), "-p", "x=3"]
     hidden = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A kernel of the same name that is none, where Jupyter looks first.
+    other = source.parent / "jupyter" / "kernels" / "python3" / "kernel.json"
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_text('{"argv": ["false"], "display_name": "other", "language": "python"}')
+    hidden["env"] = os.environ | {"JUPYTER_PATH": str(source.parent / "jupyter")}
     return subprocess.Popen([sys.executable, *words], start_new_session=True, **hidden)
 
 
