@@ -115,12 +115,6 @@ def chapter(path: Path, name: str, more: str = "") -> Path:
         v4.new_markdown_cell("## What we learned\n\n1. Little.\n\n### A part of it\n\nText."),
         code(3, f'provenance("{name}")', {"text/html": made_how(name)}),
     ]
-    if name == "theory":  # whose propositions other pages prove
-        pages = "".join(path.read_text(encoding="utf-8") for path in BOOK.glob("*.md"))
-        labels = set(re.findall(r"\{prf:ref\}`([^`<>]+)`", pages))
-        labels -= set(re.findall(r":label: (\S+)", pages))
-        block = "```{{prf:proposition}}\n:label: {}\n\nIt holds.\n```"
-        cells.insert(1, v4.new_markdown_cell("\n\n".join(map(block.format, sorted(labels)))))
     language = {"name": "python", "pygments_lexer": "ipython3"}
     nbformat.write(v4.new_notebook(cells=cells, metadata={"language_info": language}), path)
     return path

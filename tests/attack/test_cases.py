@@ -334,7 +334,7 @@ def test_a_parameter_of_a_notebook_fits_its_own_value(name, given, own, said):
 
 
 def test_a_parameter_on_two_lines_is_refused(eqr, tmp_path):
-    notebook = PROJECT / "notebooks/tasks.ipynb"
+    notebook = PROJECT / "notebooks/machine.ipynb"
     eqr("notebook", notebook, tmp_path / "o.ipynb", "-p", "seed=1\nchecked=2").refused("one line")
     eqr("notebook", notebook, PROJECT / "notebooks/theory.ipynb").refused("not what this command")
 
